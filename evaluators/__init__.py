@@ -1,0 +1,1 @@
+"""Datasets, answers and their grading, reports."""

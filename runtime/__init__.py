@@ -1,0 +1,1 @@
+"""Everything that waits: events, state, tracks, scheduler, journal."""

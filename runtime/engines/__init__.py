@@ -1,0 +1,1 @@
+"""The engines: things that turn token ids into token ids."""

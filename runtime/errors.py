@@ -1,0 +1,82 @@
+"""Every error that SpecLRM raises on purpose.
+
+    SpecLRMError
+    ├── UsageError            the caller's input: exit code 2 under the command line
+    │   ├── SettingsError     an option or a combination of options
+    │   ├── DatasetError      a dataset's name, file or row
+    │   ├── ModelError        a model's name, download or files
+    │   ├── CapacityError     the work does not fit this machine or this model
+    │   └── RunDirectoryError an output directory that holds something else
+    ├── EngineError           an engine failed
+    │   ├── EngineDeadError   it is gone; no further request can succeed
+    │   ├── EngineStalledError it gave no sign of progress for too long
+    │   └── RequestError      one request was refused; others may go on
+    ├── GraderError           the workers that judge answers failed
+    ├── TraceError            a trace could not be written or read
+    └── TooManyErrors         a run was stopped because too many tracks failed
+
+A message names the thing, the place, what was expected, and what to do next. The command line prints it as one
+paragraph without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class SpecLRMError(Exception):
+    """Root of all errors that SpecLRM raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(SpecLRMError):
+    """The caller asked for something that cannot be done as asked."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """An option, or a combination of options, is out of range or contradictory."""
+
+
+class DatasetError(UsageError):
+    """A dataset is unknown, or its file or one of its rows is unreadable."""
+
+
+class ModelError(UsageError):
+    """A model is unknown, cannot be fetched, or its files are broken."""
+
+
+class CapacityError(UsageError):
+    """The work does not fit this machine's memory or the model's context."""
+
+
+class RunDirectoryError(UsageError):
+    """An output directory cannot be used because it already holds something."""
+
+
+class EngineError(SpecLRMError):
+    """An engine failed to answer."""
+
+
+class EngineDeadError(EngineError):
+    """The engine's process is gone; no further request can succeed."""
+
+
+class EngineStalledError(EngineError):
+    """The engine gave no sign of progress within the limit."""
+
+
+class RequestError(EngineError):
+    """The engine refused or failed one request; others may go on."""
+
+
+class GraderError(SpecLRMError):
+    """The worker processes that judge answers failed as a whole."""
+
+
+class TraceError(SpecLRMError):
+    """A trace could not be written or read."""
+
+
+class TooManyErrors(SpecLRMError):
+    """A run was stopped because too many of its tracks failed."""

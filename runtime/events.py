@@ -1,0 +1,267 @@
+"""The facts that a run consists of: frozen, tagged by ``kind``, numbered by ``seq``.
+
+A leaf module. Everything that is shown or counted is a fold over these; a trace is a file of them, one a line.
+Times are seconds, lengths are tokens. Bump ``SCHEMA_VERSION`` when a reader of the old form would misread the new one.
+"""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+)
+
+SCHEMA_VERSION = 1
+
+StepKind = Literal["draft", "rewrite", "write", "closing"]
+"""Who wrote a step and why: the draft model; the target instead of a rejected draft; the target from the start; the
+target when asked for its answer at the end."""
+
+FinishReason = Literal[
+    "answer", "end_of_text", "repeated", "budget", "step_limit", "stopped", "cancelled", "error"
+]
+"""Why a track ended. ``stopped``: other tracks made it useless. ``cancelled``: the caller gave the sample up."""
+
+Outcome = Literal["correct", "wrong", "no_answer", "truncated", "grader_failed", "ungraded", "error"]
+"""How a sample ended. ``truncated``: no answer, and some track ran into its budget. ``ungraded``: no gold answer.
+``error``: every track failed."""
+
+
+def _pack_ids(ids: tuple[int, ...]) -> str:
+    # Four bytes an id, little-endian, in base64: 5.3 characters a token, whatever the id.
+    words = array("I", ids)
+    return base64.b64encode(words.tobytes()).decode("ascii")
+
+
+def _unpack_ids(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    words = array("I")
+    words.frombytes(base64.b64decode(value, validate=True))
+    return tuple(words)
+
+
+TokenIds = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_unpack_ids),
+    PlainSerializer(_pack_ids, return_type=str, when_used="json"),
+]
+"""Token ids; in JSON a base64 string of little-endian 32-bit words."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Operation(_Frozen):
+    """What one request to an engine cost.
+
+    ``id`` is ``problem/repeat/track/step/kind``; the seed is derived from it and the run's seed. ``cached_tokens``: the
+    part of the prompt that the engine had computed before (0 where it does not say). ``queue_s``: from the request to
+    the engine's taking it; ``engine_s``: from there to its end.
+    """
+
+    id: str
+    engine: str
+    seed: int | None
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    queue_s: float
+    engine_s: float
+
+
+class EventBase(_Frozen):
+    """``seq``: position in the run, from 0. ``attempt``: which start of the run, from 0. ``t``: seconds of run time."""
+
+    seq: int = -1
+    attempt: int = 0
+    t: float = 0.0
+
+
+class SampleEvent(EventBase):
+    problem: str
+    repeat: int
+
+
+class TrackEvent(SampleEvent):
+    track: str
+
+
+class StepEvent(TrackEvent):
+    """``step``: 0-based within the track."""
+
+    step: int
+
+
+class RunStarted(EventBase):
+    """The first line of a trace."""
+
+    kind: Literal["run_started"] = "run_started"
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    started: str
+    """UTC, ISO 8601."""
+    config: dict[str, JsonValue]
+    versions: dict[str, str]
+    machine: dict[str, JsonValue]
+
+
+class ProblemStarted(SampleEvent):
+    kind: Literal["problem_started"] = "problem_started"
+    text: str
+    gold: str | None
+
+
+class MethodsChosen(SampleEvent):
+    """``codes``: one a track, in the order of the tracks."""
+
+    kind: Literal["methods_chosen"] = "methods_chosen"
+    codes: tuple[str, ...]
+    chosen_by: Literal["seed", "target", "fixed"]
+
+
+class TrackStarted(TrackEvent):
+    """``prompt_ids``: what each model sees before the first step."""
+
+    kind: Literal["track_started"] = "track_started"
+    hint: str
+    prompt_ids: dict[str, TokenIds]
+
+
+class StepDrafted(StepEvent):
+    kind: Literal["step_drafted"] = "step_drafted"
+    text: str
+    ids: TokenIds
+    ended: bool
+    operations: tuple[Operation, ...]
+
+
+class StepScored(StepEvent):
+    """``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``: log-probabilities of
+    0 to 9 as the model gave them."""
+
+    kind: Literal["step_scored"] = "step_scored"
+    value: float
+    mass: float
+    digits: tuple[float, ...]
+    operations: tuple[Operation, ...]
+
+
+class StepWritten(StepEvent):
+    """A step by the target model. ``write_kind``: ``rewrite``, ``write`` or ``closing``."""
+
+    kind: Literal["step_written"] = "step_written"
+    write_kind: Literal["rewrite", "write", "closing"]
+    text: str
+    ids: TokenIds
+    ended: bool
+    operations: tuple[Operation, ...]
+
+
+class StepCommitted(StepEvent):
+    """``tokens``: counted in the ids of the model that wrote it. ``score``: what the vote will count."""
+
+    kind: Literal["step_committed"] = "step_committed"
+    origin: StepKind
+    tokens: int
+    score: float | None
+
+
+class OperationDropped(StepEvent):
+    """A request that was given up before its end; ``operation.output_tokens`` is what had arrived by then."""
+
+    kind: Literal["operation_dropped"] = "operation_dropped"
+    role: Literal["draft", "target"]
+    purpose: Literal["draft", "score", "rewrite", "write", "closing"]
+    reason: Literal["stopped", "cancelled", "error"]
+    operation: Operation
+
+
+class TrackFinished(TrackEvent):
+    """``answer``: as the model wrote it. ``error``: one line, where the reason is ``error``."""
+
+    kind: Literal["track_finished"] = "track_finished"
+    reason: FinishReason
+    answer: str | None
+    tokens: int
+    error: str | None = None
+
+
+class VoteUpdated(SampleEvent):
+    """``classes``: names of the finished tracks with an answer, grouped by equal answers, first found first."""
+
+    kind: Literal["vote_updated"] = "vote_updated"
+    classes: tuple[tuple[str, ...], ...]
+    leader: str | None
+
+
+class SampleFinished(SampleEvent):
+    """``winner``: the track whose answer was taken."""
+
+    kind: Literal["sample_finished"] = "sample_finished"
+    answer: str | None
+    winner: str | None
+    outcome: Outcome
+    seconds: float
+
+
+class ModeChanged(SampleEvent):
+    kind: Literal["mode_changed"] = "mode_changed"
+    mode: str
+    reason: str
+
+
+class EngineFailed(EventBase):
+    kind: Literal["engine_failed"] = "engine_failed"
+    engine: str
+    error: str
+
+
+class EngineRecovered(EventBase):
+    kind: Literal["engine_recovered"] = "engine_recovered"
+    engine: str
+    down_s: float
+
+
+class RunFinished(EventBase):
+    """The last line of a trace that ended by itself. ``busy_s``: seconds in which each engine had work."""
+
+    kind: Literal["run_finished"] = "run_finished"
+    status: Literal["finished", "cancelled", "failed"]
+    seconds: float
+    error: str | None = None
+    busy_s: dict[str, float] = Field(default_factory=dict)
+
+
+Event = Annotated[
+    RunStarted
+    | ProblemStarted
+    | MethodsChosen
+    | TrackStarted
+    | StepDrafted
+    | StepScored
+    | StepWritten
+    | StepCommitted
+    | OperationDropped
+    | TrackFinished
+    | VoteUpdated
+    | SampleFinished
+    | ModeChanged
+    | EngineFailed
+    | EngineRecovered
+    | RunFinished,
+    Field(discriminator="kind"),
+]
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+"""Reads an event of any kind: ``EVENT.validate_json(line)``."""

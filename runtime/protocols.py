@@ -1,0 +1,334 @@
+"""The seams between the parts: what an engine, a tokenizer, a strategy, a judge of answers and a sink must do.
+
+A leaf module: it imports nothing of SpecLRM but the events and errors, so that strategies and evaluators may use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from speclrm.runtime.events import Event, FinishReason, Outcome
+    from speclrm.runtime.state import SampleState, TrackState
+
+
+class Role(StrEnum):
+    """Which model an operation is for."""
+
+    DRAFT = "draft"
+    TARGET = "target"
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the form that chat templates take."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One row of a dataset.
+
+    ``answer`` is the gold answer as the dataset writes it, or None where nothing can be graded.
+    ``grader`` names the rule that judges an answer against it (``math`` unless the dataset brings its own).
+    """
+
+    id: str
+    text: str
+    answer: str | None = None
+    grader: str = "math"
+
+
+# --------------------------------------------------------------------------------------------------------- engines
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Token ids in, token ids out; everything an engine needs and nothing else.
+
+    ``stop_ids`` end the output and belong to it. ``allowed_ids`` restricts sampling; ``logprob_ids`` asks for the
+    natural-log probabilities of just these ids at the first generated position (taken before temperature and before
+    the restriction). A lower ``priority`` is served earlier. ``seed`` None means unseeded.
+    """
+
+    id: str
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    allowed_ids: tuple[int, ...] = ()
+    logprob_ids: tuple[int, ...] = ()
+    priority: int = 0
+
+
+Finish = Literal["stop", "length", "end"]
+"""Why an engine stopped: a stop id, the token limit, or the model's own end of text or turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next tokens of an output. ``finish`` is set on the last one, and only there.
+
+    The id of a stop token is part of ``ids``; the model's own end-of-text id is not.
+    ``logprobs`` maps each of the request's ``logprob_ids`` to its natural-log probability, on the first delta.
+    ``cached_tokens``: how many prompt tokens the engine took from its prefix cache, where it says so.
+    """
+
+    ids: tuple[int, ...]
+    finish: Finish | None = None
+    logprobs: Mapping[int, float] | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot; counters run from the engine's start.
+
+    ``progress`` is any number that grows whenever the engine does work: it is what tells a slow engine from a hung one.
+    """
+
+    name: str
+    running: int
+    waiting: int
+    prompt_tokens: int
+    output_tokens: int
+    progress: int
+    alive: bool = True
+
+
+class Engine(Protocol):
+    """Turns token ids into token ids.
+
+    Leaving the stream early, by closing it or by cancellation, aborts the request inside the engine at once.
+    Raises: RequestError for this request alone, EngineDeadError when no request can succeed any more,
+    CapacityError when prompt and ``max_tokens`` exceed ``max_model_len``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens that prompt and output may have together."""
+        ...
+
+    @property
+    def max_num_seqs(self) -> int:
+        """How many requests the engine works on at the same time."""
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Delta]: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What SpecLRM needs to know of a model's token ids.
+
+    ``blank_line_ids``: ids whose text contains a blank line (two newlines). ``newline_ids``: ids whose text ends in
+    exactly one newline. ``end_ids``: end of text or of turn. ``special_ids``: all ids that are not plain text
+    (end ids and the think marks included). ``think_open``, ``think_close``: the ids of ``<think>`` and ``</think>``
+    where the model has them as single tokens. ``fingerprint``: equal for two tokenizers that map plain text to the
+    same ids, whatever their special tokens.
+    """
+
+    size: int
+    fingerprint: str
+    blank_line_ids: frozenset[int]
+    newline_ids: frozenset[int]
+    end_ids: frozenset[int]
+    special_ids: frozenset[int]
+    think_open: int | None = None
+    think_close: int | None = None
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, for one model."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens written in the text are recognised, none are added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included. A cut UTF-8 character shows as U+FFFD."""
+        ...
+
+    def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
+        """Ids of a conversation under the model's chat template, up to where the assistant's next words go.
+
+        With ``continue_final`` the last message is the assistant's own and is left open.
+        """
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- strategies, answers
+
+
+@dataclass(frozen=True, slots=True)
+class TrackPlan:
+    """How one track starts: its name, its method or role hint, and the conversation that each model sees first.
+
+    ``reply`` is text that opens the assistant's turn (a think mark is added by the runtime where the model has one).
+    ``raw`` renders the messages' contents as bare text, without a chat template.
+    """
+
+    track: str
+    messages: tuple[Message, ...]
+    hint: str = ""
+    reply: str = ""
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
+
+    ``ended``: the model closed its text or turn after this step.
+    """
+
+    role: Role
+    index: int
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+    kind: Literal["draft", "rewrite", "write", "closing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The target's opinion of a step: 0 (worst) to 9 (best).
+
+    ``mass``: the probability that the judge gave to the ten digits together before the restriction, 0 to 1;
+    a low mass means that the judge's prompt does not work with this model.
+    """
+
+    value: float
+    mass: float
+
+
+class Track(Protocol):
+    """What a strategy's loop can do. Its results, its seed and its parameters are the loop's only inputs."""
+
+    @property
+    def state(self) -> TrackState: ...
+
+    async def draft(self) -> Step:
+        """The draft model writes the next step."""
+        ...
+
+    async def score(self, step: Step) -> Score:
+        """The target model judges the step in one token."""
+        ...
+
+    async def rewrite(self, step: Step) -> Step:
+        """The target model writes the step anew, from the context before it."""
+        ...
+
+    async def write(self) -> Step:
+        """The target model writes the next step."""
+        ...
+
+    async def close(self) -> Step:
+        """The target model is asked, in a short write, for its answer."""
+        ...
+
+    async def commit(self, step: Step, score: float | None = None) -> None:
+        """The step becomes part of the track."""
+        ...
+
+
+class Strategy(Protocol):
+    """Everything that decides: how a sample's tracks start, what each does, when they stop, and who wins.
+
+    No I/O, no clock, no global random state.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """The models it needs."""
+        ...
+
+    @property
+    def prompts(self) -> StepPrompts: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def plan(self, problem: Problem, seed: int) -> Sequence[TrackPlan]: ...
+
+    async def run_track(self, track: Track) -> FinishReason: ...
+
+    def answer(self, state: TrackState) -> str | None:
+        """The track's answer as written by the model, or None."""
+        ...
+
+    def ends_sample(self, sample: SampleState) -> bool:
+        """Whether the tracks that finished so far make the others useless."""
+        ...
+
+    def vote(self, sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
+        """The winning track, or None. ``classes``: tracks (names) whose answers are equal, in the order found."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepPrompts:
+    """The texts that the runtime puts around steps, chosen by the strategy.
+
+    ``judge``: what the judge's turn asks. ``judge_reply``: how the judge's answer opens; a digit follows.
+    ``closing``: what follows the reasoning when the answer is asked for.
+    """
+
+    judge: str
+    judge_reply: str
+    closing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds and the sampling of a track. Lengths are in tokens."""
+
+    token_budget: int
+    max_step_tokens: int
+    closing_tokens: int
+    temperature: float
+    top_p: float
+    score_method: Literal["greedy", "average"]
+
+
+class Equivalence(Protocol):
+    """Judges answers. Never raises for an odd answer and always ends: it works in processes of its own, with a limit."""
+
+    async def same(self, one: str, other: str) -> bool:
+        """Whether two answers mean the same."""
+        ...
+
+    async def grade(self, answer: str, problem: Problem) -> Outcome:
+        """``correct``, ``wrong`` or ``grader_failed``."""
+        ...
+
+
+class Sink(Protocol):
+    """Receives a run's events, in order."""
+
+    async def emit(self, event: Event) -> None: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,136 @@
+"""What is known of a track and of a sample: frozen, and changed by nothing but ``apply``.
+
+The live run and a reader of its trace use the same fold, so both see the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from speclrm.runtime.events import (
+    Event,
+    FinishReason,
+    MethodsChosen,
+    ModeChanged,
+    Outcome,
+    ProblemStarted,
+    SampleFinished,
+    StepCommitted,
+    StepDrafted,
+    StepKind,
+    StepWritten,
+    TrackFinished,
+    TrackStarted,
+    VoteUpdated,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedStep:
+    """``tokens``: in the ids of its writer. ``score``: 0 to 9, or None where it was not scored."""
+
+    text: str
+    origin: StepKind
+    tokens: int
+    score: float | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrackState:
+    """``tokens``: of all committed steps. ``pending``: the last written step of this index, not yet committed."""
+
+    track: str
+    hint: str = ""
+    steps: tuple[CommittedStep, ...] = ()
+    tokens: int = 0
+    pending: StepDrafted | StepWritten | None = None
+    reason: FinishReason | None = None
+    answer: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.reason is not None
+
+    @property
+    def text(self) -> str:
+        """All committed text, in order."""
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean over the scored steps, or None where there is none."""
+        scores = [step.score for step in self.steps if step.score is not None]
+        return sum(scores) / len(scores) if scores else None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleState:
+    """One attempt at a problem. ``finished_tracks``: names, in the order of their ends."""
+
+    problem: str
+    repeat: int
+    gold: str | None = None
+    codes: tuple[str, ...] = ()
+    tracks: Mapping[str, TrackState] = field(default_factory=lambda: MappingProxyType({}))
+    finished_tracks: tuple[str, ...] = ()
+    classes: tuple[tuple[str, ...], ...] = ()
+    leader: str | None = None
+    mode: str = ""
+    outcome: Outcome | None = None
+    answer: str | None = None
+    winner: str | None = None
+    seconds: float = 0.0
+
+
+def apply(state: SampleState, event: Event) -> SampleState:
+    """The sample after the event. Events of other samples and of no sample leave it as it is."""
+    match event:
+        case ProblemStarted(gold=gold):
+            return replace(state, gold=gold)
+        case MethodsChosen(codes=codes):
+            return replace(state, codes=codes)
+        case VoteUpdated(classes=classes, leader=leader):
+            return replace(state, classes=classes, leader=leader)
+        case ModeChanged(mode=mode):
+            return replace(state, mode=mode)
+        case SampleFinished():
+            return replace(
+                state,
+                outcome=event.outcome,
+                answer=event.answer,
+                winner=event.winner,
+                seconds=event.seconds,
+            )
+        case TrackStarted(track=name, hint=hint):
+            return _with_track(state, TrackState(name, hint))
+        case StepDrafted(track=name) | StepWritten(track=name):
+            return _with_track(state, replace(state.tracks[name], pending=event))
+        case StepCommitted(track=name):
+            return _with_track(state, _commit(state.tracks[name], event))
+        case TrackFinished(track=name):
+            track = replace(state.tracks[name], reason=event.reason, answer=event.answer, pending=None)
+            return replace(
+                _with_track(state, track), finished_tracks=(*state.finished_tracks, name)
+            )
+        case _:
+            return state
+
+
+def _commit(track: TrackState, event: StepCommitted) -> TrackState:
+    pending = track.pending
+    if pending is None or pending.step != event.step or event.step != len(track.steps):
+        raise ValueError(
+            f"track {track.track}: step {event.step} committed after {len(track.steps)} steps, "
+            f"with {'no' if pending is None else f'step {pending.step}'} pending"
+        )
+    step = CommittedStep(pending.text, event.origin, event.tokens, event.score, pending.ended)
+    return replace(
+        track, steps=(*track.steps, step), tokens=track.tokens + event.tokens, pending=None
+    )
+
+
+def _with_track(state: SampleState, track: TrackState) -> SampleState:
+    return replace(state, tracks=MappingProxyType({**state.tracks, track.track: track}))

@@ -1,0 +1,1 @@
+"""Everything that decides: no I/O, no clock, no global random state."""
