@@ -26,9 +26,7 @@ StepKind = Literal["draft", "rewrite", "write", "closing"]
 """Who wrote a step and why: the draft model; the target instead of a rejected draft; the target from the start; the
 target when asked for its answer at the end."""
 
-FinishReason = Literal[
-    "answer", "end_of_text", "repeated", "budget", "step_limit", "stopped", "cancelled", "error"
-]
+FinishReason = Literal["answer", "end_of_text", "repeated", "budget", "step_limit", "stopped", "cancelled", "error"]
 """Why a track ended. ``stopped``: other tracks made it useless. ``cancelled``: the caller gave the sample up."""
 
 Outcome = Literal["correct", "wrong", "no_answer", "truncated", "grader_failed", "ungraded", "error"]
@@ -148,7 +146,8 @@ class StepDrafted(StepEvent):
 
 class StepScored(StepEvent):
     """``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``: log-probabilities of
-    0 to 9 as the model gave them."""
+    0 to 9 as the model gave them.
+    """
 
     kind: Literal["step_scored"] = "step_scored"
     value: float

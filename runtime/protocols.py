@@ -5,12 +5,13 @@ A leaf module: it imports nothing of SpecLRM but the events and errors, so that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
     from speclrm.runtime.events import Event, FinishReason, Outcome
     from speclrm.runtime.state import SampleState, TrackState
 

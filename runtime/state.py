@@ -5,9 +5,9 @@ The live run and a reader of its trace use the same fold, so both see the same s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.events import (
     Event,
@@ -25,6 +25,9 @@ from speclrm.runtime.events import (
     TrackStarted,
     VoteUpdated,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,7 @@ def apply(state: SampleState, event: Event) -> SampleState:
             return _with_track(state, _commit(state.tracks[name], event))
         case TrackFinished(track=name):
             track = replace(state.tracks[name], reason=event.reason, answer=event.answer, pending=None)
-            return replace(
-                _with_track(state, track), finished_tracks=(*state.finished_tracks, name)
-            )
+            return replace(_with_track(state, track), finished_tracks=(*state.finished_tracks, name))
         case _:
             return state
 
@@ -127,9 +128,7 @@ def _commit(track: TrackState, event: StepCommitted) -> TrackState:
             f"with {'no' if pending is None else f'step {pending.step}'} pending"
         )
     step = CommittedStep(pending.text, event.origin, event.tokens, event.score, pending.ended)
-    return replace(
-        track, steps=(*track.steps, step), tokens=track.tokens + event.tokens, pending=None
-    )
+    return replace(track, steps=(*track.steps, step), tokens=track.tokens + event.tokens, pending=None)
 
 
 def _with_track(state: SampleState, track: TrackState) -> SampleState:
