@@ -316,7 +316,7 @@ class Limits:
 
 
 class Equivalence(Protocol):
-    """Judges answers. Never raises for an odd answer and always ends: it works in processes of its own, with a limit."""
+    """Judges answers. Never raises for an odd answer and always ends: it works in processes of its own with a limit."""
 
     async def same(self, one: str, other: str) -> bool:
         """Whether two answers mean the same."""
