@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from speclrm.runtime.events import Event, FinishReason, Outcome
     from speclrm.runtime.state import SampleState, TrackState
@@ -127,7 +127,7 @@ class Engine(Protocol):
         """How many requests the engine works on at the same time."""
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[Delta]: ...
+    def stream(self, request: Request) -> AsyncGenerator[Delta, None]: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -184,15 +184,13 @@ class Tokenizer(Protocol):
 class TrackPlan:
     """How one track starts: its name, its method or role hint, and the conversation that each model sees first.
 
-    ``reply`` is text that opens the assistant's turn (a think mark is added by the runtime where the model has one).
-    ``raw`` renders the messages' contents as bare text, without a chat template.
+    ``code`` names the hint (a method A to L, M for none). A think mark is added by the runtime where the model has one.
     """
 
     track: str
     messages: tuple[Message, ...]
+    code: str = "M"
     hint: str = ""
-    reply: str = ""
-    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +239,7 @@ class Track(Protocol):
         ...
 
     async def write(self) -> Step:
-        """The target model writes the next step."""
+        """The target model writes the next step. Steps in a row come from one open request."""
         ...
 
     async def close(self) -> Step:
@@ -273,9 +271,13 @@ class Strategy(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def plan(self, problem: Problem, seed: int) -> Sequence[TrackPlan]: ...
+    def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]: ...
 
     async def run_track(self, track: Track) -> FinishReason: ...
+
+    def score(self, digits: Sequence[float]) -> Score:
+        """The judge's opinion from its natural-log probabilities of the digits 0 to 9."""
+        ...
 
     def answer(self, state: TrackState) -> str | None:
         """The track's answer as written by the model, or None."""
@@ -312,7 +314,6 @@ class Limits:
     closing_tokens: int
     temperature: float
     top_p: float
-    score_method: Literal["greedy", "average"]
 
 
 class Equivalence(Protocol):
@@ -330,6 +331,12 @@ class Equivalence(Protocol):
 class Sink(Protocol):
     """Receives a run's events, in order."""
 
-    async def emit(self, event: Event) -> None: ...
+    def emit(self, event: Event) -> None:
+        """Takes the event at once, without waiting."""
+        ...
+
+    async def room(self) -> None:
+        """Waits until the sink has kept up. Tracks wait here before each operation, so an event is never refused."""
+        ...
 
     async def aclose(self) -> None: ...

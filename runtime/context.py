@@ -1,0 +1,143 @@
+"""A track's token ids, as each model sees them: append-only, and never tokenised again."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from speclrm.runtime.protocols import Role, StepPrompts, Tokenizer, TrackPlan
+
+DECODE_PREFIX = 6
+"""Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
+own incremental detokenizer uses the same idea with 5 (v1/engine/detokenizer.py)."""
+
+
+class Context:
+    """One model's view of a track. ``ids`` grows and is never changed."""
+
+    __slots__ = ("_ids", "tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self._ids = array("I", prompt_ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self, *more: Sequence[int]) -> list[int]:
+        """A copy of all ids, with more behind them."""
+        result = self._ids.tolist()
+        for part in more:
+            result.extend(part)
+        return result
+
+    def append(self, ids: Sequence[int]) -> None:
+        self._ids.extend(ids)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of ids that follow this context."""
+        prefix = self._ids[-DECODE_PREFIX:].tolist()
+        before = self.tokenizer.decode(prefix)
+        return self.tokenizer.decode([*prefix, *ids])[len(before) :]
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a think mark is open."""
+        vocabulary = self.tokenizer.vocabulary
+        if vocabulary.think_open is None or vocabulary.think_close is None:
+            return False
+        for token in reversed(self._ids):
+            if token == vocabulary.think_close:
+                return False
+            if token == vocabulary.think_open:
+                return True
+        return False
+
+
+def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenizer) -> Sequence[int]:
+    """The same piece of text in another model's ids.
+
+    Equal vocabularies share ids, except those of special tokens, whose numbers may differ even then.
+    """
+    if source is target:
+        return ids
+    if source.vocabulary.fingerprint == target.vocabulary.fingerprint and not (
+        source.vocabulary.special_ids.intersection(ids) or target.vocabulary.special_ids.intersection(ids)
+    ):
+        return ids
+    return target.encode(text)
+
+
+def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
+    """What a model sees before the first step: the conversation, and an open think mark where the model has one.
+
+    Templates of some reasoning models open the mark themselves; then nothing is added.
+    """
+    ids = tokenizer.render(plan.messages)
+    context = Context(tokenizer, ids)
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.think_open is not None and vocabulary.think_close is not None and not context.thinking:
+        ids = [*ids, vocabulary.think_open, *tokenizer.encode("\n")]
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSuffix:
+    """What follows a step when the target is asked for its opinion: ``ids``, then one of the ten ``digit_ids``."""
+
+    ids: tuple[int, ...]
+    digit_ids: tuple[int, ...]
+
+
+_USER = "Question"
+_ASSISTANT = "Reply"
+
+
+def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
+    """The judge's turn: it ends the assistant's turn, asks, and opens the reply where a digit comes next.
+
+    Raises:
+        ModelError: the model's tokenizer has no single ids for the ten digits, or its chat template does not let a
+            turn of the user follow one of the assistant.
+    """
+    before = tokenizer.render(
+        [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}], continue_final=True
+    )
+    whole = tokenizer.render(
+        [
+            {"role": "user", "content": _USER},
+            {"role": "assistant", "content": _ASSISTANT},
+            {"role": "user", "content": prompts.judge},
+        ]
+    )
+    if whole[: len(before)] == before:
+        turn = whole[len(before) :]
+    else:
+        head, found, tail = tokenizer.decode(whole).rpartition(_ASSISTANT)
+        if not found or prompts.judge not in tail or _USER not in head:
+            raise ModelError(
+                "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
+                "steps. Choose an instruction-tuned or reasoning model as the target."
+            )
+        turn = tokenizer.encode(tail)
+    for reply in (prompts.judge_reply, prompts.judge_reply.rstrip()):
+        opened = tokenizer.encode(reply)
+        space = prompts.judge_reply[len(reply) :]
+        digits = [tokenizer.encode(f"{reply}{space}{digit}") for digit in range(10)]
+        if all(ids[:-1] == opened for ids in digits):
+            return JudgeSuffix((*turn, *opened), tuple(ids[-1] for ids in digits))
+    raise ModelError(
+        "The target's tokenizer does not write each digit 0-9 as one token after the judge's opening words, so its "
+        "scores cannot be read. Choose another target model."
+    )
+
+
+def prompt_ids(tokenizers: Mapping[Role, Tokenizer], plan: TrackPlan) -> dict[Role, list[int]]:
+    """What each model sees before the first step of a track."""
+    return {role: open_prompt(tokenizer, plan) for role, tokenizer in tokenizers.items()}

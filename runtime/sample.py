@@ -1,0 +1,200 @@
+"""One attempt at a problem: its tracks side by side, the vote as they end, and the result."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypedDict
+
+import structlog
+
+from speclrm.runtime.clock import now_s
+from speclrm.runtime.context import judge_suffix, prompt_ids
+from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TraceError
+from speclrm.runtime.events import (
+    Event,
+    FinishReason,
+    MethodsChosen,
+    Outcome,
+    ProblemStarted,
+    SampleFinished,
+    TrackFinished,
+    TrackStarted,
+    VoteUpdated,
+)
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.state import SampleState, apply
+from speclrm.runtime.track import RuntimeTrack
+
+if TYPE_CHECKING:
+    from speclrm.runtime.bus import EventBus
+    from speclrm.runtime.context import JudgeSuffix
+    from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
+    from speclrm.runtime.scheduler import Scheduler
+
+log = structlog.get_logger(__name__)
+
+
+class Sample:
+    """Owns the tracks of one attempt. ``state`` is the fold of its events, always."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        repeat: int,
+        *,
+        order: int,
+        seed: int | None,
+        strategy: Strategy,
+        scheduler: Scheduler,
+        equivalence: Equivalence,
+        bus: EventBus,
+    ) -> None:
+        self.problem = problem
+        self.repeat = repeat
+        self.state = SampleState(problem.id, repeat)
+        self._order = order
+        self._seed = seed
+        self._strategy = strategy
+        self._scheduler = scheduler
+        self._equivalence = equivalence
+        self._bus = bus
+        self._voting = asyncio.Lock()
+        self._running: dict[str, tuple[asyncio.Task[None], RuntimeTrack]] = {}
+
+    async def run(self) -> SampleState:
+        """Runs all tracks to their ends and returns the final state.
+
+        An error of one track ends that track. Raises EngineDeadError and TraceError, after which no track could go on.
+        """
+        started = now_s()
+        strategy = self._strategy
+        self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
+        plans = strategy.plan(self.problem, self.repeat, self._seed)
+        self._emit(MethodsChosen(**self._where, codes=tuple(plan.code for plan in plans), chosen_by="seed"))
+        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
+        judge = judge_suffix(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for plan in plans:
+                    track = self._track(plan, judge)
+                    task = group.create_task(self._run_track(plan.track, track), name=f"{self._name}/{plan.track}")
+                    self._running[plan.track] = task, track
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        winner = strategy.vote(self.state, self.state.classes)
+        answer = self.state.tracks[winner].answer if winner else None
+        outcome = await self._grade(answer)
+        self._emit(
+            SampleFinished(
+                **self._where, answer=answer, winner=winner, outcome=outcome, seconds=round(now_s() - started, 6)
+            )
+        )
+        return self.state
+
+    def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
+        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in self._strategy.roles}
+        prompts = prompt_ids(tokenizers, plan)
+        self._emit(
+            TrackStarted(
+                **self._where,
+                track=plan.track,
+                hint=plan.hint,
+                prompt_ids={role.value: tuple(ids) for role, ids in prompts.items()},
+            )
+        )
+        return RuntimeTrack(
+            problem=self.problem.id,
+            repeat=self.repeat,
+            track=plan.track,
+            order=self._order,
+            seed=self._seed,
+            strategy=self._strategy,
+            scheduler=self._scheduler,
+            prompts=prompts,
+            judge=judge,
+            emit=self._emit,
+            room=self._bus.room,
+            state=lambda: self.state.tracks[plan.track],
+        )
+
+    async def _run_track(self, name: str, track: RuntimeTrack) -> None:
+        try:
+            try:
+                reason = await self._strategy.run_track(track)
+            finally:
+                await track.aclose()
+        except asyncio.CancelledError:
+            self._finish(name, track.stop_reason)
+            raise
+        except Exception as error:
+            self._finish(name, "error", error)
+            if isinstance(error, EngineDeadError | TraceError):
+                raise  # nothing can go on
+            return
+        self._finish(name, reason)
+        await self._count_vote(name)
+
+    def _finish(self, name: str, reason: FinishReason, error: Exception | None = None) -> None:
+        state = self.state.tracks[name]
+        if error is not None and not isinstance(error, SpecLRMError):
+            log.error("track_failed", track=f"{self._name}/{name}", exc_info=error)
+        self._emit(
+            TrackFinished(
+                **self._where,
+                track=name,
+                reason=reason,
+                answer=None if reason in ("stopped", "cancelled", "error") else self._strategy.answer(state),
+                tokens=state.tokens,
+                error=None if error is None else f"{type(error).__name__}: {error}".splitlines()[0],
+            )
+        )
+
+    async def _count_vote(self, name: str) -> None:
+        """Puts a finished track's answer to those equal to it; ends the other tracks where the strategy says so."""
+        answer = self.state.tracks[name].answer
+        if answer is None:
+            return
+        async with self._voting:
+            classes = [list(members) for members in self.state.classes]
+            for members in classes:
+                if await self._equivalence.same(self.state.tracks[members[0]].answer or "", answer):
+                    members.append(name)
+                    break
+            else:
+                classes.append([name])
+            frozen = tuple(map(tuple, classes))
+            self._emit(VoteUpdated(**self._where, classes=frozen, leader=self._strategy.vote(self.state, frozen)))
+            if self._strategy.ends_sample(self.state):
+                self._stop_others(name)
+
+    def _stop_others(self, name: str) -> None:
+        for other, (task, track) in self._running.items():
+            if other != name and not self.state.tracks[other].finished:
+                track.stopping("stopped")
+                task.cancel()
+
+    async def _grade(self, answer: str | None) -> Outcome:
+        reasons = [track.reason for track in self.state.tracks.values()]
+        if answer is None:
+            if reasons and all(reason == "error" for reason in reasons):
+                return "error"
+            return "truncated" if "budget" in reasons or "step_limit" in reasons else "no_answer"
+        if self.problem.answer is None:
+            return "ungraded"
+        return await self._equivalence.grade(answer, self.problem)
+
+    def _emit(self, event: Event) -> None:
+        self.state = apply(self.state, self._bus.publish(event))
+
+    @property
+    def _where(self) -> _Where:
+        return {"problem": self.problem.id, "repeat": self.repeat}
+
+    @property
+    def _name(self) -> str:
+        return f"{self.problem.id}/{self.repeat}"
+
+
+class _Where(TypedDict):
+    problem: str
+    repeat: int

@@ -1,0 +1,52 @@
+"""Strategies by name, with the defaults of the experiments that they come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from speclrm.runtime.errors import SettingsError
+from speclrm.strategies.direct import Direct
+from speclrm.strategies.recipe import Recipe
+from speclrm.strategies.speculative import Speculative
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from speclrm.strategies.family import Family
+
+STRATEGIES: dict[str, tuple[type[Family], Recipe]] = {
+    "baseline": (Direct, Recipe(tracks=1)),
+    "speculative": (Speculative, Recipe(tracks=3)),
+}
+ALIASES = {"direct": "baseline", "ssr": "speculative", "specreason": "speculative"}
+
+
+def defaults(name: str) -> Recipe:
+    """The recipe of a strategy before any option. Raises SettingsError for an unknown name."""
+    return _entry(name)[1]
+
+
+def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any) -> Family:
+    """A strategy by its name or alias, with options of its recipe; None leaves an option at its default.
+
+    Raises:
+        SettingsError: the name or an option is unknown, or a value is out of range.
+    """
+    family, recipe = _entry(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return family(Recipe.model_validate({**recipe.model_dump(), **given}), find_answer)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()
+        )
+        raise SettingsError(f"Strategy {name}: {problems}.") from error
+
+
+def _entry(name: str) -> tuple[type[Family], Recipe]:
+    known = ALIASES.get(name, name)
+    if known not in STRATEGIES:
+        raise SettingsError(f"There is no strategy called {name!r}. There are: {', '.join(sorted(STRATEGIES))}.")
+    return STRATEGIES[known]

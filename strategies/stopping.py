@@ -1,0 +1,36 @@
+"""When a track ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from speclrm.runtime.events import FinishReason
+    from speclrm.runtime.state import TrackState
+
+
+def end_of_track(
+    state: TrackState, *, token_budget: int, step_limit: int | None, has_answer: Callable[[str], bool]
+) -> FinishReason | None:
+    """Why the track ends after its last step, or None while it goes on.
+
+    The order matters where several hold: an answer counts even in a step that also uses up the budget.
+    ``step_limit`` is off unless asked for: a track needs about 150 steps for a hard problem, and a cap that is derived
+    from the budget by the longest step would end it at 16.
+    """
+    if not state.steps:
+        return None
+    last = state.steps[-1]
+    if has_answer(last.text):
+        return "answer"
+    if last.ended:
+        return "end_of_text"
+    if len(state.steps) > 1 and last.text.strip() == state.steps[-2].text.strip():
+        return "repeated"
+    if state.tokens >= token_budget:
+        return "budget"
+    if step_limit is not None and len(state.steps) >= step_limit:
+        return "step_limit"
+    return None

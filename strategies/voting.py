@@ -1,0 +1,29 @@
+"""Who wins: tracks whose answers are equal stand together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.runtime.state import SampleState
+
+
+def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
+    """The winning track: of the only largest class if it has more than one member, else of the best mean score.
+
+    Within the largest class the best mean score represents it; between equals the track that finished first. Tracks
+    without scores (a target alone) count as 0. The rule is SSR's; equality of answers is mathematical here.
+    """
+    if not classes:
+        return None
+    largest = max(map(len, classes))
+    leaders = [members for members in classes if len(members) == largest]
+    electorate = leaders[0] if len(leaders) == 1 and largest > 1 else [name for members in classes for name in members]
+    finished = {name: place for place, name in enumerate(sample.finished_tracks)}
+
+    def rank(name: str) -> tuple[float, int]:
+        return sample.tracks[name].mean_score or 0.0, -finished[name]
+
+    return max(electorate, key=rank)
