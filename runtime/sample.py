@@ -9,7 +9,7 @@ import structlog
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import judge_suffix, prompt_ids
-from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TraceError
+from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError
 from speclrm.runtime.events import (
     Event,
     FinishReason,
@@ -64,7 +64,8 @@ class Sample:
     async def run(self) -> SampleState:
         """Runs all tracks to their ends and returns the final state.
 
-        An error of one track ends that track. Raises EngineDeadError and TraceError, after which no track could go on.
+        An error of one track ends that track. Raises EngineDeadError, TraceError and TooManyErrors, after which no
+        track could go on.
         """
         started = now_s()
         strategy = self._strategy
@@ -81,6 +82,10 @@ class Sample:
                     self._running[plan.track] = task, track
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        finally:
+            for name, state in self.state.tracks.items():
+                if not state.finished:  # cancelled before its task had begun
+                    self._finish(name, "cancelled")
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
@@ -128,7 +133,7 @@ class Sample:
             raise
         except Exception as error:
             self._finish(name, "error", error)
-            if isinstance(error, EngineDeadError | TraceError):
+            if isinstance(error, EngineDeadError | TraceError | TooManyErrors):
                 raise  # nothing can go on
             return
         self._finish(name, reason)
