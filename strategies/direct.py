@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Role
 from speclrm.strategies.family import Family
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Direct(Family):
     """``baseline``: each track is one write of the target, read step by step."""
 
-    name: ClassVar[str] = "baseline"
-    roles: ClassVar[frozenset[Role]] = frozenset({Role.TARGET})
+    name: str = "baseline"
+    roles: frozenset[Role] = frozenset({Role.TARGET})
 
     def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]:
         return without_methods(problem, self.recipe.tracks)

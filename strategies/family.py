@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Limits, Role, Score, StepPrompts, TrackPlan
 from speclrm.strategies.prompts import STEP_PROMPTS
@@ -27,8 +27,8 @@ class Family(ABC):
     known to the evaluators.
     """
 
-    name: ClassVar[str]
-    roles: ClassVar[frozenset[Role]]
+    name: str
+    roles: frozenset[Role]
 
     def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None]) -> None:
         self.recipe = recipe

@@ -6,7 +6,7 @@ After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: 
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Role
 from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Speculative(Family):
     """``speculative``: tracks with a method hint each."""
 
-    name: ClassVar[str] = "speculative"
-    roles: ClassVar[frozenset[Role]] = frozenset({Role.DRAFT, Role.TARGET})
+    name: str = "speculative"
+    roles: frozenset[Role] = frozenset({Role.DRAFT, Role.TARGET})
 
     def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]:
         count = self.recipe.tracks

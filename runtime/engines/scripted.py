@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Message, Request, Vocabulary
 
@@ -89,10 +90,8 @@ class Reply:
     error: Exception | None = None
 
 
-class Script(Protocol):
-    """Answers a request; ``prompt`` is the text of its prompt ids."""
-
-    def __call__(self, request: Request, prompt: str) -> Reply: ...
+Script = Callable[[Request, str], Reply]
+"""Answers a request; its second argument is the text of the prompt ids."""
 
 
 def by_step(steps: Sequence[str], *, scores: Sequence[float] = (), closing: str = "0}") -> Script:

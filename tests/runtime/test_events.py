@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import typing
+
+import pytest
+from pydantic import ValidationError
+
+from speclrm.runtime import events
+from speclrm.runtime.events import EVENT, EventBase
+
+OPERATION = events.Operation(
+    id="p/0/A1/0/draft",
+    engine="d",
+    seed=7,
+    prompt_tokens=5,
+    cached_tokens=2,
+    output_tokens=3,
+    queue_s=0.5,
+    engine_s=1.5,
+)
+WHERE: typing.Any = {"problem": "p", "repeat": 0}
+TRACK: typing.Any = {**WHERE, "track": "A1"}
+STEP: typing.Any = {**TRACK, "step": 0}
+
+SAMPLES: list[EventBase] = [
+    events.RunStarted(run="r", started="2026-01-01", config={"a": [1]}, versions={"x": "1"}, machine={"cores": 2}),
+    events.ProblemStarted(**WHERE, text="two\nlines \u2028 ü", gold=None),
+    events.MethodsChosen(**WHERE, codes=("A", "B"), chosen_by="seed"),
+    events.TrackStarted(**TRACK, hint="try", prompt_ids={"draft": (1, 2, 151_643)}),
+    events.StepDrafted(**STEP, text="x\n\n", ids=(1, 2), ended=False, operations=(OPERATION,)),
+    events.StepScored(**STEP, value=6.5, mass=0.9, digits=(-1.0,) * 10, operations=(OPERATION,)),
+    events.StepWritten(**STEP, write_kind="rewrite", text="y", ids=(4_000_000_000,), ended=True, operations=()),
+    events.StepCommitted(**STEP, origin="draft", tokens=3, score=None),
+    events.OperationDropped(**STEP, role="draft", purpose="draft", reason="stopped", operation=OPERATION),
+    events.TrackFinished(**TRACK, reason="answer", answer="4", tokens=9),
+    events.VoteUpdated(**WHERE, classes=(("A1", "B2"), ("C3",)), leader="A1"),
+    events.SampleFinished(**WHERE, answer="4", winner="A1", outcome="correct", seconds=1.0),
+    events.ModeChanged(**WHERE, mode="plain", reason="slow"),
+    events.EngineFailed(engine="t", error="gone"),
+    events.EngineRecovered(engine="t", down_s=3.0),
+    events.RunFinished(status="finished", seconds=2.0, busy_s={"draft": 1.0}),
+]
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=lambda event: event.kind)
+def test_an_event_survives_writing_and_reading(event: EventBase) -> None:
+    line = event.model_dump_json()
+    assert "\n" not in line
+    assert EVENT.validate_json(line) == event
+
+
+def test_every_kind_is_tried() -> None:
+    union = typing.get_args(typing.get_args(events.Event)[0])
+    assert {type(sample) for sample in SAMPLES} == set(union)
+
+
+def test_token_ids_take_less_than_six_characters_each() -> None:
+    event = events.StepDrafted(**STEP, text="", ids=tuple(range(100_000, 101_000)), ended=False, operations=())
+    assert len(event.model_dump_json()) < 6 * 1000
+
+
+def test_events_cannot_be_changed_or_extended() -> None:
+    with pytest.raises(ValidationError):
+        SAMPLES[0].seq = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        EVENT.validate_json('{"kind": "engine_failed", "engine": "t", "error": "x", "more": 1}')
