@@ -8,13 +8,14 @@ import pytest
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineStalledError, RequestError
-from speclrm.runtime.events import Operation
 from speclrm.runtime.lanes import Flight, Lane
 from speclrm.runtime.protocols import Request, Role
 from speclrm.runtime.scheduler import priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from speclrm.runtime.events import Operation
 
 
 def flight(name: str, *, urgency: int = 0) -> Flight:

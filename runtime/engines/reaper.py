@@ -1,0 +1,134 @@
+"""A small process that outlives its owner just long enough to end what the owner left behind.
+
+vLLM's engine processes do not notice that the program which started them is gone, and a program ended by SIGKILL can
+tell nobody. So the owner starts this file as a process of its own before it starts an engine. It sleeps on a pidfd of
+the owner, notes twice a second which processes descend from it, and once the owner is dead sends them SIGTERM, and
+SIGKILL after ``GRACE_S``. It needs nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GRACE_S = 3.0
+"""Between asking a process to end and ending it. Together with a poll this leaves room within ten seconds."""
+POLL_S = 0.5
+MARK = "SPECLRM_OWNER"
+"""An environment variable of all descendants. It finds those that were born between the last look and the owner's
+death: their environment still stands in /proc, since they had no time to rename themselves."""
+
+Process = tuple[int, int]
+"""A pid with its start time in clock ticks, which together name a process for good."""
+
+
+def start(owner: int) -> subprocess.Popen[bytes]:
+    """Starts the reaper for a process, in a session of its own so that Ctrl-C does not reach it."""
+    os.environ.setdefault(MARK, f"{owner}:{_start_time(owner)}")
+    return subprocess.Popen(  # noqa: S603  # our own interpreter on our own file
+        [sys.executable, "-I", "-S", __file__, str(owner)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={key: value for key, value in os.environ.items() if key not in (MARK, "LD_PRELOAD")},
+    )
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; empty where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _start_time(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 else -1
+
+
+def _alive(process: Process) -> bool:
+    fields = _stat(process[0])
+    return len(fields) > 19 and int(fields[19]) == process[1] and fields[0] != "Z"
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def descendants(roots: set[int]) -> set[Process]:
+    """All processes below the given pids, as they stand now."""
+    children: dict[int, list[Process]] = {}
+    for pid in _pids():
+        fields = _stat(pid)
+        if len(fields) > 19:
+            children.setdefault(int(fields[1]), []).append((pid, int(fields[19])))
+    found: set[Process] = set()
+    queue = list(roots)
+    while queue:
+        for process in children.get(queue.pop(), []):
+            if process not in found and process[0] != os.getpid():
+                found.add(process)
+                queue.append(process[0])
+    return found
+
+
+def marked(mark: str) -> set[Process]:
+    """All processes whose environment carries the owner's mark."""
+    wanted = f"{MARK}={mark}".encode()
+    found: set[Process] = set()
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and pid != os.getpid():
+                found.add((pid, _start_time(pid)))
+    return found
+
+
+def _signal(processes: set[Process], number: int) -> None:
+    for process in processes:
+        if _alive(process):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process[0], number)
+
+
+def _sweep(processes: set[Process]) -> None:
+    """Removes what Intel's OpenMP leaves in shared memory when its process is killed."""
+    for pid, _ in processes:
+        for leftover in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):  # noqa: S108  # the library's own place
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def watch(owner: int) -> None:
+    """Waits for the owner's death, then ends its descendants."""
+    mark = f"{owner}:{_start_time(owner)}"
+    known: set[Process] = set()
+    try:
+        handle = os.pidfd_open(owner)
+    except OSError:
+        handle = None
+    if handle is not None:
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        while not poller.poll(POLL_S * 1000):
+            known = {process for process in known if _alive(process)} | descendants({owner})
+    known |= marked(mark)
+    known |= descendants({pid for pid, _ in known})
+    _signal(known, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while any(map(_alive, known)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    known |= descendants({pid for pid, _ in known if _alive((pid, _))}) | marked(mark)
+    _signal(known, signal.SIGKILL)
+    _sweep(known)
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]))

@@ -1,0 +1,195 @@
+"""A model's tokenizer and chat template, from its folder, without the weight of transformers.
+
+The template is rendered as transformers does it (same sandbox, same options, same helpers), so that a prompt here is
+the prompt that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from speclrm.runtime.errors import ModelError
+from speclrm.runtime.protocols import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from speclrm.runtime.protocols import Message
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+"""For a model that brings no chat template (a base model): turns as paragraphs."""
+
+END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+    "<|end|>",
+)
+"""Marks of an end of text or turn in the families that are in use; each counts only where the model has it as a special
+token."""
+
+_CONTINUED = "\u241eCONTINUED\u241e"
+
+
+def load_tokenizer(path: Path) -> HFTokenizer:
+    """The tokenizer of a model's folder.
+
+    Raises:
+        ModelError: the folder has no ``tokenizer.json``, or it cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise ModelError(f"{path} has no tokenizer.json. Use a model whose folder holds a fast tokenizer.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{file} cannot be read: {error}. Fetch the model again.") from error
+    return HFTokenizer(tokenizer, raw, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}. Fetch the model again.") from error
+
+
+class HFTokenizer:
+    """The ``Tokenizer`` protocol on the tokenizers library. Made by ``load_tokenizer``."""
+
+    def __init__(self, tokenizer: Any, raw: dict[str, Any], path: Path) -> None:
+        self._tokenizer = tokenizer
+        self._raw = raw
+        self._path = path
+        self._config = _read_json(path / "tokenizer_config.json")
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
+        turns: list[dict[str, Any]] = [dict(message) for message in messages]
+        if continue_final:
+            turns[-1]["content"] += _CONTINUED
+        text = self._template.render(
+            messages=turns,
+            add_generation_prompt=not continue_final,
+            tools=None,
+            documents=None,
+            **self._marks,
+        )
+        if continue_final:
+            text = text[: text.rindex(_CONTINUED)]
+        return self.encode(text)
+
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        return {name: text for name in names if (text := _token_text(self._config.get(name))) is not None}
+
+    @cached_property
+    def _template(self) -> Any:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _tojson
+        helpers: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        environment.globals.update(helpers)
+        return environment.from_string(self._template_text())
+
+    def _template_text(self) -> str:
+        file = self._path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # named templates, of which one is the default
+            named: dict[str, str] = {entry["name"]: entry["template"] for entry in template}  # type: ignore[index]
+            return named.get("default", PLAIN_TEMPLATE)
+        return template or PLAIN_TEMPLATE
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        added: list[dict[str, Any]] = self._raw.get("added_tokens", [])
+        special = {entry["content"]: entry["id"] for entry in added if entry["special"]}
+        marks = {entry["content"]: entry["id"] for entry in added}
+        think_open, think_close = marks.get("<think>"), marks.get("</think>")
+        texts = self._texts(sorted(tokens.values()))
+        ends = {special[name] for name in END_TOKENS if name in special} | self._configured_ends()
+        thinks = {token for token in (think_open, think_close) if token is not None}
+        return Vocabulary(
+            size=len(tokens),
+            fingerprint=self._fingerprint(),
+            blank_line_ids=frozenset(token for token, text in texts.items() if "\n\n" in text),
+            newline_ids=frozenset(
+                token for token, text in texts.items() if text.endswith("\n") and not text.endswith("\n\n")
+            ),
+            end_ids=frozenset(ends),
+            special_ids=frozenset({*special.values(), *ends, *thinks}),
+            think_open=think_open,
+            think_close=think_close,
+        )
+
+    def _texts(self, ids: Sequence[int]) -> dict[int, str]:
+        """The text of each id that can hold a newline. A full decode of 150,000 ids one by one would take seconds."""
+        newline = {"\n", "\u010a", "<0x0A>"}  # plain, as byte-level BPE writes it, and as a byte token
+        candidates = [
+            token for token in ids if any(mark in (self._tokenizer.id_to_token(token) or "") for mark in newline)
+        ]
+        return {token: self._tokenizer.decode([token], skip_special_tokens=False) for token in candidates}
+
+    def _configured_ends(self) -> set[int]:
+        """What the model's own files call its end."""
+        ends: set[int] = set()
+        for file in ("generation_config.json", "config.json"):
+            value = _read_json(self._path / file).get("eos_token_id")
+            ends.update(value if isinstance(value, list) else [] if value is None else [value])  # type: ignore[arg-type]
+        if (name := _token_text(self._config.get("eos_token"))) is not None:
+            token = self._tokenizer.token_to_id(name)
+            ends.update([] if token is None else [token])
+        return ends
+
+    def _fingerprint(self) -> str:
+        """Equal where plain text gets the same ids: the model, what comes before it, and nothing of special tokens."""
+        parts = {key: self._raw.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token as tokenizer_config.json writes it: text, or an object with its text."""
+    if isinstance(value, dict):
+        return value.get("content")  # type: ignore[no-any-return]
+    return value
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise ModelError(f"The model's chat template refuses the conversation: {message}")
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)
