@@ -1,0 +1,107 @@
+"""What this machine has: cores, instruction sets, memory, GPUs, and libraries worth preloading."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``flags``: as /proc/cpuinfo names the processor's instruction sets. Memory in bytes, within the container's limit.
+
+    ``preload``: shared libraries that make vLLM's CPU engine faster and are installed here.
+    """
+
+    processor: str
+    cores: tuple[int, ...]
+    flags: frozenset[str]
+    memory_total: int
+    memory_available: int
+    gpus: tuple[Gpu, ...] = ()
+    preload: tuple[str, ...] = ()
+
+    @property
+    def fast_bfloat16(self) -> bool:
+        """Whether the processor multiplies bfloat16 itself. Where it does not, vLLM emulates it, several times slower
+        than float32.
+        """
+        return bool(self.flags & {"amx_bf16", "avx512_bf16"})
+
+
+def read_machine() -> Machine:
+    """Looks at this machine. Takes a tenth of a second, more where a GPU is asked."""
+    processor, flags = _processor()
+    memory = psutil.virtual_memory()
+    limit, used = _container_memory()
+    total = min(memory.total, limit) if limit else memory.total
+    available = min(memory.available, limit - used) if limit else memory.available
+    return Machine(
+        processor=processor,
+        cores=tuple(sorted(os.sched_getaffinity(0))),
+        flags=flags,
+        memory_total=total,
+        memory_available=max(0, available),
+        gpus=_gpus(),
+        preload=_preload(),
+    )
+
+
+def _processor() -> tuple[str, frozenset[str]]:
+    name, flags = "unknown processor", frozenset[str]()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            name = value.strip()
+        elif key.strip() == "flags":
+            flags = frozenset(value.split())
+            break
+    return name, flags
+
+
+def _container_memory() -> tuple[int, int]:
+    """Limit and use of this process's control group (version 2), or zeros where there is no limit."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
+        return (0, 0) if limit == "max" else (int(limit), int(used))
+    except (OSError, ValueError):
+        return 0, 0
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ()
+    query = [command, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
+        rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
+        return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
+def _preload() -> tuple[str, ...]:
+    """A faster allocator and Intel's OpenMP: together they nearly doubled vLLM's throughput on two cores."""
+    allocators = [
+        *Path("/usr/lib").glob("*-linux-gnu/libtcmalloc_minimal.so.4"),
+        *Path("/usr/lib").glob("*-linux-gnu/libtcmalloc.so.4"),
+    ]
+    openmp = [Path(sys.prefix, "lib", "libiomp5.so")]
+    found = [next((path for path in paths if path.is_file()), None) for paths in (allocators, openmp)]
+    return tuple(str(path) for path in found if path is not None)
