@@ -35,13 +35,15 @@ class Problem:
     """One row of a dataset.
 
     ``answer`` is the gold answer as the dataset writes it, or None where nothing can be graded.
-    ``grader`` names the rule that judges an answer against it (``math`` unless the dataset brings its own).
+    ``grader`` names the rule that judges an answer against it (``math`` unless the dataset brings its own), and
+    ``details`` is what that rule needs beside the answer.
     """
 
     id: str
     text: str
     answer: str | None = None
     grader: str = "math"
+    details: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------- engines
