@@ -149,7 +149,7 @@ class Grader:
                 self.failures += 1
                 log.warning("grader_limit", seconds=self._limit_s, answer=answer[:80])
                 return None
-            except Exception as error:  # a crashed worker, a parser's bug: never the run's problem
+            except Exception as error:  # noqa: BLE001  # a crashed worker, a parser's bug: never the run's problem
                 self.failures += 1
                 log.warning("grader_failed", error=repr(error), answer=answer[:80])
                 return None

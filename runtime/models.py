@@ -112,7 +112,7 @@ async def pull(name: str, notify: Notify) -> Path:
     if (path := find_local(name)) is not None:
         return path
     model = known(name)
-    if await asyncio.to_thread(_hub_answers):
+    if await asyncio.to_thread(hub_answers):
         with contextlib.suppress(ModelError) if model else contextlib.nullcontext():
             return await asyncio.to_thread(_from_hub, model.hub if model else name.removeprefix("vllm/"), notify)
     elif model is None:
@@ -163,7 +163,8 @@ def tensor_bytes(path: Path) -> int:
 # ------------------------------------------------------------------------------------------------------------- the hub
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
+    """Whether the hub can be reached now. Takes a few seconds where it cannot."""
     import httpx
     from huggingface_hub import constants
 

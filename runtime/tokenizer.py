@@ -127,8 +127,12 @@ class HFTokenizer:
             return named.get("default", PLAIN_TEMPLATE)
         return template or PLAIN_TEMPLATE
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
         tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         added: list[dict[str, Any]] = self._raw.get("added_tokens", [])
         special = {entry["content"]: entry["id"] for entry in added if entry["special"]}

@@ -1,0 +1,496 @@
+"""The composition root: builds a runtime from names and settings. The only place that knows all parts.
+
+The command line, examples and embedding services use this module and nothing below it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.datasets import load
+from speclrm.evaluators.grading import Grader
+from speclrm.evaluators.metrics import RunSummary, Summary
+from speclrm.evaluators.report import write_reports
+from speclrm.runtime import models, run_directory
+from speclrm.runtime.context import judge_suffix, open_prompt
+from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.events import StepScored
+from speclrm.runtime.machine import read_machine
+from speclrm.runtime.protocols import Engine, Problem, Role
+from speclrm.runtime.runtime import CONCURRENCY, Parts
+from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.sizing import Work, engine_settings, read_facts
+from speclrm.strategies.catalog import defaults
+from speclrm.strategies.catalog import strategy as make_strategy
+from speclrm.strategies.scoring import ScoreMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AsyncExitStack
+
+    from speclrm.runtime.events import Event
+    from speclrm.runtime.protocols import Sink, Tokenizer
+    from speclrm.runtime.settings import EngineSettings
+    from speclrm.runtime.state import SampleState
+    from speclrm.strategies.family import Family
+
+Notify = Callable[[str, float | None, float | None], None]
+"""Told what is going on, how much of it is done, and of how much (None where that is not known)."""
+
+EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
+PROMPT_TOKENS = 1024
+"""Room for a problem, where it is not known which will come."""
+RUNS_FOLDER = Path("runs")
+
+
+def _quiet(what: str, done: float | None, total: float | None) -> None:
+    pass
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EngineOptions(_Options):
+    """The models and how they are loaded. ``kv_cache_gib``: for each engine; by default as much as the work needs."""
+
+    target: str | None = None
+    draft: str | None = None
+    dtype: EngineDtype = "auto"
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    engine_log: Path | None = None
+
+
+class RecipeOptions(_Options):
+    """Parameters of a strategy; None leaves one at the strategy's default (``strategies/recipe.py``)."""
+
+    tracks: int | None = None
+    methods: tuple[str, ...] | None = None
+    score_threshold: float | Literal["auto"] | None = None
+    score_method: ScoreMethod | None = None
+    token_budget: int | None = None
+    max_step_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    step_limit: int | None = None
+    closing: bool | None = None
+
+
+class RunOptions(EngineOptions, RecipeOptions):
+    """Everything that ``speclrm run`` can be told."""
+
+    strategy: str
+    dataset: str
+    output_dir: Path | None = None
+    limit: int | None = None
+    repeats: int = Field(default=1, ge=1)
+    concurrency: int = Field(default=CONCURRENCY, ge=1)
+    seed: int | None = 0
+
+
+class CalibrateOptions(EngineOptions):
+    """Everything that ``speclrm calibrate`` can be told. ``acceptance``: the share of drafts that should be kept."""
+
+    dataset: str = "reasoning-gym:gsm_symbolic?difficulty=0.5"
+    limit: int = Field(default=4, ge=1)
+    tracks: int = Field(default=2, ge=1)
+    token_budget: int = Field(default=256, ge=1)
+    max_step_tokens: int = Field(default=128, ge=1)
+    score_method: ScoreMethod = "average"
+    acceptance: float = Field(default=0.6, gt=0, lt=1)
+    seed: int = 1_000_003
+
+
+class RunReport(_Options):
+    directory: Path
+    summary: RunSummary
+
+
+class Calibration(_Options):
+    """What a judge's scores look like, and the threshold drawn from them.
+
+    ``scores``: of drafted steps in drafted contexts, 0 to 9, sorted. ``acceptance``: the share of them that the
+    threshold keeps. ``mass``: the mean probability that the judge gave to digits; far below one, it does not understand
+    the question.
+    """
+
+    schema_version: int = 1
+    target: str
+    draft: str
+    score_method: ScoreMethod
+    threshold: float
+    acceptance: float
+    scores: tuple[float, ...]
+    mass: float
+
+
+class Runtime(_Runtime):
+    """Reasoning on two models: ``async with speclrm.Runtime(target=..., draft=...) as runtime``.
+
+    ``tracks``: how many are expected at once. Lengths in tokens. Models that are not here are fetched first. The
+    engines' processes and the judges of answers live as long as the block.
+
+    Raises, on entry:
+        UsageError: a model cannot be had, or the work does not fit this machine.
+        EngineError: an engine did not start.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        draft: str | None = None,
+        tracks: int = 32,
+        prompt_tokens: int = PROMPT_TOKENS,
+        token_budget: int = 8192,
+        max_step_tokens: int = 512,
+        dtype: EngineDtype = "auto",
+        kv_cache_gib: float | None = None,
+        engine_log: Path | None = None,
+        notify: Notify = _quiet,
+    ) -> None:
+        options = EngineOptions(
+            target=target, draft=draft, dtype=dtype, kv_cache_gib=kv_cache_gib, engine_log=engine_log
+        )
+        probe = make_strategy("speculative" if draft else "baseline", find_answer)
+        work = Work(tracks, prompt_tokens, token_budget, max_step_tokens, suffix_tokens=0)
+
+        async def open_parts(stack: AsyncExitStack) -> Parts:
+            sized = await _size(options, probe, work, notify)
+            return await _open(stack, options, sized, notify)
+
+        super().__init__(open_parts)
+
+    async def __aenter__(self) -> Runtime:
+        await super().__aenter__()
+        return self
+
+
+def strategy(name: str, **options: Any) -> Family:
+    """A strategy by name with options of its recipe (``strategies/recipe.py``). Raises SettingsError."""
+    return make_strategy(name, find_answer, **options)
+
+
+async def solve(
+    problem: str | Problem, *, target: str, draft: str | None = None, notify: Notify = _quiet, **options: Any
+) -> SampleState:
+    """One attempt at one problem, with engines of its own. For more than one, keep a ``Runtime`` open.
+
+    ``options`` are the recipe's; the strategy is ``speculative`` with a draft and ``baseline`` without.
+    """
+    chosen = strategy("speculative" if draft else "baseline", **options)
+    recipe = chosen.recipe
+    asked = Problem("problem", problem) if isinstance(problem, str) else problem
+    async with Runtime(
+        target=target,
+        draft=draft,
+        tracks=recipe.tracks,
+        token_budget=recipe.token_budget,
+        max_step_tokens=recipe.max_step_tokens,
+        notify=notify,
+    ) as runtime:
+        return await runtime.solve(asked, chosen)
+
+
+async def run(
+    options: RunOptions,
+    *,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = _quiet,
+    plan: Callable[[int], None] | None = None,
+) -> RunReport:
+    """A whole run: checks everything that can be checked, loads, solves, grades, reports.
+
+    ``plan`` is told the number of samples once it is known.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was loaded.
+        SpecLRMError: the run was stopped; what was committed is in the trace.
+    """
+    chosen = _strategy(options)
+    problems = load(options.dataset, limit=options.limit, seed=options.seed or 0)
+    directory = options.output_dir or _new_folder(options.strategy)
+    run_directory.check_free(directory)
+    if plan is not None:
+        plan(len(problems) * options.repeats)
+    if Role.DRAFT not in chosen.roles and options.draft is not None:
+        options = options.model_copy(update={"draft": None})  # nothing would ever ask it
+    sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+    async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
+        return await run_in(runtime, chosen, problems, options, directory, sinks)
+
+
+async def run_in(
+    runtime: _Runtime,
+    chosen: Family,
+    problems: Sequence[Problem],
+    options: RunOptions,
+    directory: Path,
+    sinks: Sequence[Sink] = (),
+) -> RunReport:
+    """A run on a runtime that is open already. Its reports are written also where it is broken off."""
+    fold = _Fold()
+    try:
+        await runtime.run(
+            problems,
+            chosen,
+            repeats=options.repeats,
+            seed=options.seed,
+            concurrency=options.concurrency,
+            directory=directory,
+            config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
+            sinks=[*sinks, fold],
+        )
+    finally:
+        if directory.is_dir():
+            write_reports(directory, fold.summary())
+    return RunReport(directory=directory, summary=fold.summary())
+
+
+async def calibrate(
+    options: CalibrateOptions,
+    *,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = _quiet,
+    plan: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Looks at a judge's scores on a few problems and keeps the threshold for ``--score-threshold auto``."""
+    chosen, problems = _calibration_work(options)
+    if plan is not None:
+        plan(len(problems))
+    work = Work(options.tracks * len(problems), 0, options.token_budget, options.max_step_tokens, suffix_tokens=0)
+    sized = await _size(options, chosen, work, notify, problems)
+    async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
+        return await calibrate_in(runtime, options, sinks)
+
+
+async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
+    """The same on a runtime that is open already."""
+    chosen, problems = _calibration_work(options)
+    fold = _Fold()
+    await runtime.run(problems, chosen, seed=options.seed, sinks=[*sinks, fold])
+    if not fold.scores:
+        raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
+    scores = sorted(fold.scores)
+    threshold, acceptance = choose_threshold(scores, options.acceptance)
+    result = Calibration(
+        target=options.target or "",
+        draft=options.draft or "",
+        score_method=options.score_method,
+        threshold=threshold,
+        acceptance=acceptance,
+        scores=tuple(scores),
+        mass=sum(fold.masses) / len(fold.masses),
+    )
+    path = calibration_path(result.target, result.draft, result.score_method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    return result
+
+
+def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float, float]:
+    """The threshold, among the scores seen, whose kept share comes nearest to the one asked for; and that share.
+
+    ``scores`` is sorted. A threshold that keeps all or nothing is taken only where there is no other.
+    """
+    candidates: dict[float, float] = {}
+    for index, score in enumerate(scores):
+        candidates.setdefault(score, (len(scores) - index) / len(scores))
+    partial = {score: share for score, share in candidates.items() if share < 1.0} or candidates
+    threshold = min(partial, key=lambda score: (abs(partial[score] - acceptance), score))
+    return threshold, partial[threshold]
+
+
+def calibration_path(target: str, draft: str, method: str) -> Path:
+    """Where the threshold for a pair of models is kept."""
+    names = [re.sub(r"[^\w.-]+", "--", name.removeprefix("vllm/")).strip("-") for name in (target, draft)]
+    return models.cache_dir() / "calibrations" / f"{names[0]}__{names[1]}__{method}.json"
+
+
+# ------------------------------------------------------------------------------------------------------- preparations
+
+
+def _calibration_work(options: CalibrateOptions) -> tuple[Family, list[Problem]]:
+    if options.draft is None:
+        raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
+    # Everything is accepted, so that no rewrite stands between a draft and its score.
+    chosen = strategy(
+        "speculative",
+        tracks=options.tracks,
+        score_threshold=0.0,
+        score_method=options.score_method,
+        token_budget=options.token_budget,
+        max_step_tokens=options.max_step_tokens,
+        closing=False,
+    )
+    return chosen, load(options.dataset, limit=options.limit, seed=options.seed)
+
+
+def _strategy(options: RunOptions) -> Family:
+    given = {name: getattr(options, name) for name in RecipeOptions.model_fields}
+    if given["score_threshold"] == "auto":
+        given["score_threshold"] = None
+    chosen = strategy(options.strategy, **given)
+    needs = {role.value for role in chosen.roles}
+    for role in ("target", "draft"):
+        if role in needs and getattr(options, role) is None:
+            raise SettingsError(
+                f"Strategy {options.strategy} needs a {role} model. Give --{role} MODEL; `speclrm models list` shows "
+                "models that are known by a short name."
+            )
+    if options.score_threshold == "auto" and Role.DRAFT in chosen.roles:
+        chosen = strategy(
+            options.strategy,
+            **{
+                **given,
+                "score_threshold": kept_threshold(
+                    options.target or "", options.draft or "", chosen.recipe.score_method
+                ),
+            },
+        )
+    return chosen
+
+
+def kept_threshold(target: str, draft: str, method: str) -> float:
+    """The threshold that an earlier calibration kept. Raises SettingsError where there was none."""
+    path = calibration_path(target, draft, method)
+    try:
+        return Calibration.model_validate_json(path.read_bytes()).threshold
+    except FileNotFoundError:
+        raise SettingsError(
+            f"There is no calibration of {target} with drafts by {draft} and {method} scores. Make one with `speclrm "
+            f"calibrate {target} --draft {draft} --score-method {method}`, or give --score-threshold a number 0 to 9."
+        ) from None
+    except ValidationError as error:
+        raise SettingsError(f"{path} is not a calibration. Delete it and run `speclrm calibrate` again.") from error
+
+
+def _work(chosen: Family, problems: Sequence[Problem], options: RunOptions) -> Work:
+    recipe = chosen.recipe
+    samples = min(len(problems) * options.repeats, options.concurrency)
+    return Work(samples * recipe.tracks, 0, recipe.token_budget, recipe.max_step_tokens, suffix_tokens=0)
+
+
+class _Sized:
+    """Models found, tokenizers read, settings made: all that is known before anything is loaded."""
+
+    def __init__(self, settings: Mapping[Role, EngineSettings], tokenizers: Mapping[Role, Tokenizer]) -> None:
+        self.settings = settings
+        self.tokenizers = tokenizers
+
+
+async def _size(
+    options: EngineOptions, chosen: Family, work: Work, notify: Notify, problems: Iterable[Problem] = ()
+) -> _Sized:
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
+    if Role.TARGET not in names:
+        raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
+    for name in names.values():
+        models.find_local(name)  # a wrong name is told before another model is fetched
+    paths = {role: await models.pull(name, notify) for role, name in names.items()}
+    tokenizers = {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items()}
+    prompts = [
+        len(open_prompt(tokenizer, plan))
+        for problem in problems
+        for plan in chosen.plan(problem, 0, 0)
+        for tokenizer in tokenizers.values()
+    ]
+    target = tokenizers[Role.TARGET]
+    suffixes = [len(target.encode(chosen.prompts.closing)) + chosen.limits.closing_tokens]
+    if Role.DRAFT in names:
+        suffixes.append(len(judge_suffix(target, chosen.prompts).ids) + 1)
+    fingerprints = {tokenizer.vocabulary.fingerprint for tokenizer in tokenizers.values()}
+    settings = engine_settings(
+        read_machine(),
+        {role: read_facts(names[role], path) for role, path in paths.items()},
+        replace(
+            work,
+            prompt_tokens=max([work.prompt_tokens, *prompts]),
+            suffix_tokens=max(suffixes),
+            same_tokenizer=len(fingerprints) == 1,
+        ),
+        dtype=options.dtype,
+        kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
+    )
+    return _Sized(settings, tokenizers)
+
+
+async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, notify: Notify) -> Parts:
+    from speclrm.runtime.engines.vllm import start_engines
+
+    notify("starting the graders", None, None)
+    grader = await stack.enter_async_context(Grader())
+    started = await start_engines(
+        sized.settings,
+        sized.tokenizers,
+        log_path=options.engine_log,
+        notify=lambda what: notify(what, None, None),
+    )
+    engines: dict[Role, Engine] = {}
+    for role, engine in started.items():
+        engines[role] = engine
+
+    async def close() -> None:
+        await asyncio.gather(*(engine.aclose() for engine in started.values()))
+
+    stack.push_async_callback(close)
+    return Parts(engines, grader)
+
+
+def _new_folder(name: str) -> Path:
+    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+
+
+class _Fold(Summary):
+    """A sink that keeps the run's summary, and the scores as they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: list[float] = []
+        self.masses: list[float] = []
+
+    def emit(self, event: Event) -> None:
+        self.add(event)
+        if isinstance(event, StepScored):
+            self.scores.append(event.value)
+            self.masses.append(event.mass)
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+__all__ = [
+    "CalibrateOptions",
+    "Calibration",
+    "EngineOptions",
+    "Notify",
+    "RecipeOptions",
+    "RunOptions",
+    "RunReport",
+    "Runtime",
+    "calibrate",
+    "calibrate_in",
+    "calibration_path",
+    "choose_threshold",
+    "defaults",
+    "run",
+    "run_in",
+    "solve",
+    "strategy",
+]
