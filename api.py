@@ -6,10 +6,12 @@ The command line, examples and embedding services use this module and nothing be
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,7 +102,7 @@ class RunOptions(EngineOptions, RecipeOptions):
 class CalibrateOptions(EngineOptions):
     """Everything that ``speclrm calibrate`` can be told. ``acceptance``: the share of drafts that should be kept."""
 
-    dataset: str = "reasoning-gym:gsm_symbolic?difficulty=0.5"
+    dataset: str = "reasoning-gym:gsm_symbolic"
     limit: int = Field(default=4, ge=1)
     tracks: int = Field(default=2, ge=1)
     token_budget: int = Field(default=256, ge=1)
@@ -432,6 +434,7 @@ async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, no
     from speclrm.runtime.engines.vllm import start_engines
 
     notify("starting the graders", None, None)
+    _quiet_tracker()
     grader = await stack.enter_async_context(Grader())
     started = await start_engines(
         sized.settings,
@@ -448,6 +451,23 @@ async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, no
 
     stack.push_async_callback(close)
     return Parts(engines, grader)
+
+
+def _quiet_tracker() -> None:
+    """Starts Python's resource tracker in a form that cleans up without a word.
+
+    Engines and graders are killed where they do not end at once; what they leave in shared memory is then removed by
+    the tracker, and its warning about that would stand under the results.
+    """
+    saved = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if saved is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = saved
 
 
 def _new_folder(name: str) -> Path:

@@ -173,7 +173,7 @@ def calibrate(
     draft: Draft = None,
     dataset: Annotated[
         str, typer.Option(help="Problems to look at; not those to be solved later.")
-    ] = "reasoning-gym:gsm_symbolic?difficulty=0.5",
+    ] = "reasoning-gym:gsm_symbolic",
     limit: Annotated[int, typer.Option(min=1, help="Problems.")] = 4,
     tracks: Annotated[int, typer.Option(min=1, help="Tracks of each.")] = 2,
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens of a track.")] = 256,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TARGET = "qwen2.5-coder-0.5b-instruct"
 DRAFT = "smollm2-135m-instruct"
-DATASET = "reasoning-gym:gsm_symbolic?difficulty=0.5"
+DATASET = "reasoning-gym:gsm_symbolic"
 """Grade-school word problems in several steps, of which the target alone solves about half."""
 
 

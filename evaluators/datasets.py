@@ -138,7 +138,8 @@ def _load_gym(name: str, limit: int | None, seed: int) -> list[Problem]:
     try:
         entries = list(cast("Any", reasoning_gym).create_dataset(task, size=limit or GYM_SIZE, seed=seed, **given))
     except Exception as error:  # a task checks its options in its own ways
-        raise DatasetError(f"Task {task} refuses its options: {error}.") from error
+        reason = str(error) or f"a check of its own failed on {query or 'no options'}"
+        raise DatasetError(f"Task {task} refuses its options: {reason}.") from error
     finally:
         random.setstate(state)
     return [

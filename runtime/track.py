@@ -282,14 +282,13 @@ class RuntimeTrack:
             flight = self._flight(
                 role, purpose, context.ids(ids), limit - len(ids), stop_ids=self._stop_ids[role], part=part
             )
-            await self._run(role, purpose, flight)
+            length = await self._run_step(role, purpose, flight, ids)
             operations.append(flight.report())
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
             ids.extend(new)
             if flight.finish == "length":
                 del ids[whole_characters(tokenizer, ids) :]
-            length = step_length(tokenizer, ids, tokenizer.decode(ids))
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
@@ -297,6 +296,26 @@ class RuntimeTrack:
                 break
         kind: StepKind = purpose
         return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind), tuple(operations)
+
+    async def _run_step(self, role: Role, purpose: Purpose, flight: Flight, before: list[int]) -> int | None:
+        """Takes a flight to the end of its step and returns the step's length in ids, counted with those ``before``.
+
+        The engine stops at a token that holds a blank line by itself. A blank line of two tokens, which is how some
+        tokenizers write every one, is seen here, and the request is left.
+        """
+        tokenizer = self._contexts[role].tokenizer
+        length = None
+        try:
+            async with self._lanes[role].fly(flight) as deltas:
+                async for _ in deltas:
+                    ids = [*before, *flight.ids]
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids))
+                    if length is not None:
+                        break
+        except BaseException as error:
+            self._drop(flight, role, purpose, error)
+            raise
+        return length
 
     def _next_written(self, flight: Flight, taken: int) -> Step | None:
         """The next whole step of the open write, or None while more tokens are needed."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import multiprocessing
 import multiprocessing.spawn
 import os
@@ -205,6 +206,7 @@ def _environment(settings: Mapping[Role, EngineSettings], folder: Path, log_path
 
 
 def _config(settings: EngineSettings) -> Any:
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has no Triton
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     options: dict[str, Any] = {
