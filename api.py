@@ -52,6 +52,7 @@ EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
 PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
 RUNS_FOLDER = Path("runs")
+ENGINE_LOGS_KEPT = 20
 
 
 def _quiet(what: str, done: float | None, total: float | None) -> None:
@@ -439,7 +440,7 @@ async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, no
     started = await start_engines(
         sized.settings,
         sized.tokenizers,
-        log_path=options.engine_log,
+        log_path=options.engine_log or _new_engine_log(),
         notify=lambda what: notify(what, None, None),
     )
     engines: dict[Role, Engine] = {}
@@ -468,6 +469,15 @@ def _quiet_tracker() -> None:
             del os.environ["PYTHONWARNINGS"]
         else:
             os.environ["PYTHONWARNINGS"] = saved
+
+
+def _new_engine_log() -> Path:
+    """A log of its own for each start; only the newest are kept."""
+    folder = models.cache_dir() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("engines-*.log"))[: -ENGINE_LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"engines-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
 
 
 def _new_folder(name: str) -> Path:

@@ -227,7 +227,7 @@ def demo(
     target: Annotated[str | None, typer.Option(help="Target model.", show_default="a known 0.5B model")] = None,
     draft: Annotated[str | None, typer.Option(help="Draft model.", show_default="a known 135M model")] = None,
     dataset: Annotated[str | None, typer.Option(help="Problems.", show_default="grade-school word problems")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems.", show_default="6")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems.", show_default="5")] = None,
     tracks: Annotated[int | None, typer.Option(min=1, help="Tracks of each.", show_default="3")] = None,
     display: Display = None,
     log_file: LogFile = None,

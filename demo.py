@@ -30,10 +30,10 @@ class DemoOptions(BaseModel):
     target: str = TARGET
     draft: str = DRAFT
     dataset: str = DATASET
-    limit: int = 6
+    limit: int = 5
     tracks: int = 3
-    token_budget: int = 320
-    max_step_tokens: int = 96
+    token_budget: int = 256
+    max_step_tokens: int = 80
     seed: int = 7
 
 
@@ -71,8 +71,10 @@ async def compare(
         target=options.target,
         draft=options.draft,
         dataset=options.dataset,
-        limit=3,
-        token_budget=options.token_budget,
+        limit=6,
+        tracks=1,
+        acceptance=0.5,
+        token_budget=min(160, options.token_budget),
         max_step_tokens=options.max_step_tokens,
     )
     async with api.Runtime(
@@ -137,7 +139,8 @@ def verdict(comparison: Comparison) -> list[str]:
             f"a score s = {s:.2f} of a step by the target: {a:.2f} {'>' if a > c + s else '<'} {c + s:.2f}. Both models "
             "share the same cores, so while one works the other waits; with a processor each, c and s would be smaller."
         )
-    lines.append("Six problems say little about accuracy; `speclrm run` with more problems and --repeats says more.")
+    few = len(alone.samples)
+    lines.append(f"{few} problems say little about accuracy; `speclrm run` with more problems and --repeats says more.")
     return lines
 
 

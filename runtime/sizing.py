@@ -148,7 +148,8 @@ def engine_settings(
             dtype=dtype,
             max_model_len=length,
             max_num_seqs=sequences,
-            max_num_batched_tokens=max(GPU_BATCHED_TOKENS if on_gpu else CPU_BATCHED_TOKENS, sequences),
+            # Without prefill in parts (see engines/vllm.py) a whole prompt must fit into one iteration.
+            max_num_batched_tokens=GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length),
             block_size=GPU_BLOCK if on_gpu else CPU_BLOCK,
             kv_cache_bytes=kv,
             gpu_memory_utilization=min(0.95, (fixed[role] + kv) / total) if on_gpu else None,

@@ -10,13 +10,11 @@ INSTRUCTION = (
 )
 
 STEP_PROMPTS = StepPrompts(
-    # The question is that of SpecReason (Pan et al. 2025, arXiv 2504.07891): is the last step right and useful; style
-    # does not count. Only the step's own track and its own method stand before it.
-    judge=(
-        "Judge only the last reasoning step above: is it factually correct and logically valid, and does it bring the "
-        "solution forward? Ignore style and length. Reply with one digit from 0 (useless or wrong) to 9 (flawless)."
-    ),
-    judge_reply="I think the quality score is: ",
+    # One digit for the last step, as in SpecReason (Pan et al. 2025, arXiv 2504.07891). Asked as a grader of somebody
+    # else's work: small models praise what stands in their own turn (measured: docs/scoring.md). Only the step's own
+    # track and its own method stand before it.
+    judge="A student wrote the solution above. Grade its last step from 0 (nonsense) to 9 (correct). Be strict.",
+    judge_reply="Grade: ",
     closing="**Final answer**\n\\boxed{",
 )
 

@@ -58,13 +58,13 @@ async def start_engines(
     settings: Mapping[Role, EngineSettings],
     tokenizers: Mapping[Role, Tokenizer],
     *,
-    log_path: Path | None = None,
+    log_path: Path,
     notify: Callable[[str], None] | None = None,
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``log_path``: where the engines write their own log (a temporary file otherwise). If one fails to start, or the
-    caller is cancelled, no process of any is left.
+    ``log_path``: where the engines write their own log. If one fails to start, or the caller is cancelled, no process
+    of any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -75,14 +75,15 @@ async def start_engines(
             "vLLM is not installed. On a machine without a GPU install the packages of locks/cpu.txt (see README); "
             "with a CUDA GPU: pip install 'speclrm[cuda]'."
         )
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_path.touch()
     watchdog = _Watchdog()
     before = _children()
     started: dict[Role, VllmEngine] = {}
     threads: dict[Role, asyncio.Future[tuple[Any, _Counters]]] = {}
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as name:
-        own_log = log_path or Path(name, "engines.log")
         try:
-            with _environment(settings, Path(name), own_log):
+            with _environment(settings, Path(name), log_path):
                 for role, chosen in settings.items():
                     if notify is not None:
                         notify(f"loading {role.value} {chosen.name}")
@@ -93,7 +94,7 @@ async def start_engines(
                     while not threads[role].done() and len(_children() - before) <= known:  # noqa: ASYNC110
                         await asyncio.sleep(CHILD_POLL_S)
                 for role, thread in threads.items():
-                    started[role] = VllmEngine(settings[role], tokenizers[role], *await thread, watchdog)
+                    started[role] = VllmEngine(settings[role], tokenizers[role], *await thread, watchdog, log_path)
                 for engine in started.values():
                     await engine.warm_up()
         except BaseException as error:
@@ -108,7 +109,7 @@ async def start_engines(
                 await engine.aclose()
             watchdog.end()
             if isinstance(error, Exception) and not isinstance(error, SettingsError):
-                raise _start_error(error, own_log) from error
+                raise _start_error(error, log_path) from error
             raise
     return started
 
@@ -119,12 +120,12 @@ def _children() -> set[psutil.Process]:
 
 def _start_error(error: Exception, log_path: Path) -> EngineError:
     """One paragraph from the engines' own log: the first error in it says more than the last exception here."""
-    lines = log_path.read_text(errors="replace").splitlines() if log_path.exists() else []
+    lines = log_path.read_text(errors="replace").splitlines()
     causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
     cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
     return EngineError(
-        f"An engine did not start: {cause[:400]}. `speclrm doctor` says what this machine can run; --log-file keeps "
-        "the engines' whole log."
+        f"An engine did not start: {cause[:400]}. `speclrm doctor` says what this machine can run; the engines' own log "
+        f"is {log_path}."
     )
 
 
@@ -225,6 +226,10 @@ def _config(settings: EngineSettings) -> Any:
         "generation_config": "vllm",  # sampling is ours alone
         "seed": 0,
     }
+    if settings.device == "cpu":
+        # A seeded request whose prompt is computed in parts kills the CPU engine: the runner rewinds its generator,
+        # which CPU generators cannot do (v1/worker/gpu_model_runner.py, _bookkeeping_sync).
+        options["enable_chunked_prefill"] = False
     if settings.kv_cache_bytes is not None:
         options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
     if settings.gpu_memory_utilization is not None:
@@ -285,7 +290,13 @@ class VllmEngine:
     """
 
     def __init__(
-        self, settings: EngineSettings, tokenizer: Tokenizer, engine: Any, counters: _Counters, watchdog: _Watchdog
+        self,
+        settings: EngineSettings,
+        tokenizer: Tokenizer,
+        engine: Any,
+        counters: _Counters,
+        watchdog: _Watchdog,
+        log_path: Path,
     ) -> None:
         self.name = settings.name
         self.tokenizer = tokenizer
@@ -294,6 +305,7 @@ class VllmEngine:
         self.engine = engine
         self._counters = counters
         self._watchdog = watchdog
+        self._log_path = log_path
         self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -346,8 +358,8 @@ class VllmEngine:
 
     def _dead(self) -> EngineDeadError:
         return EngineDeadError(
-            f"Engine {self.name} is gone: its process ended. The machine may have run out of memory; `speclrm doctor` "
-            "says what fits. What was committed is in the trace."
+            f"Engine {self.name} is gone: its process ended. Its own log, {self._log_path}, may say why; `speclrm doctor` "
+            "says what fits this machine. What was committed is in the trace."
         )
 
     def _sampling(self, request: Request) -> Any:
