@@ -12,8 +12,8 @@ _BOX = re.compile(r"\\f?boxed(?:\s*\{|\s+(?=[^\s{}$]))|\\[{}\\]|[{}]")
 """The start of a box, with or without a brace; an escaped brace or backslash, which opens nothing; a brace."""
 
 _LINE = re.compile(
-    r"^[\s>*#_`-]*(?:the\s+|so\s+|hence\s+|therefore\s+|thus\s+|,\s*)*(?:final\s+|correct\s+)?answer\s*"
-    r"(?:[*_`]*\s*(?::|\bis\b)\s*[*_`:]*)\s*(?P<answer>\S.*)$",
+    r"^[\s>*#_`-]*(?:(?:the|so|hence|therefore|thus|then|and)\b[\s,]*)*(?:final\s+|correct\s+)?answer\s*"
+    r"(?:[*_`]*\s*(?::|\bis\b)[\s*_`:]*)\s*(?P<answer>\S.*)$",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^\s*####\s*(?P<answer>\S.*)$")

@@ -105,14 +105,16 @@ class Runtime:
     ) -> AsyncGenerator[Event, None]:
         """The events of one attempt as they happen. Closing the generator ends the attempt."""
         tap = _Tap()
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(self._run([problem], strategy, seed=seed, required=[tap]))
-            task.add_done_callback(lambda _: tap.end())
-            try:
-                async for event in tap.events():
-                    yield event
-            finally:
-                task.cancel()
+        # Not a TaskGroup: its errors come in groups, and leaving a generator inside one is an error of its own.
+        task = asyncio.create_task(self._run([problem], strategy, seed=seed, required=[tap]))
+        task.add_done_callback(lambda _: tap.end())
+        try:
+            async for event in tap.events():
+                yield event
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def run(
         self,

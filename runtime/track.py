@@ -282,7 +282,12 @@ class RuntimeTrack:
             flight = self._flight(
                 role, purpose, context.ids(ids), limit - len(ids), stop_ids=self._stop_ids[role], part=part
             )
-            length = await self._run_step(role, purpose, flight, ids)
+            try:
+                length = await self._run_step(role, purpose, flight, ids)
+            except BaseException as error:
+                for operation in operations:  # the pieces before this one were for nothing too
+                    self._emit_dropped(operation, role, purpose, self._reason(error))
+                raise
             operations.append(flight.report())
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
@@ -348,7 +353,7 @@ class RuntimeTrack:
         self._writing = None
         await self._open.aclose()
         if flight.unreported_tokens:
-            self._emit_dropped(flight, Role.TARGET, "write", "stopped")
+            self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:
@@ -358,10 +363,13 @@ class RuntimeTrack:
             raise
 
     def _drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
-        self._emit_dropped(flight, role, purpose, "error" if isinstance(error, Exception) else self.stop_reason)
+        self._emit_dropped(flight.report(), role, purpose, self._reason(error))
+
+    def _reason(self, error: BaseException) -> Literal["stopped", "cancelled", "error"]:
+        return "error" if isinstance(error, Exception) else self.stop_reason
 
     def _emit_dropped(
-        self, flight: Flight, role: Role, purpose: Purpose, reason: Literal["stopped", "cancelled", "error"]
+        self, operation: Operation, role: Role, purpose: Purpose, reason: Literal["stopped", "cancelled", "error"]
     ) -> None:
         self._emit(
             OperationDropped(
@@ -370,7 +378,7 @@ class RuntimeTrack:
                 role=role.value,
                 purpose=purpose,
                 reason=reason,
-                operation=flight.report(),
+                operation=operation,
             )
         )
 

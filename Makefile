@@ -1,0 +1,63 @@
+# Two commands for a fresh machine: `make demo` and `make test`. The rest serves those who work on SpecLRM.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCK ?= locks/cpu.txt
+# Where the index in use has no CPU build of torch: the address of PyTorch's own CPU index.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types test-fast test-engine test-models bench locks clean
+
+help: ## Show the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY):
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11." >&2; exit 2; }
+	@echo "Installing the locked packages into $(VENV) (about two minutes, once)..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --no-deps --require-hashes $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(LOCK) 2>&1 \
+		| { grep -v '^WARNING: Location' || true; }
+	@$(PIP) install --no-deps --no-build-isolation --editable . 2>&1 | { grep -v '^WARNING: Location' || true; }
+	@$(BIN)/python -c "import vllm.version, speclrm.api" || { echo "The installation is not whole; see above." >&2; exit 1; }
+	@rm -f $(VENV)/.installed-* && touch $(READY)
+
+setup: $(READY) ## Install everything into .venv
+
+demo: setup ## A draft and a target solve problems together, beside the target alone
+	@$(BIN)/speclrm demo
+
+test: setup lint types test-fast test-engine ## Lint, format, types, all tests that need no real weights
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@mkdir -p build/link && ln -sfn ../.. build/link/speclrm
+	@$(BIN)/pyright --venvpath . --pythonpath $(BIN)/python
+
+test-fast: setup ## Tests on scripted engines
+	@$(BIN)/python -m pytest -q -m "not engine and not models"
+
+test-engine: setup ## Tests on the real vLLM with tiny random models
+	@$(BIN)/python -m pytest -q -m engine
+
+test-models: setup ## Tests on real weights
+	@$(BIN)/python -m pytest -q -m models
+
+bench: setup ## Baseline against bare vLLM, free-running against lock-step
+	@$(BIN)/python benchmarks/throughput.py
+	@$(BIN)/python benchmarks/lockstep.py
+
+locks: ## Make the lock files anew (needs uv)
+	uv pip compile pyproject.toml --extra cpu --extra tasks --extra convert --extra dev --override locks/cpu-overrides.txt \
+		--generate-hashes --no-annotate --no-header --python-version 3.11 -o locks/cpu.txt
+	echo 'vllm==0.32.0' | uv pip compile pyproject.toml --extra cuda --extra tasks --extra convert --extra dev -c - \
+		--generate-hashes --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o locks/cuda.txt
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) build .pytest_cache .ruff_cache

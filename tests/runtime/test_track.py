@@ -1,0 +1,206 @@
+"""The verbs of a track, on scripted engines under virtual time."""
+
+from __future__ import annotations
+
+import pytest
+from support import Played, make_strategy, operation, play
+
+from speclrm.runtime.context import judge_suffix
+from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
+from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten
+from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.track import step_end, step_length, whole_characters
+from speclrm.strategies.prompts import STEP_PROMPTS
+
+STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
+BYTES = ByteTokenizer()
+
+
+def speculate(scores: list[float], draft: list[str] = STEPS, target: list[str] = STEPS, **options: object) -> Played:
+    chosen = make_strategy("speculative", **{"tracks": 1, **options})
+    return play(chosen, draft=by_step(draft), target=by_step(target, scores=scores))
+
+
+def texts(played: Played) -> list[str]:
+    return [step.text for track in played.sample.tracks.values() for step in track.steps]
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("a\n\nb", 3),
+        ("a\nb", None),
+        ("\n\n", None),
+        ("\n\na", None),
+        ("\n\na\n\n\nb", 6),
+        ("a\n\n", 3),
+        ("", None),
+    ],
+)
+def test_a_step_ends_behind_the_first_blank_line_that_follows_something_visible(text: str, end: int | None) -> None:
+    assert step_end(text) == end
+
+
+def test_a_blank_line_of_two_tokens_is_cut_by_ids() -> None:
+    ids = [*b"one\n\ntwo"]  # each newline a token of its own
+    assert step_length(BYTES, ids, BYTES.decode(ids)) == 5
+
+
+def test_a_text_is_cut_between_characters() -> None:
+    ids = [*"aé".encode()]
+    assert whole_characters(BYTES, ids) == 3
+    assert whole_characters(BYTES, ids[:2]) == 1
+
+
+def test_a_step_cut_inside_a_character_leaves_the_rest_to_the_next() -> None:
+    played = speculate([9] * 9, draft=["é" * 40], max_step_tokens=5, token_budget=9, closing=False)
+    assert set("".join(texts(played))) == {"é"}
+
+
+def test_an_accepted_draft_is_kept_and_a_rejected_one_is_rewritten_by_the_target() -> None:
+    drafts = ["Draft one.\n\n", "Draft two.\n\n", "So it is \\boxed{5}."]
+    played = speculate([7.0, 6.0, 8.0], draft=drafts)
+    assert texts(played) == [drafts[0], STEPS[1], drafts[2]]
+    assert [e.origin for e in played.collector.of(StepCommitted)] == ["draft", "rewrite", "draft"]
+    assert [e.score for e in played.collector.of(StepCommitted)] == [7.0, 9.0, 8.0]
+
+
+def test_the_judge_reads_the_context_the_step_and_the_question_and_nothing_else() -> None:
+    played = speculate([9, 9, 9])
+    assert played.target is not None
+    requests = [request for request in played.target.requests if operation(request)[3] == "score"]
+    drafts = played.collector.of(StepDrafted)
+    suffix = judge_suffix(BYTES, STEP_PROMPTS)
+    assert played.draft is not None
+    for request, draft, asked in zip(requests, drafts, played.draft.requests, strict=True):
+        assert list(request.prompt_ids) == [*asked.prompt_ids, *draft.ids, *suffix.ids]
+        assert request.allowed_ids == suffix.digit_ids == tuple(range(48, 58))
+        assert (request.max_tokens, request.temperature) == (1, 0.0)
+
+
+def test_a_step_is_never_tokenised_again_where_both_models_share_a_vocabulary() -> None:
+    """Ids at the border of a step differ from what a tokenizer would make of the text: two newline bytes."""
+    two_newlines = ByteTokenizer()
+
+    def draft(request: Request, prompt: str) -> Reply:
+        return Reply("x\n\ny") if operation(request)[2] == 0 else Reply("\\boxed{4}")
+
+    class Split(ScriptedEngine):
+        def _output(self, request: Request, reply: Reply) -> tuple[list[int], object]:  # type: ignore[override]
+            ids = [*reply.text.encode()]
+            return ids, "end" if len(ids) > 4 else "stop"
+
+    engines = {
+        Role.DRAFT: Split(draft, name="d", tokenizer=two_newlines),
+        Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 9])),
+    }
+    played = play(make_strategy("speculative", tracks=1), target=by_step([]), engines=engines)
+    second = next(request for request in played.draft.requests if operation(request)[2] == 1)  # type: ignore[union-attr]
+    assert list(second.prompt_ids)[-3:] == [*b"x\n\n"]
+
+
+def test_with_another_tokenizer_the_text_is_carried_over() -> None:
+    engines = {
+        Role.DRAFT: ScriptedEngine(by_step(STEPS), name="d", tokenizer=ByteTokenizer(fingerprint="other")),
+        Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 2, 9]), name="t"),
+    }
+    played = play(make_strategy("speculative", tracks=1), target=by_step([]), engines=engines)
+    assert texts(played) == STEPS
+    last = engines[Role.TARGET].requests[-1]
+    assert "".join(STEPS) in BYTES.decode(last.prompt_ids)
+
+
+def test_a_piece_with_nothing_visible_goes_on_instead_of_making_a_step() -> None:
+    def draft(request: Request, prompt: str) -> Reply:
+        return Reply("\n\n") if prompt.endswith("<|assistant|>") else Reply("\\boxed{4}")
+
+    played = play(make_strategy("speculative", tracks=1), draft=draft, target=by_step([], scores=[9]))
+    assert texts(played) == ["\n\n\\boxed{4}"]
+    assert [len(event.operations) for event in played.collector.of(StepDrafted)] == [2]
+
+
+def test_a_model_that_writes_only_newlines_does_not_hold_its_track_for_ever() -> None:
+    played = speculate([9] * 9, draft=["\n\n"] * 9)
+    assert next(iter(played.sample.tracks.values())).reason == "repeated"
+
+
+def test_the_budget_is_exact_and_one_closing_write_asks_for_the_answer() -> None:
+    played = speculate([9] * 50, draft=["0123456789\n\n", "abcdefghij\n\n"] * 20, token_budget=25)
+    track = next(iter(played.sample.tracks.values()))
+    assert track.reason == "budget"
+    assert [step.origin for step in track.steps] == ["draft", "draft", "draft", "closing"]
+    assert sum(step.tokens for step in track.steps[:3]) == 25
+    assert track.answer == "0"
+    assert [event.write_kind for event in played.collector.of(StepWritten)] == ["closing"]
+
+
+def test_the_closing_write_can_be_switched_off() -> None:
+    played = speculate([9] * 50, draft=["0123456789\n\n", "abcdefghij\n\n"] * 20, token_budget=25, closing=False)
+    assert played.sample.outcome == "truncated"
+    assert not played.collector.of(StepWritten)
+
+
+def test_another_turns_mark_ends_the_text_and_is_not_part_of_it() -> None:
+    played = speculate([9], draft=["It is so.<|user|>What next?"])
+    track = next(iter(played.sample.tracks.values()))
+    assert (texts(played), track.reason) == (["It is so."], "end_of_text")
+
+
+def test_a_thinking_model_starts_inside_its_mark_and_is_closed_before_it_is_asked() -> None:
+    engines = {
+        Role.TARGET: ScriptedEngine(
+            by_step(["Hm.\n\n", "Well.\n\n"] * 9), name="t", tokenizer=ByteTokenizer(thinking=True)
+        )
+    }
+    played = play(make_strategy("baseline", token_budget=8), target=by_step([]), engines=engines)
+    first, last = engines[Role.TARGET].requests[0], engines[Role.TARGET].requests[-1]
+    assert BYTES.decode(first.prompt_ids).endswith("<|assistant|><think>\n")
+    assert "</think>" in BYTES.decode(last.prompt_ids)
+    assert played.sample.answer == "0"
+
+
+def test_the_target_alone_writes_a_track_in_one_request_and_commits_it_step_by_step() -> None:
+    played = play(make_strategy("baseline"), target=by_step(STEPS))
+    assert played.target is not None
+    assert len(played.target.requests) == 1
+    assert texts(played) == STEPS
+    times = [event.t for event in played.collector.of(StepCommitted)]
+    assert times == sorted(times)
+    assert times[0] < times[-1]
+
+
+def test_a_write_that_is_stopped_by_its_answer_aborts_the_request_and_counts_what_came_after() -> None:
+    played = play(make_strategy("baseline"), target=by_step([*STEPS[:2], "\\boxed{4}\n\n", "More of it. " * 50]))
+    assert played.target is not None
+    assert list(played.target.aborted) == ["p/0/M1/0/write"]
+    dropped = played.collector.of(OperationDropped)
+    written = sum(op.output_tokens for event in played.collector.of(StepWritten) for op in event.operations)
+    assert written + sum(event.operation.output_tokens for event in dropped) == played.target.stats().output_tokens
+
+
+def test_seeds_belong_to_operations() -> None:
+    def seeds(played: Played) -> dict[str, int | None]:
+        assert played.draft is not None
+        assert played.target is not None
+        return {request.id: request.seed for engine in (played.draft, played.target) for request in engine.requests}
+
+    one, two = seeds(speculate([9, 3, 9])), seeds(speculate([9, 3, 9]))
+    assert one == two
+    assert len(set(one.values())) == len(one)
+    unseeded = play(
+        make_strategy("speculative", tracks=1), draft=by_step(STEPS), target=by_step(STEPS, scores=[9] * 3), seed=None
+    )
+    assert set(seeds(unseeded).values()) == {None}
+
+
+def test_scores_record_all_ten_digits_and_their_mass() -> None:
+    def target(request: Request, prompt: str) -> Reply:
+        return Reply(score=7.25, mass=0.5)
+
+    played = play(
+        make_strategy("speculative", tracks=1, score_method="average"), draft=by_step(["\\boxed{4}"]), target=target
+    )
+    (event,) = played.collector.of(StepScored)
+    assert len(event.digits) == 10
+    assert event.value == pytest.approx(7.25)
+    assert event.mass == pytest.approx(0.5)

@@ -1,0 +1,149 @@
+"""The rules as tables: what to accept, when to stop, who wins, how tracks start."""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+import pytest
+from support import boxed
+
+from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.protocols import Problem
+from speclrm.runtime.state import CommittedStep, SampleState, TrackState
+from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
+from speclrm.strategies.catalog import defaults, strategy
+from speclrm.strategies.methods import METHODS
+from speclrm.strategies.plan import choose_methods, tracks_for
+from speclrm.strategies.scoring import read_score
+from speclrm.strategies.stopping import end_of_track
+from speclrm.strategies.voting import vote
+
+
+def step(text: str = "x", *, tokens: int = 10, score: float | None = None, ended: bool = False) -> CommittedStep:
+    return CommittedStep(text, "draft", tokens, score, ended)
+
+
+def track(*steps: CommittedStep) -> TrackState:
+    return TrackState("A1", steps=steps, tokens=sum(item.tokens for item in steps))
+
+
+def digits(**probabilities: float) -> list[float]:
+    return [math.log(probabilities.get(f"d{digit}", 1e-12)) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "method", "value"),
+    [
+        (digits(d7=0.6, d8=0.4), "greedy", 7),
+        (digits(d7=0.4, d8=0.6), "greedy", 8),
+        (digits(d7=0.6, d8=0.4), "average", 7.4),
+        (digits(d0=0.05, d9=0.05), "average", 4.5),  # nine tenths of the mass were not digits
+        (digits(d3=0.2, d4=0.2), "greedy", 3),
+        ([-1000.0] * 9 + [-999.0], "greedy", 9),  # nothing underflows
+    ],
+)
+def test_a_score_is_the_best_digit_or_the_expected_one(logprobs: list[float], method: str, value: float) -> None:
+    assert read_score(logprobs, method).value == pytest.approx(value, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_the_mass_of_the_digits_tells_a_broken_judge() -> None:
+    assert read_score(digits(d7=0.02, d8=0.01), "average").mass == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("score", "kept"), [(7.0, True), (6.999, False), (9, True), (0, False)])
+def test_a_step_at_the_threshold_is_kept(score: float, kept: bool) -> None:
+    assert accepts(score, 7.0) is kept
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (track(), None),
+        (track(step("a"), step("b")), None),
+        (track(step("so \\boxed{3}")), "answer"),
+        (track(step("a", ended=True)), "end_of_text"),
+        (track(step("a\n\n"), step(" a")), "repeated"),
+        (track(step("a"), step("b"), step("a")), None),
+        (track(step("a", tokens=60), step("b", tokens=40)), "budget"),
+        (track(step("a", tokens=60), step("b", tokens=39)), None),
+        (track(step("a", tokens=60), step("\\boxed{3}", tokens=40, ended=True)), "answer"),
+    ],
+)
+def test_a_track_ends_for_one_reason(state: TrackState, reason: str | None) -> None:
+    assert end_of_track(state, token_budget=100, step_limit=None, has_answer=lambda t: boxed(t) is not None) == reason
+
+
+def test_steps_are_limited_only_where_asked() -> None:
+    state = track(*(step(str(number), tokens=1) for number in range(3000)))
+    assert end_of_track(state, token_budget=8192, step_limit=None, has_answer=lambda _: False) is None
+    assert end_of_track(state, token_budget=8192, step_limit=3000, has_answer=lambda _: False) == "step_limit"
+
+
+def sample(**means: float | None) -> SampleState:
+    tracks = {name: TrackState(name, steps=(step(score=mean),)) for name, mean in means.items()}
+    return SampleState("p", 0, tracks=MappingProxyType(tracks), finished_tracks=tuple(means))
+
+
+@pytest.mark.parametrize(
+    ("classes", "means", "winner"),
+    [
+        ([], {}, None),
+        ([["a"]], {"a": 1.0}, "a"),
+        ([["a"], ["b", "c"]], {"a": 9.0, "b": 1.0, "c": 2.0}, "c"),  # a majority beats a better score
+        ([["a"], ["b"]], {"a": 7.0, "b": 8.0}, "b"),  # all differ: the best mean
+        ([["a", "b"], ["c", "d"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0}, "c"),  # no unique majority
+        ([["a", "b"], ["c", "d"], ["e"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0, "e": 9.0}, "e"),
+        ([["a"], ["b"]], {"a": None, "b": None}, "a"),  # no scores: the first to finish
+    ],
+)
+def test_the_vote(classes: list[list[str]], means: dict[str, float | None], winner: str | None) -> None:
+    assert vote(sample(**means), classes) == winner
+
+
+def test_a_rewritten_step_counts_nine_in_the_vote() -> None:
+    assert REWRITTEN_SCORE == 9.0
+
+
+def test_there_are_twelve_methods_in_one_sentence_each() -> None:
+    assert sorted(METHODS) == list("ABCDEFGHIJKL")
+    assert len(set(METHODS.values())) == 12
+
+
+def test_methods_are_drawn_by_problem_and_seed_and_none_comes_twice_before_all_came() -> None:
+    assert choose_methods(12, 0, "p", 0) == choose_methods(12, 0, "p", 0) != choose_methods(12, 0, "q", 0)
+    assert sorted(choose_methods(12, 1, "p", 0)) == sorted(METHODS)
+    assert sorted(choose_methods(24, 1, "p", 0)) == sorted([*METHODS, *METHODS])
+
+
+def test_each_track_is_told_its_own_method_and_the_problem() -> None:
+    plans = tracks_for(Problem("p", "How many?"), ("E", "M", "E"))
+    assert [plan.track for plan in plans] == ["E1", "M2", "E3"]
+    assert METHODS["E"] in plans[0].messages[0]["content"]
+    assert not any(hint in plans[1].messages[0]["content"] for hint in METHODS.values())
+    assert all("How many?" in plan.messages[0]["content"] for plan in plans)
+
+
+def test_the_defaults_are_those_of_the_original_experiments() -> None:
+    recipe = defaults("speculative")
+    assert (recipe.score_threshold, recipe.score_method) == (7.0, "greedy")
+    assert (recipe.token_budget, recipe.max_step_tokens, recipe.step_limit) == (8192, 512, None)
+    assert (recipe.temperature, recipe.top_p) == (0.6, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("spekulative", {}, "no strategy called 'spekulative'. There are: baseline, speculative"),
+        ("speculative", {"score_threshold": 9.5}, "score_threshold = 9.5"),
+        ("speculative", {"score_threshold": -1}, "score_threshold = -1"),
+        ("speculative", {"score_threshold": float("nan")}, "score_threshold"),
+        ("speculative", {"methods": ("A", "Z")}, "no method is called Z"),
+        ("speculative", {"tracks": 0}, "tracks = 0"),
+        ("baseline", {"token_budget": 0}, "token_budget = 0"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        strategy(name, boxed, **options)
+    assert message in str(caught.value)
