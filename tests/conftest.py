@@ -1,0 +1,67 @@
+"""One pair of real engines for the whole suite: they take half a minute to start."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from speclrm.runtime.engines.vllm import VllmEngine
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.settings import EngineSettings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real engines take longer, and are skipped where they are not installed."""
+    for item in items:
+        if item.get_closest_marker("engine") or item.get_closest_marker("models"):
+            item.add_marker(pytest.mark.timeout(400))
+            if find_spec("vllm") is None:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A target, a draft with the same tokenizer, and a draft with another."""
+    from engines.tiny_models import make_model
+
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "target": make_model(folder / "target"),
+        "draft": make_model(folder / "draft", layers=1, seed=1),
+        "other": make_model(folder / "other", layers=1, seed=2, vocabulary=300),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_models: dict[str, Path]) -> dict[Role, EngineSettings]:
+    from speclrm.runtime.machine import read_machine
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.sizing import Work, engine_settings, read_facts
+
+    work = Work(tracks=16, prompt_tokens=256, token_budget=256, max_step_tokens=64, suffix_tokens=128)
+    facts = {role: read_facts(f"tiny-{role}", tiny_models[role.value]) for role in Role}
+    return engine_settings(read_machine(), facts, work)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine_pair(
+    tiny_settings: dict[Role, EngineSettings], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[Role, VllmEngine]]:
+    from speclrm.runtime.engines.vllm import start_engines
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    engines = await start_engines(
+        tiny_settings,
+        {role: load_tokenizer(settings.path) for role, settings in tiny_settings.items()},
+        log_path=tmp_path_factory.mktemp("logs") / "engines.log",
+    )
+    yield engines
+    for engine in engines.values():
+        await engine.aclose()

@@ -1,0 +1,61 @@
+"""Whatever ends the program that owns engines, all of its processes are gone within ten seconds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+LIMIT_S = 10.0
+
+
+def tree(pid: int) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [("running", signal.SIGKILL), ("running", signal.SIGTERM), ("loading", signal.SIGKILL), ("loading", signal.SIGINT)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_no_process_outlives_its_owner(stage: str, number: signal.Signals, tiny_models: dict[str, Path]) -> None:
+    script = Path(__file__).with_name("owner.py")
+    owner = subprocess.Popen(
+        [sys.executable, str(script), str(tiny_models["target"])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert owner.stdout is not None
+    try:
+        for line in owner.stdout:
+            if line.strip() == stage:
+                break
+        seen = tree(owner.pid)
+        deadline = time.monotonic() + 60
+        # While loading: as soon as the engine's process is there, when it does not yet listen to anything.
+        while stage == "loading" and len(seen) < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            seen |= tree(owner.pid)
+        assert len(seen) >= 3  # the reaper and an engine's processes at least
+        owner.send_signal(number)
+        gone, alive = psutil.wait_procs(seen, timeout=LIMIT_S)
+        assert not alive, [process.cmdline() for process in alive]
+        assert gone
+        owner.wait(timeout=LIMIT_S)
+    finally:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+        for process in seen:
+            if process.is_running():
+                process.kill()

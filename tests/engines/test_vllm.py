@@ -1,0 +1,248 @@
+"""The vLLM engine with tiny random models: real requests, real processes. Each fact the adapter rests on has a test."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from support import make_strategy, parts
+
+from speclrm.evaluators.metrics import Summary
+from speclrm.runtime.context import judge_suffix
+from speclrm.runtime.engines.vllm import start_engines
+from speclrm.runtime.errors import CapacityError, EngineError
+from speclrm.runtime.events import EVENT
+from speclrm.runtime.protocols import Delta, Problem, Request, Role
+from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.state import SampleState, apply
+from speclrm.runtime.tokenizer import load_tokenizer
+from speclrm.strategies.prompts import STEP_PROMPTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from speclrm.runtime.engines.vllm import VllmEngine
+    from speclrm.runtime.settings import EngineSettings
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
+
+PROMPT = "Solve the problem step by step. " * 8
+
+
+async def collect(engine: VllmEngine, request: Request) -> list[Delta]:
+    return [delta async for delta in engine.stream(request)]
+
+
+def request(engine: VllmEngine, name: str = "r", **options: object) -> Request:
+    values = {"max_tokens": 24, "temperature": 1.0, "seed": 3, **options}
+    return Request(name, engine.tokenizer.encode(PROMPT), **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def target(engine_pair: dict[Role, VllmEngine]) -> VllmEngine:
+    return engine_pair[Role.TARGET]
+
+
+async def test_ids_go_in_and_come_out_and_the_last_delta_alone_says_why(target: VllmEngine) -> None:
+    deltas = await collect(target, request(target))
+    assert deltas[-1].finish is not None
+    assert {delta.finish for delta in deltas[:-1]} <= {None}
+    ids = [token for delta in deltas for token in delta.ids]
+    assert 0 < len(ids) <= 24
+    assert not set(ids) & target.tokenizer.vocabulary.end_ids
+
+
+async def test_a_limit_is_told_from_a_stop(target: VllmEngine) -> None:
+    everything = tuple(range(target.tokenizer.vocabulary.size))
+    stopped = await collect(target, request(target, stop_ids=everything))
+    first = (await collect(target, request(target, max_tokens=1)))[0]
+    assert [(len(d.ids), d.finish) for d in stopped] in ([(1, "stop")], [(0, "end")])
+    assert first.finish in ("length", "end")
+
+
+async def test_a_stop_id_ends_the_output_inside_the_engine_and_belongs_to_it(target: VllmEngine) -> None:
+    free = [t for d in await collect(target, request(target, max_tokens=20)) for t in d.ids]
+    stop = free[5]
+    cut = await collect(target, request(target, max_tokens=20, stop_ids=(stop,)))
+    ids = [t for d in cut for t in d.ids]
+    assert cut[-1].finish == "stop"
+    assert ids[-1] == stop
+    assert stop not in ids[:-1]
+
+
+async def test_the_models_own_end_is_an_end_and_no_text(target: VllmEngine) -> None:
+    end = min(target.tokenizer.vocabulary.end_ids)
+    deltas = await collect(target, request(target, allowed_ids=(end,)))
+    assert [(d.ids, d.finish) for d in deltas] == [((), "end")]
+
+
+async def test_all_ten_digits_come_with_their_probability_and_nothing_else_is_sampled(target: VllmEngine) -> None:
+    suffix = judge_suffix(target.tokenizer, STEP_PROMPTS)
+    (delta,) = await collect(
+        target,
+        request(target, max_tokens=1, temperature=0.0, allowed_ids=suffix.digit_ids, logprob_ids=suffix.digit_ids),
+    )
+    assert delta.logprobs is not None
+    assert set(delta.logprobs) == set(suffix.digit_ids)
+    mass = sum(math.exp(value) for value in delta.logprobs.values())
+    assert 0 < mass < 0.5  # taken before the restriction: a random model spreads its mass over everything
+    assert delta.ids[0] == max(delta.logprobs, key=lambda token: delta.logprobs[token])  # type: ignore[index]
+
+
+async def test_a_prompt_seen_before_is_not_computed_again(target: VllmEngine) -> None:
+    words = target.tokenizer.encode("The quality of blank lines. " * 12)
+    first = await collect(target, Request("one", words, 1))
+    again = await collect(target, Request("two", [*words, *target.tokenizer.encode("Solve")], 1))
+    assert first[0].cached_tokens == 0
+    assert (again[0].cached_tokens or 0) >= len(words) - 32
+
+
+async def test_many_seeded_requests_of_any_length_side_by_side(engine_pair: dict[Role, VllmEngine]) -> None:
+    """On a CPU a seeded request whose prompt is computed in parts would kill the engine."""
+    calls = [
+        collect(engine, Request(f"{role}{n}", engine.tokenizer.encode("We add. " * (8 * n + 1)), 12, 1.0, 1.0, n))
+        for role, engine in engine_pair.items()
+        for n in range(12)
+    ]
+    results = await asyncio.gather(*calls)
+    assert all(deltas[-1].finish for deltas in results)
+
+
+async def test_leaving_a_stream_frees_the_engine_and_the_next_request_answers(target: VllmEngine) -> None:
+    ends = tuple(target.tokenizer.vocabulary.end_ids)
+    allowed = tuple(t for t in range(target.tokenizer.vocabulary.size) if t not in ends)
+    for moment_s in (0.0, 0.001, 0.05):
+        call = asyncio.create_task(collect(target, request(target, max_tokens=250, allowed_ids=allowed)))
+        await asyncio.sleep(moment_s)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    stream = target.stream(request(target, max_tokens=250, allowed_ids=allowed))
+    await anext(stream)
+    await stream.aclose()
+    answer = await asyncio.wait_for(collect(target, request(target, max_tokens=4)), 20)
+    assert answer[-1].finish
+    assert target.engine.get_num_unfinished_requests() == 0
+    assert target.stats().running == 0
+
+
+async def test_the_same_name_twice_is_no_trouble(target: VllmEngine) -> None:
+    one, two = await asyncio.gather(collect(target, request(target, "same")), collect(target, request(target, "same")))
+    assert one[-1].finish
+    assert two[-1].finish
+
+
+async def test_what_does_not_fit_is_refused_before_it_is_sent(target: VllmEngine) -> None:
+    with pytest.raises(CapacityError, match="takes"):
+        await collect(target, request(target, max_tokens=10_000))
+    assert target.stats().alive
+
+
+async def test_progress_is_counted(target: VllmEngine) -> None:
+    before = target.stats()
+    await collect(target, request(target))
+    after = target.stats()
+    assert after.progress > before.progress
+    assert after.output_tokens > before.output_tokens
+
+
+async def test_nothing_of_the_start_is_left_in_the_environment(target: VllmEngine) -> None:
+    assert target.stats().alive
+    assert "VLLM_LOGGING_CONFIG_PATH" not in os.environ
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+    assert "iomp5" not in os.environ.get("LD_PRELOAD", "")
+    assert multiprocessing_executable() == sys.executable
+
+
+def multiprocessing_executable() -> str:
+    from multiprocessing import spawn
+
+    return os.fsdecode(spawn.get_executable())
+
+
+@pytest.mark.parametrize("name", ["baseline", "speculative"])
+async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
+    engine_pair: dict[Role, VllmEngine], name: str, tmp_path: Path
+) -> None:
+    chosen = make_strategy(
+        name, tracks=3, token_budget=96, max_step_tokens=32, score_method="average", score_threshold=4.5
+    )
+    async with Runtime(parts(engine_pair)) as runtime:
+        result = await runtime.run(
+            [Problem("one", "Add 1 and 2.", "3"), Problem("two", "Add 2 and 2.", "4")],
+            chosen,
+            directory=tmp_path / "run",
+        )
+    events = [EVENT.validate_json(line) for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
+    fold = Summary()
+    for event in events:
+        fold.add(event)
+    summary = fold.summary()
+    for counts in summary.tokens.values():
+        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
+    assert summary.status == "finished"
+    assert all(track.reason != "error" for row in summary.samples for track in row.tracks)
+    for sample in result.samples:
+        state = SampleState(sample.problem, sample.repeat)
+        for event in events:
+            if getattr(event, "problem", None) == sample.problem:
+                state = apply(state, event)
+        assert state == sample
+        assert all(track.tokens <= 96 + 48 + 32 for track in state.tracks.values())
+    if name == "speculative":
+        assert summary.drafted > 0
+        assert summary.tokens["target"].judge == summary.phases["score"].requests
+
+
+async def test_contexts_are_cached_from_step_to_step(engine_pair: dict[Role, VllmEngine]) -> None:
+    fold = Summary()
+
+    class Sink:
+        def emit(self, event: object) -> None:
+            fold.add(event)  # type: ignore[arg-type]
+
+        async def room(self) -> None: ...
+
+        async def aclose(self) -> None: ...
+
+    chosen = make_strategy("speculative", tracks=2, token_budget=128, max_step_tokens=16, score_threshold=0)
+    async with Runtime(parts(engine_pair)) as runtime:
+        await runtime.solve(Problem("cached", "Add 1 and 2 and 3. " * 8, "6"), chosen, sinks=[Sink()])
+    counts = fold.summary().tokens["target"]
+    assert counts.cached > counts.prompt / 2
+
+
+async def test_an_engine_on_another_loop_is_refused(target: VllmEngine) -> None:
+    def elsewhere() -> None:
+        asyncio.run(collect(target, request(target)))
+
+    with pytest.raises(EngineError, match="another event loop"):
+        await asyncio.to_thread(elsewhere)
+
+
+async def test_a_model_that_cannot_be_loaded_is_one_paragraph_and_leaves_no_process(
+    tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+) -> None:
+    import psutil
+
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    settings = tiny_settings[Role.TARGET]
+    for file in settings.path.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(EngineError, match="did not start") as caught:
+        await start_engines(
+            {Role.TARGET: settings.model_copy(update={"path": broken, "name": "broken"})},
+            {Role.TARGET: load_tokenizer(settings.path)},
+            log_path=tmp_path / "engines.log",
+        )
+    assert "\n" not in str(caught.value)
+    await asyncio.sleep(1)
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert not [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]

@@ -1,0 +1,55 @@
+"""The reaper, with ordinary processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+OWNER = """
+import os, subprocess, sys, time
+from speclrm.runtime.engines import reaper
+reaper.start(os.getpid())
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
+other = subprocess.Popen([sys.executable, "-c", nested])
+time.sleep({wait})
+print(child.pid, other.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 1.5], ids=["at once", "after a while"])
+def test_descendants_of_a_killed_owner_are_ended_even_if_they_ignore_it(wait_s: float) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    owner = subprocess.Popen([sys.executable, "-c", OWNER.format(wait=wait_s)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pids = [int(word) for word in owner.stdout.readline().split()]
+    seen = [psutil.Process(pid) for pid in pids] + psutil.Process(owner.pid).children(recursive=True)
+    owner.kill()
+    owner.wait()
+    started = time.monotonic()
+    _, alive = psutil.wait_procs(seen, timeout=10)
+    assert not alive
+    assert time.monotonic() - started < 10
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    owner.stdout.close()
+
+
+def test_the_reaper_ends_with_an_owner_that_leaves_nothing() -> None:
+    code = "import os; from speclrm.runtime.engines import reaper; print(reaper.start(os.getpid()).pid, flush=True)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid)
+    assert pid != os.getpid()
