@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytest
+
+import speclrm
+
+
+def test_the_public_list_is_short_sorted_and_true() -> None:
+    assert sorted(speclrm.__all__) == speclrm.__all__
+    assert len(speclrm.__all__) < 25
+    for name in speclrm.__all__:
+        assert getattr(speclrm, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        speclrm.nothing  # noqa: B018  # type: ignore[attr-defined]
