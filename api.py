@@ -103,7 +103,7 @@ class RunOptions(EngineOptions, RecipeOptions):
 class CalibrateOptions(EngineOptions):
     """Everything that ``speclrm calibrate`` can be told. ``acceptance``: the share of drafts that should be kept."""
 
-    dataset: str = "reasoning-gym:gsm_symbolic"
+    dataset: str = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
     limit: int = Field(default=4, ge=1)
     tracks: int = Field(default=2, ge=1)
     token_budget: int = Field(default=256, ge=1)

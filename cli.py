@@ -173,7 +173,7 @@ def calibrate(
     draft: Draft = None,
     dataset: Annotated[
         str, typer.Option(help="Problems to look at; not those to be solved later.")
-    ] = "reasoning-gym:gsm_symbolic",
+    ] = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2",
     limit: Annotated[int, typer.Option(min=1, help="Problems.")] = 4,
     tracks: Annotated[int, typer.Option(min=1, help="Tracks of each.")] = 2,
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens of a track.")] = 256,
@@ -226,8 +226,8 @@ def demo(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Target model.", show_default="a known 0.5B model")] = None,
     draft: Annotated[str | None, typer.Option(help="Draft model.", show_default="a known 135M model")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Problems.", show_default="grade-school word problems")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems.", show_default="5")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Problems.", show_default="sums of three numbers")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems.", show_default="6")] = None,
     tracks: Annotated[int | None, typer.Option(min=1, help="Tracks of each.", show_default="3")] = None,
     display: Display = None,
     log_file: LogFile = None,

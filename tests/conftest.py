@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("engine") or item.get_closest_marker("models"):
             item.add_marker(pytest.mark.timeout(400))
+            # torch and vLLM warn of their own affairs while they are imported.
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
             if find_spec("vllm") is None:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
 

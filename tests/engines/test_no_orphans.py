@@ -36,6 +36,7 @@ def test_no_process_outlives_its_owner(stage: str, number: signal.Signals, tiny_
         text=True,
     )
     assert owner.stdout is not None
+    seen: set[psutil.Process] = set()
     try:
         for line in owner.stdout:
             if line.strip() == stage:

@@ -57,7 +57,7 @@ def make_model(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     size = make_tokenizer(folder, size=vocabulary)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     config = Qwen2Config(
         vocab_size=(size + 63) // 64 * 64,
         hidden_size=hidden,

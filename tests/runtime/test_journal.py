@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,7 @@ from speclrm.runtime.errors import TraceError
 from speclrm.runtime.events import EVENT, EngineFailed, SampleFinished
 from speclrm.runtime.journal import Journal
 
-if TYPE_CHECKING:
-    from pathlib import Path
+FULL = Path("/dev/full")
 
 
 def event(number: int) -> EngineFailed:
@@ -90,29 +90,22 @@ def test_a_trace_is_never_written_over(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_full_disk_is_told_to_those_who_write() -> None:
-    from pathlib import Path
-
-    if not Path("/dev/full").exists():
+def test_a_full_disk_is_told_to_those_who_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not FULL.exists():
         pytest.skip("needs /dev/full")
+    opened: Any = journal_module.aiofiles.open
+
+    def open_full(path: Path, mode: str, **options: Any) -> Any:
+        return opened(FULL, "wb", **options)  # a disk with no room at all
+
+    monkeypatch.setattr(journal_module.aiofiles, "open", open_full)
 
     async def main() -> None:
-        journal = Journal(Path("/dev/full"))
-        journal_open = journal_module.aiofiles.open
+        async with Journal(tmp_path / "trace.jsonl") as journal:
+            journal.emit(event(0))
+            await asyncio.sleep(1)
+            with pytest.raises(TraceError, match="No space left"):
+                await journal.room()
 
-        def reopen(path: Path, mode: str, **options: int) -> object:
-            return journal_open(path, "wb", **options)  # /dev/full exists, so it cannot be created
-
-        journal_module.aiofiles.open = reopen  # type: ignore[assignment]
-        try:
-            async with journal:
-                journal.emit(event(0))
-                await asyncio.sleep(1)
-                with pytest.raises(TraceError, match="No space left"):
-                    await journal.room()
-                raise KeyError("told")
-        finally:
-            journal_module.aiofiles.open = journal_open
-
-    with pytest.raises(TraceError):
+    with pytest.raises(TraceError, match="No space left"):
         run_virtual(main())

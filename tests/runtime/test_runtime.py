@@ -31,10 +31,10 @@ PROBLEMS = [Problem(f"p{number}", f"Problem {number}", "4") for number in range(
 SCORES = by_step(STEPS, scores=[9, 3, 8])
 
 
-def engines(**options: int) -> dict[Role, ScriptedEngine]:
+def engines() -> dict[Role, ScriptedEngine]:
     return {
-        Role.DRAFT: ScriptedEngine(by_step(STEPS), name="draft", **options),
-        Role.TARGET: ScriptedEngine(SCORES, name="target", **options),
+        Role.DRAFT: ScriptedEngine(by_step(STEPS), name="draft"),
+        Role.TARGET: ScriptedEngine(SCORES, name="target"),
     }
 
 
