@@ -53,6 +53,9 @@ PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
 RUNS_FOLDER = Path("runs")
 ENGINE_LOGS_KEPT = 20
+CALIBRATION_PASSES = 2
+"""The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
+behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant)."""
 
 
 def _quiet(what: str, done: float | None, total: float | None) -> None:
@@ -121,7 +124,7 @@ class RunReport(_Options):
 class Calibration(_Options):
     """What a judge's scores look like, and the threshold drawn from them.
 
-    ``scores``: of drafted steps in drafted contexts, 0 to 9, sorted. ``acceptance``: the share of them that the
+    ``scores``: of drafted steps, 0 to 9, sorted, in contexts as a run with about this threshold has them. ``acceptance``: the share of them that the
     threshold keeps. ``mass``: the mean probability that the judge gave to digits; far below one, it does not understand
     the question.
     """
@@ -278,13 +281,16 @@ async def calibrate(
 
 async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
     """The same on a runtime that is open already."""
-    chosen, problems = _calibration_work(options)
-    fold = _Fold()
-    await runtime.run(problems, chosen, seed=options.seed, sinks=[*sinks, fold])
-    if not fold.scores:
-        raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
-    scores = sorted(fold.scores)
-    threshold, acceptance = choose_threshold(scores, options.acceptance)
+    threshold = 0.0  # everything is accepted at first: nothing stands between a draft and its score
+    scores: list[float] = []
+    for attempt in range(CALIBRATION_PASSES):
+        chosen, problems = _calibration_work(options, threshold)
+        fold = _Fold()
+        await runtime.run(problems, chosen, seed=options.seed + attempt, sinks=[*sinks, fold])
+        if not fold.scores:
+            raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
+        scores = sorted(fold.scores)
+        threshold, acceptance = choose_threshold(scores, options.acceptance)
     result = Calibration(
         target=options.target or "",
         draft=options.draft or "",
@@ -324,14 +330,13 @@ def calibration_path(target: str, draft: str, method: str) -> Path:
 # ------------------------------------------------------------------------------------------------------- preparations
 
 
-def _calibration_work(options: CalibrateOptions) -> tuple[Family, list[Problem]]:
+def _calibration_work(options: CalibrateOptions, threshold: float = 0.0) -> tuple[Family, list[Problem]]:
     if options.draft is None:
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
-    # Everything is accepted, so that no rewrite stands between a draft and its score.
     chosen = strategy(
         "speculative",
         tracks=options.tracks,
-        score_threshold=0.0,
+        score_threshold=threshold,
         score_method=options.score_method,
         token_budget=options.token_budget,
         max_step_tokens=options.max_step_tokens,

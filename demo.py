@@ -72,7 +72,7 @@ async def compare(
         draft=options.draft,
         dataset=options.dataset,
         limit=6,
-        tracks=1,
+        tracks=2,
         acceptance=0.5,
         token_budget=min(128, options.token_budget),
         max_step_tokens=options.max_step_tokens,
