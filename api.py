@@ -53,9 +53,6 @@ PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
 RUNS_FOLDER = Path("runs")
 ENGINE_LOGS_KEPT = 20
-CALIBRATION_PASSES = 2
-"""The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
-behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant)."""
 
 
 def _quiet(what: str, done: float | None, total: float | None) -> None:
@@ -124,9 +121,9 @@ class RunReport(_Options):
 class Calibration(_Options):
     """What a judge's scores look like, and the threshold drawn from them.
 
-    ``scores``: of drafted steps, 0 to 9, sorted, in contexts as a run with about this threshold has them. ``acceptance``: the share of them that the
-    threshold keeps. ``mass``: the mean probability that the judge gave to digits; far below one, it does not understand
-    the question.
+    ``scores``: of drafted steps, 0 to 9, sorted, in contexts as a run with about this threshold has them.
+    ``acceptance``: the share of them that the threshold keeps. ``mass``: the mean probability that the judge gave to
+    digits; far below one, it does not understand the question.
     """
 
     schema_version: int = 1
@@ -281,16 +278,13 @@ async def calibrate(
 
 async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
     """The same on a runtime that is open already."""
-    threshold = 0.0  # everything is accepted at first: nothing stands between a draft and its score
-    scores: list[float] = []
-    for attempt in range(CALIBRATION_PASSES):
-        chosen, problems = _calibration_work(options, threshold)
-        fold = _Fold()
-        await runtime.run(problems, chosen, seed=options.seed + attempt, sinks=[*sinks, fold])
-        if not fold.scores:
-            raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
-        scores = sorted(fold.scores)
-        threshold, acceptance = choose_threshold(scores, options.acceptance)
+    first = await _scored(runtime, options, sinks, 0.0, options.seed)
+    # The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
+    # behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant).
+    threshold, _ = choose_threshold(sorted(first.scores), options.acceptance)
+    second = await _scored(runtime, options, sinks, threshold, options.seed + 1)
+    scores = sorted(second.scores)
+    threshold, acceptance = choose_threshold(scores, options.acceptance)
     result = Calibration(
         target=options.target or "",
         draft=options.draft or "",
@@ -298,7 +292,7 @@ async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequ
         threshold=threshold,
         acceptance=acceptance,
         scores=tuple(scores),
-        mass=sum(fold.masses) / len(fold.masses),
+        mass=sum(second.masses) / len(second.masses),
     )
     path = calibration_path(result.target, result.draft, result.score_method)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,6 +300,18 @@ async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequ
     fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)
     return result
+
+
+async def _scored(
+    runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink], threshold: float, seed: int
+) -> _Fold:
+    """The scores of one pass over the problems. Raises SettingsError where there are none."""
+    chosen, problems = _calibration_work(options, threshold)
+    fold = _Fold()
+    await runtime.run(problems, chosen, seed=seed, sinks=[*sinks, fold])
+    if not fold.scores:
+        raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
+    return fold
 
 
 def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float, float]:
