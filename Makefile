@@ -38,7 +38,7 @@ lint: setup
 
 types: setup
 	@mkdir -p build/link && ln -sfn ../.. build/link/speclrm
-	@$(BIN)/pyright --venvpath . --pythonpath $(BIN)/python
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: setup ## Tests on scripted engines
 	@$(BIN)/python -m pytest -q -m "not engine and not models"
