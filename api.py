@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,8 +14,9 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.datasets import load
 from speclrm.evaluators.grading import Grader
@@ -116,24 +116,6 @@ class CalibrateOptions(EngineOptions):
 class RunReport(_Options):
     directory: Path
     summary: RunSummary
-
-
-class Calibration(_Options):
-    """What a judge's scores look like, and the threshold drawn from them.
-
-    ``scores``: of drafted steps, 0 to 9, sorted, in contexts as a run with about this threshold has them.
-    ``acceptance``: the share of them that the threshold keeps. ``mass``: the mean probability that the judge gave to
-    digits; far below one, it does not understand the question.
-    """
-
-    schema_version: int = 1
-    target: str
-    draft: str
-    score_method: ScoreMethod
-    threshold: float
-    acceptance: float
-    scores: tuple[float, ...]
-    mass: float
 
 
 class Runtime(_Runtime):
@@ -294,11 +276,7 @@ async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequ
         scores=tuple(scores),
         mass=sum(second.masses) / len(second.masses),
     )
-    path = calibration_path(result.target, result.draft, result.score_method)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    keep(result)
     return result
 
 
@@ -312,25 +290,6 @@ async def _scored(
     if not fold.scores:
         raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
     return fold
-
-
-def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float, float]:
-    """The threshold, among the scores seen, whose kept share comes nearest to the one asked for; and that share.
-
-    ``scores`` is sorted. A threshold that keeps all or nothing is taken only where there is no other.
-    """
-    candidates: dict[float, float] = {}
-    for index, score in enumerate(scores):
-        candidates.setdefault(score, (len(scores) - index) / len(scores))
-    partial = {score: share for score, share in candidates.items() if share < 1.0} or candidates
-    threshold = min(partial, key=lambda score: (abs(partial[score] - acceptance), score))
-    return threshold, partial[threshold]
-
-
-def calibration_path(target: str, draft: str, method: str) -> Path:
-    """Where the threshold for a pair of models is kept."""
-    names = [re.sub(r"[^\w.-]+", "--", name.removeprefix("vllm/")).strip("-") for name in (target, draft)]
-    return models.cache_dir() / "calibrations" / f"{names[0]}__{names[1]}__{method}.json"
 
 
 # ------------------------------------------------------------------------------------------------------- preparations
@@ -374,20 +333,6 @@ def _strategy(options: RunOptions) -> Family:
             },
         )
     return chosen
-
-
-def kept_threshold(target: str, draft: str, method: str) -> float:
-    """The threshold that an earlier calibration kept. Raises SettingsError where there was none."""
-    path = calibration_path(target, draft, method)
-    try:
-        return Calibration.model_validate_json(path.read_bytes()).threshold
-    except FileNotFoundError:
-        raise SettingsError(
-            f"There is no calibration of {target} with drafts by {draft} and {method} scores. Make one with `speclrm "
-            f"calibrate {target} --draft {draft} --score-method {method}`, or give --score-threshold a number 0 to 9."
-        ) from None
-    except ValidationError as error:
-        raise SettingsError(f"{path} is not a calibration. Delete it and run `speclrm calibrate` again.") from error
 
 
 def _work(chosen: Family, problems: Sequence[Problem], options: RunOptions) -> Work:

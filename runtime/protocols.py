@@ -268,6 +268,11 @@ class Strategy(Protocol):
         ...
 
     @property
+    def methods_by(self) -> Literal["seed", "target", "fixed"]:
+        """What chose the methods of a plan: the seed, the target model, or whoever set the options."""
+        ...
+
+    @property
     def prompts(self) -> StepPrompts: ...
 
     @property

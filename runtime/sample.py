@@ -71,7 +71,9 @@ class Sample:
         strategy = self._strategy
         self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
         plans = strategy.plan(self.problem, self.repeat, self._seed)
-        self._emit(MethodsChosen(**self._where, codes=tuple(plan.code for plan in plans), chosen_by="seed"))
+        self._emit(
+            MethodsChosen(**self._where, codes=tuple(plan.code for plan in plans), chosen_by=strategy.methods_by)
+        )
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_suffix(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.protocols import Limits, Role, Score, StepPrompts, TrackPlan
 from speclrm.strategies.prompts import STEP_PROMPTS
@@ -33,6 +33,10 @@ class Family(ABC):
     def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None]) -> None:
         self.recipe = recipe
         self._find_answer = find_answer
+
+    @property
+    def methods_by(self) -> Literal["seed", "target", "fixed"]:
+        return "fixed"
 
     @property
     def prompts(self) -> StepPrompts:

@@ -6,7 +6,7 @@ After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: 
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.protocols import Role
 from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
@@ -25,6 +25,10 @@ class Speculative(Family):
 
     name: str = "speculative"
     roles: frozenset[Role] = frozenset({Role.DRAFT, Role.TARGET})
+
+    @property
+    def methods_by(self) -> Literal["seed", "target", "fixed"]:
+        return "fixed" if self.recipe.methods else "seed"
 
     def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]:
         count = self.recipe.tracks

@@ -30,9 +30,10 @@ Process = tuple[int, int]
 
 def start(owner: int) -> subprocess.Popen[bytes]:
     """Starts the reaper for a process, in a session of its own so that Ctrl-C does not reach it."""
-    os.environ.setdefault(MARK, f"{owner}:{_start_time(owner)}")
+    started = _start_time(owner)
+    os.environ.setdefault(MARK, f"{owner}:{started}")
     return subprocess.Popen(  # noqa: S603  # our own interpreter on our own file
-        [sys.executable, "-I", "-S", __file__, str(owner)],
+        [sys.executable, "-I", "-S", __file__, str(owner), str(started)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -106,15 +107,17 @@ def _sweep(processes: set[Process]) -> None:
                 leftover.unlink()
 
 
-def watch(owner: int) -> None:
-    """Waits for the owner's death, then ends its descendants."""
-    mark = f"{owner}:{_start_time(owner)}"
+def watch(owner: int, started: int) -> None:
+    """Waits for the owner's death, then ends its descendants. ``started`` tells the owner from a later process of the
+    same pid: it may be dead before we come to look.
+    """
+    mark = f"{owner}:{started}"
     known: set[Process] = set()
     try:
         handle = os.pidfd_open(owner)
     except OSError:
         handle = None
-    if handle is not None:
+    if handle is not None and _start_time(owner) == started:
         poller = select.poll()
         poller.register(handle, select.POLLIN)
         while not poller.poll(POLL_S * 1000):
@@ -131,4 +134,4 @@ def watch(owner: int) -> None:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]))
+    watch(int(sys.argv[1]), int(sys.argv[2]))
