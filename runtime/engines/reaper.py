@@ -1,9 +1,10 @@
-"""A small process that outlives its owner just long enough to end what the owner left behind.
+"""A small process that outlives its owner just long enough to end the engines that the owner left behind.
 
 vLLM's engine processes do not notice that the program which started them is gone, and a program ended by SIGKILL can
 tell nobody. So the owner starts this file as a process of its own before it starts an engine. It sleeps on a pidfd of
-the owner, notes twice a second which processes descend from it, and once the owner is dead sends them SIGTERM, and
-SIGKILL after ``GRACE_S``. It needs nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
+the owner, and twice a second looks for descendants of the owner that carry its mark in their environment; once the
+owner is dead they get SIGTERM, and SIGKILL after ``GRACE_S``. Other processes of the owner are left alone. It needs
+nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ GRACE_S = 3.0
 """Between asking a process to end and ending it. Together with a poll this leaves room within ten seconds."""
 POLL_S = 0.5
 MARK = "SPECLRM_OWNER"
-"""An environment variable of all descendants. It finds those that were born between the last look and the owner's
-death: their environment still stands in /proc, since they had no time to rename themselves."""
+"""An environment variable of all processes that are to end with the owner. It is looked for while they are young: vLLM
+renames its processes, which overwrites what /proc shows of their environment."""
 
 Process = tuple[int, int]
 """A pid with its start time in clock ticks, which together name a process for good."""
 
 
+def mark(owner: int) -> str:
+    """The value of ``MARK`` for the processes of an owner."""
+    return f"{owner}:{_start_time(owner)}"
+
+
 def start(owner: int) -> subprocess.Popen[bytes]:
     """Starts the reaper for a process, in a session of its own so that Ctrl-C does not reach it."""
-    started = _start_time(owner)
-    os.environ.setdefault(MARK, f"{owner}:{started}")
     return subprocess.Popen(  # noqa: S603  # our own interpreter on our own file
-        [sys.executable, "-I", "-S", __file__, str(owner), str(started)],
+        [sys.executable, "-I", "-S", __file__, str(owner), str(_start_time(owner))],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -81,15 +85,16 @@ def descendants(roots: set[int]) -> set[Process]:
     return found
 
 
-def marked(mark: str) -> set[Process]:
-    """All processes whose environment carries the owner's mark."""
-    wanted = f"{MARK}={mark}".encode()
+def marked(value: str, among: set[Process] | None = None) -> set[Process]:
+    """The processes whose environment carries the mark, of all or among some."""
+    wanted = f"{MARK}={value}".encode()
+    candidates = {(pid, _start_time(pid)) for pid in _pids()} if among is None else among
     found: set[Process] = set()
-    for pid in _pids():
+    for process in candidates:
         with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and pid != os.getpid():
-                found.add((pid, _start_time(pid)))
-    return found
+            if wanted in Path(f"/proc/{process[0]}/environ").read_bytes().split(b"\0"):
+                found.add(process)
+    return found - {(os.getpid(), _start_time(os.getpid()))}
 
 
 def _signal(processes: set[Process], number: int) -> None:
@@ -111,7 +116,7 @@ def watch(owner: int, started: int) -> None:
     """Waits for the owner's death, then ends its descendants. ``started`` tells the owner from a later process of the
     same pid: it may be dead before we come to look.
     """
-    mark = f"{owner}:{started}"
+    value = f"{owner}:{started}"
     known: set[Process] = set()
     try:
         handle = os.pidfd_open(owner)
@@ -121,14 +126,16 @@ def watch(owner: int, started: int) -> None:
         poller = select.poll()
         poller.register(handle, select.POLLIN)
         while not poller.poll(POLL_S * 1000):
-            known = {process for process in known if _alive(process)} | descendants({owner})
-    known |= marked(mark)
+            known = {process for process in known if _alive(process)}
+            known |= marked(value, descendants({owner}) - known)
+            known |= descendants({pid for pid, _ in known})
+    known |= marked(value)
     known |= descendants({pid for pid, _ in known})
     _signal(known, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     while any(map(_alive, known)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    known |= descendants({pid for pid, _ in known if _alive((pid, _))}) | marked(mark)
+    known |= descendants({pid for pid, _ in known if _alive((pid, _))}) | marked(value)
     _signal(known, signal.SIGKILL)
     _sweep(known)
 

@@ -175,6 +175,7 @@ def _environment(settings: Mapping[Role, EngineSettings], folder: Path, log_path
     shell.write_text(f'#!/bin/sh\nexec {setsid}{quote(sys.executable)} "$@" 2>>{quote(str(log_path))} >&2\n')
     shell.chmod(0o700)
     values: dict[str, str | None] = {
+        reaper.MARK: reaper.mark(os.getpid()),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_NO_USAGE_STATS": "1",

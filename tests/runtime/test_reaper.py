@@ -13,6 +13,8 @@ import pytest
 OWNER = """
 import os, subprocess, sys, time
 from speclrm.runtime.engines import reaper
+plain = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+os.environ[reaper.MARK] = reaper.mark(os.getpid())
 reaper.start(os.getpid())
 stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
 child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
@@ -20,27 +22,27 @@ child.stdout.readline()
 nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
 other = subprocess.Popen([sys.executable, "-c", nested])
 time.sleep({wait})
-print(child.pid, other.pid, flush=True)
+print(plain.pid, child.pid, other.pid, flush=True)
 time.sleep(100)
 """
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 1.5], ids=["at once", "after a while"])
 def test_descendants_of_a_killed_owner_are_ended_even_if_they_ignore_it(wait_s: float) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     owner = subprocess.Popen([sys.executable, "-c", OWNER.format(wait=wait_s)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     pids = [int(word) for word in owner.stdout.readline().split()]
-    seen = [psutil.Process(pid) for pid in pids] + psutil.Process(owner.pid).children(recursive=True)
+    bystander = psutil.Process(pids[0])  # a process of the owner that is none of the reaper's
+    seen = [p for p in psutil.Process(owner.pid).children(recursive=True) if p != bystander]
+    assert {p.pid for p in seen} > set(pids[1:])
     owner.kill()
     owner.wait()
     started = time.monotonic()
     _, alive = psutil.wait_procs(seen, timeout=10)
     assert not alive
     assert time.monotonic() - started < 10
-    assert bystander.poll() is None
+    assert bystander.is_running()
     bystander.kill()
-    bystander.wait()
     owner.stdout.close()
 
 
