@@ -236,7 +236,7 @@ async def run_in(
             sinks=[*sinks, fold],
         )
     finally:
-        if directory.is_dir():
+        if fold.summary().run:  # it began: the directory is this run's
             write_reports(directory, fold.summary())
     return RunReport(directory=directory, summary=fold.summary())
 

@@ -34,7 +34,7 @@ GPU_SEQUENCES_MAX = 256
 """Beyond these an engine gains little and each step only gets slower."""
 CPU_BATCHED_TOKENS = 1024
 GPU_BATCHED_TOKENS = 8192
-SLACK_TOKENS = 16
+SLACK_TOKENS = 32
 TRANSLATION = 1.5
 """Room for a text that another tokenizer wrote, in this one's tokens."""
 
