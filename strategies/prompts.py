@@ -15,7 +15,7 @@ STEP_PROMPTS = StepPrompts(
     # track and its own method stand before it.
     judge="A student wrote the solution above. Grade its last step from 0 (nonsense) to 9 (correct). Be strict.",
     judge_reply="Grade: ",
-    closing="**Final answer**\n\\boxed{",
+    closing="\n\n**Final answer**\n\\boxed{",
 )
 
 
