@@ -104,9 +104,9 @@ def _signal(processes: set[Process], number: int) -> None:
                 os.kill(process[0], number)
 
 
-def _sweep(processes: set[Process]) -> None:
+def sweep(pids: set[int]) -> None:
     """Removes what Intel's OpenMP leaves in shared memory when its process is killed."""
-    for pid, _ in processes:
+    for pid in pids:
         for leftover in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):  # noqa: S108  # the library's own place
             with contextlib.suppress(OSError):
                 leftover.unlink()
@@ -137,7 +137,7 @@ def watch(owner: int, started: int) -> None:
         time.sleep(0.1)
     known |= descendants({pid for pid, _ in known if _alive((pid, _))}) | marked(value)
     _signal(known, signal.SIGKILL)
-    _sweep(known)
+    sweep({pid for pid, _ in known})
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, 
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping
 
     from speclrm.runtime.protocols import Tokenizer
     from speclrm.runtime.settings import EngineSettings
@@ -44,9 +44,14 @@ STREAM_INTERVAL = 8
 them on eight at a time costs the loop little and still tells, after an abort, what had been generated."""
 
 ABORT_LIMIT_S = 5.0
+GIVE_UP_LIMIT_S = 30.0
+"""How long a start that is given up may take to end: the import of vLLM, which nothing can stop, is the most of it."""
 SHUTDOWN_S = 1.0
 CLOSE_LIMIT_S = 8.0
 """How long vLLM may wait for its processes to end, and how long we wait for vLLM."""
+
+GONE_LIMIT_S = 3.0
+"""How long the kernel may take to end a killed process: it has gigabytes to give back."""
 
 CHILD_POLL_S = 0.05
 
@@ -77,50 +82,161 @@ async def start_engines(
         )
     log_path.parent.mkdir(parents=True, exist_ok=True)
     log_path.touch()
-    watchdog = _Watchdog()
-    before = _children()
     started: dict[Role, VllmEngine] = {}
-    threads: dict[Role, asyncio.Future[tuple[Any, _Counters]]] = {}
-    with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as name:
+    # The processes read from this folder while they start.
+    with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
+        start = _Start(settings, Path(folder), log_path, notify or (lambda _: None))
         try:
-            with _environment(settings, Path(name), log_path):
-                for role, chosen in settings.items():
-                    if notify is not None:
-                        notify(f"loading {role.value} {chosen.name}")
-                    # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
-                    config = await asyncio.to_thread(_config, chosen)
-                    known = len(_children() - before)
-                    threads[role] = asyncio.ensure_future(asyncio.to_thread(_construct, config))
-                    while not threads[role].done() and len(_children() - before) <= known:  # noqa: ASYNC110
-                        await asyncio.sleep(CHILD_POLL_S)
-                for role, thread in threads.items():
-                    started[role] = VllmEngine(settings[role], tokenizers[role], *await thread, watchdog, log_path)
-                for engine in started.values():
-                    await engine.warm_up()
-        except BaseException as error:
-            for process in _children() - before:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            # The threads see their engines' death and come back; until then they hold sockets.
-            settled = asyncio.gather(*threads.values(), return_exceptions=True)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(settled, CLOSE_LIMIT_S)
+            for role, (engine, counters) in (await start.engines()).items():
+                started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
             for engine in started.values():
-                await engine.aclose()
-            watchdog.end()
+                await engine.warm_up()
+        except BaseException as error:
+            await _to_its_end(start.give_up())
+            for engine in started.values():
+                await _to_its_end(engine.aclose())
             if isinstance(error, Exception) and not isinstance(error, SettingsError):
-                raise _start_error(error, log_path) from error
+                raise _start_error(error, log_path, start.log_offset) from error
             raise
     return started
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+async def _to_its_end(clean_up: Coroutine[Any, Any, None]) -> None:
+    """Awaits a clean-up that a second cancellation must not cut short. The clean-up bounds its own time."""
+    task = asyncio.ensure_future(clean_up)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
-def _start_error(error: Exception, log_path: Path) -> EngineError:
-    """One paragraph from the engines' own log: the first error in it says more than the last exception here."""
-    lines = log_path.read_text(errors="replace").splitlines()
+class _Start:
+    """The way from settings to engines that are ready, or to nothing at all.
+
+    vLLM is configured and constructed in threads, and a thread cannot be cancelled. So the spawning is a task of its
+    own that nobody cancels: the environment stands until each engine's process is there, and one that is given up in
+    that moment is found and ended.
+    """
+
+    def __init__(
+        self, settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path, notify: Callable[[str], None]
+    ) -> None:
+        self.log_offset = log_path.stat().st_size
+        self.watchdog = _Watchdog()
+        self._settings = settings
+        self._folder = folder
+        self._log_path = log_path
+        self._notify = notify
+        self._known = _cores()
+        self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
+        self._given_up = False
+        self._spawning = asyncio.ensure_future(self._spawn())
+
+    async def engines(self) -> dict[Role, tuple[Any, _Counters]]:
+        await asyncio.shield(self._spawning)
+        # Not ``gather``: it would cancel the threads' tasks with us, and lose the engines that come out of them.
+        done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
+        for thread in done:
+            thread.result()
+        return {role: thread.result() for role, thread in self._threads.items()}
+
+    async def _spawn(self) -> None:
+        with (
+            _environment(_common_values(self._folder, self._log_path)),
+            _executable(_shell(self._folder, self._log_path)),
+        ):
+            for role, chosen in self._settings.items():
+                if self._given_up:
+                    return
+                self._notify(f"loading {role.value} {chosen.name}")
+                with _environment(_own_values(chosen)):
+                    # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
+                    config = await asyncio.to_thread(_config, chosen)
+                    if self._given_up:
+                        return
+                    before = len(_cores())
+                    thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
+                    self._threads[role] = thread
+                    while not thread.done() and len(_cores()) <= before:  # noqa: ASYNC110
+                        await asyncio.sleep(CHILD_POLL_S)
+
+    async def give_up(self) -> None:
+        """Ends every process of this start, also one that is only about to be there. Takes ``GIVE_UP_LIMIT_S``."""
+        self._given_up = True
+        deadline = asyncio.get_running_loop().time() + GIVE_UP_LIMIT_S
+        tasks: set[asyncio.Task[Any]] = set()
+        killed: set[psutil.Process] = set()
+        while asyncio.get_running_loop().time() < deadline:
+            killed.update(_kill(_cores() - self._known))
+            # The threads see their engines' death and come back; until then they hold sockets.
+            tasks = {self._spawning, *self._threads.values()}
+            if all(task.done() for task in tasks):
+                break
+            await asyncio.wait({task for task in tasks if not task.done()}, timeout=CHILD_POLL_S)
+        killed.update(_kill(_cores() - self._known))
+        await _see_off(killed)
+        for task in tasks:
+            if task.done() and not task.cancelled() and task.exception() is None and task is not self._spawning:
+                await asyncio.to_thread(task.result()[0].shutdown, 0.0)
+        self.watchdog.end()
+
+
+def _cores() -> set[psutil.Process]:
+    """The engine processes of this program. Anything else that was started meanwhile is none of our business."""
+    found: set[psutil.Process] = set()
+    for child in multiprocessing.active_children():
+        if child.name.startswith("EngineCore") and child.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                found.add(psutil.Process(child.pid))
+    return found
+
+
+def _tree(cores: set[psutil.Process]) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for core in cores:
+        with contextlib.suppress(psutil.Error):
+            found += [core, *core.children(recursive=True)]
+    return found
+
+
+def _kill(cores: set[psutil.Process]) -> list[psutil.Process]:
+    """Kills engines with what they started; the workers of a killed core that still load would go on loading."""
+    for core in cores:
+        with contextlib.suppress(psutil.Error):
+            core.suspend()  # or it starts another worker between the look and the kill
+    processes = _tree(cores)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return processes
+
+
+async def _see_off(processes: Collection[psutil.Process]) -> None:
+    """Waits until killed processes are gone, for ``GONE_LIMIT_S`` at most, and removes what they leave."""
+    deadline = asyncio.get_running_loop().time() + GONE_LIMIT_S
+    while any(map(_runs, processes)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(CHILD_POLL_S)
+    reaper.sweep({process.pid for process in processes})
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
+    """One paragraph from what the engines logged since ``offset`` (bytes): a log may hold earlier starts.
+
+    The first error there says more than the last exception here.
+    """
+    lines = log_path.read_bytes()[offset:].decode(errors="replace").splitlines()
     causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
     cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
     return EngineError(
@@ -150,13 +266,11 @@ class _Watchdog:
             self._popen.wait()
 
 
-@contextlib.contextmanager
-def _environment(settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path) -> Generator[None, None, None]:
-    """What the engines' processes find when they start; all of it is put back afterwards, vLLM's own changes too.
+def _common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
+    """What all engines' processes find in their environment; None: nothing.
 
     vLLM spawns its processes (it does so on CPU anyway, and on CUDA a fork would inherit pipes and threads), so what
-    stands here at that moment is all they see. They run under a small shell script, which gives them a session of
-    their own, so that Ctrl-C reaches only us and we end them, and sends what they print to the log.
+    stands there at that moment is all they see.
     """
     logging_config = folder / "logging.json"
     logging_config.write_text(
@@ -170,11 +284,7 @@ def _environment(settings: Mapping[Role, EngineSettings], folder: Path, log_path
             }
         )
     )
-    shell = folder / "engine.sh"
-    setsid = "setsid " if shutil.which("setsid") else ""
-    shell.write_text(f'#!/bin/sh\nexec {setsid}{quote(sys.executable)} "$@" 2>>{quote(str(log_path))} >&2\n')
-    shell.chmod(0o700)
-    values: dict[str, str | None] = {
+    return {
         reaper.MARK: reaper.mark(os.getpid()),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
@@ -185,26 +295,54 @@ def _environment(settings: Mapping[Role, EngineSettings], folder: Path, log_path
         "VLLM_CPU_KVCACHE_SPACE": None,
         "KMP_BLOCKTIME": None,  # 1 was measured to cost 40 % system time
     }
-    for chosen in settings.values():
-        if chosen.device == "cpu" and chosen.cores:
-            values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, chosen.cores))
-        if chosen.preload:
-            values["LD_PRELOAD"] = ":".join(chosen.preload)
+
+
+def _own_values(settings: EngineSettings) -> dict[str, str | None]:
+    """What only this engine's processes find. vLLM reads the cores in the process that it spawns."""
+    values: dict[str, str | None] = {}
+    if settings.device == "cpu" and settings.cores:
+        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
+    if settings.preload:
+        values["LD_PRELOAD"] = ":".join(settings.preload)
+    return values
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str | None]) -> Generator[None, None, None]:
+    """Sets variables, None removes one; all of it is put back afterwards, vLLM's own changes too."""
     saved = dict(os.environ)
-    saved_executable = multiprocessing.spawn.get_executable()
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    multiprocessing.set_executable(str(shell))
     try:
         yield
     finally:
-        multiprocessing.set_executable(os.fsdecode(saved_executable))
         for name in os.environ.keys() - saved.keys():
             del os.environ[name]
         os.environ.update(saved)
+
+
+def _shell(folder: Path, log_path: Path) -> Path:
+    """The script that the processes run under: it gives them a session of their own, so that Ctrl-C reaches only us
+    and we end them, and sends what they print to the log.
+    """
+    shell = folder / "engine.sh"
+    setsid = "setsid " if shutil.which("setsid") else ""
+    shell.write_text(f'#!/bin/sh\nexec {setsid}{quote(sys.executable)} "$@" 2>>{quote(str(log_path))} >&2\n')
+    shell.chmod(0o700)
+    return shell
+
+
+@contextlib.contextmanager
+def _executable(path: Path) -> Generator[None, None, None]:
+    saved = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(str(path))
+    try:
+        yield
+    finally:
+        multiprocessing.set_executable(os.fsdecode(saved))
 
 
 def _config(settings: EngineSettings) -> Any:
@@ -223,7 +361,7 @@ def _config(settings: EngineSettings) -> Any:
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
         "scheduling_policy": "priority",
-        "disable_log_stats": True,  # the default loggers of two engines collide in Prometheus; ours is passed apart
+        "disable_log_stats": True,  # no periodic lines; our own logger is passed apart
         "generation_config": "vllm",  # sampling is ours alone
         "seed": 0,
     }
@@ -263,12 +401,16 @@ def _construct(config: Any) -> tuple[Any, _Counters]:
 
 
 def _stat_logger(counters: _Counters) -> Any:
-    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    class Logger(StatLoggerBase):
-        """vLLM calls this interface unstable, so every field is looked up with care."""
+    class Logger(PrometheusStatLogger):
+        """vLLM calls this interface unstable, so every field is looked up with care.
 
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+        A Prometheus logger by name only: where none is given vLLM adds its own, asked or not (StatLoggerManager in
+        v1/metrics/loggers.py), and that one takes all metrics of other engines out of the program's registry.
+        """
+
+        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None: ...
 
         def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
             counters.progress += 1
@@ -280,6 +422,12 @@ def _stat_logger(counters: _Counters) -> Any:
                 counters.output_tokens += getattr(iteration_stats, "num_generation_tokens", 0)
 
         def log_engine_initialized(self) -> None: ...
+
+        def log(self) -> None: ...
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None: ...
+
+        def record_admission_rejection(self, reason: str) -> None: ...
 
     return Logger
 
@@ -310,26 +458,37 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._aborts: set[asyncio.Task[None]] = set()
         watchdog.hold()
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        from vllm.exceptions import VLLMError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
 
         self._check(request)
+        try:
+            sampling = self._sampling(request)
+        except (VLLMError, ValueError, TypeError) as error:
+            raise self._refused(request, error) from error
         # An operation that is queued again keeps its id; the engine needs another.
         name = f"{request.id}#{next(self._numbers)}"
         outputs = self.engine.generate(
-            {"prompt_token_ids": list(request.prompt_ids)}, self._sampling(request), name, priority=request.priority
+            {"prompt_token_ids": list(request.prompt_ids)}, sampling, name, priority=request.priority
         )
-        finished = False
+        first, finished = True, False
         try:
             async for output in outputs:
                 finished = output.finished
-                yield self._delta(request, output)
+                yield self._delta(request, output, first=first)
+                first = False
         except VllmDead as error:
             raise self._dead() from error
-        except (ValueError, TypeError) as error:
-            raise RequestError(f"Engine {self.name} refused request {request.id}: {error}") from error
+        # vLLM's own errors are no ValueErrors, and what it does not expect comes as the cause of an empty one.
+        except (VLLMError, ValueError, TypeError) as error:
+            if self.engine.errored:
+                raise self._dead() from error
+            raise self._refused(request, error.__cause__ or error) from error
         finally:
             await outputs.aclose()
             if not finished and not self._closed:
@@ -342,6 +501,8 @@ class VllmEngine:
         Shielded and bounded: a second cancellation must not leak it, a dead engine must not hold us.
         """
         task = asyncio.ensure_future(self.engine.abort(name))
+        self._aborts.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._aborts.discard)
         with contextlib.suppress(TimeoutError, Exception):
             await asyncio.wait_for(asyncio.shield(task), ABORT_LIMIT_S)
 
@@ -356,6 +517,9 @@ class VllmEngine:
                 f"Request {request.id} needs {length} tokens and engine {self.name} takes {self.max_model_len}. Use a "
                 "smaller --token-budget or a shorter problem."
             )
+
+    def _refused(self, request: Request, error: BaseException) -> RequestError:
+        return RequestError(f"Engine {self.name} refused request {request.id}: {error or type(error).__name__}")
 
     def _dead(self) -> EngineDeadError:
         return EngineDeadError(
@@ -383,7 +547,7 @@ class VllmEngine:
             stream_interval=STREAM_INTERVAL,
         )
 
-    def _delta(self, request: Request, output: Any) -> Delta:
+    def _delta(self, request: Request, output: Any, *, first: bool) -> Delta:
         completion = output.outputs[0]
         ids = tuple(completion.token_ids)
         finish: Finish | None = None
@@ -394,9 +558,9 @@ class VllmEngine:
             elif completion.finish_reason not in ("stop", "length"):
                 raise RequestError(f"Engine {self.name} ended request {request.id}: {completion.finish_reason}.")
         logprobs = None
-        if request.logprob_ids and completion.logprobs:
-            first = completion.logprobs[0]
-            logprobs = {token: first[token].logprob for token in request.logprob_ids}
+        if first and request.logprob_ids and completion.logprobs:
+            position = completion.logprobs[0]
+            logprobs = {token: position[token].logprob for token in request.logprob_ids}
         return Delta(ids, finish, logprobs, output.num_cached_tokens)
 
     async def warm_up(self) -> None:
@@ -419,14 +583,17 @@ class VllmEngine:
         )
 
     async def aclose(self) -> None:
-        """Ends the engine's processes. Safe to call again."""
-        if self._closed:
-            return
+        """Ends the engine's processes. Safe to call again; every caller returns when they are gone."""
         self._closed = True
-        processes = self._processes()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        processes = _tree(self._cores())
+        # Its own way first: it closes sockets and shared memory. What is left after that is killed.
+        shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
-            # Its own way first: it closes sockets and shared memory. What is left after that is killed.
-            shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
             await asyncio.wait_for(asyncio.shield(shutdown), CLOSE_LIMIT_S)
         except TimeoutError:
             log.warning("engine_killed", engine=self.name, reason="it did not end when asked")
@@ -434,14 +601,13 @@ class VllmEngine:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            await _see_off(processes)
             self._watchdog.release()
 
-    def _processes(self) -> list[psutil.Process]:
-        """The engine's processes."""
-        found: list[psutil.Process] = []
+    def _cores(self) -> set[psutil.Process]:
+        found: set[psutil.Process] = set()
         manager = getattr(getattr(self.engine.engine_core, "resources", None), "engine_manager", None)
         for process in getattr(manager, "processes", []):
             with contextlib.suppress(psutil.Error):
-                parent = psutil.Process(process.pid)
-                found += [parent, *parent.children(recursive=True)]
+                found.add(psutil.Process(process.pid))
         return found

@@ -6,15 +6,18 @@ import asyncio
 import math
 import os
 import sys
+import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from support import make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import start_engines
-from speclrm.runtime.errors import CapacityError, EngineError
+from speclrm.runtime.errors import CapacityError, EngineError, RequestError
 from speclrm.runtime.events import EVENT
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
@@ -226,8 +229,6 @@ async def test_an_engine_on_another_loop_is_refused(target: VllmEngine) -> None:
 async def test_a_model_that_cannot_be_loaded_is_one_paragraph_and_leaves_no_process(
     tiny_settings: dict[Role, EngineSettings], tmp_path: Path
 ) -> None:
-    import psutil
-
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -236,6 +237,7 @@ async def test_a_model_that_cannot_be_loaded_is_one_paragraph_and_leaves_no_proc
         (broken / file.name).write_bytes(file.read_bytes())
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
+    (tmp_path / "engines.log").write_text("ValueError: of an earlier start\n")
     with pytest.raises(EngineError, match="did not start") as caught:
         await start_engines(
             {Role.TARGET: settings.model_copy(update={"path": broken, "name": "broken"})},
@@ -243,6 +245,103 @@ async def test_a_model_that_cannot_be_loaded_is_one_paragraph_and_leaves_no_proc
             log_path=tmp_path / "engines.log",
         )
     assert "\n" not in str(caught.value)
+    assert "earlier" not in str(caught.value)
     await asyncio.sleep(1)
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert not [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 3.0),
+        ("prompt_ids", [10**6]),
+        ("prompt_ids", []),
+        ("max_tokens", 0),
+        ("allowed_ids", (10**6,)),
+        ("seed", 2**70),
+    ],
+)
+async def test_a_request_that_vllm_refuses_is_our_error_and_harms_no_other(
+    target: VllmEngine, field: str, value: object
+) -> None:
+    with pytest.raises(RequestError, match=r"refused request r: \w"):
+        await collect(target, replace(request(target), **{field: value}))  # type: ignore[arg-type]
+    assert (await collect(target, request(target, max_tokens=2)))[-1].finish
+
+
+async def test_probabilities_come_with_the_first_delta_only(target: VllmEngine) -> None:
+    ends = target.tokenizer.vocabulary.end_ids
+    allowed = tuple(t for t in range(target.tokenizer.vocabulary.size) if t not in ends)
+    asked = request(target, max_tokens=200, allowed_ids=allowed, logprob_ids=(5, 6))
+    deltas: list[Delta] = []
+    for _ in range(10):  # a busy loop gets all tokens as one delta
+        deltas = deltas if len(deltas) > 1 else await collect(target, asked)
+    assert [delta.logprobs is not None for delta in deltas] == [True] + [False] * (len(deltas) - 1)
+    assert len(deltas) > 1
+
+
+async def test_the_programs_own_metrics_are_left_alone(target: VllmEngine) -> None:
+    from prometheus_client import REGISTRY
+
+    assert target.stats().alive
+    assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("vllm")]
+
+
+@pytest.mark.parametrize("moment", ["configuring the second", "before the process is there", "loading"])
+async def test_a_start_that_is_given_up_leaves_nothing_whatever_the_moment(
+    moment: str, tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+) -> None:
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    loading: list[str] = []
+    start = asyncio.create_task(
+        start_engines(
+            tiny_settings,
+            {role: load_tokenizer(settings.path) for role, settings in tiny_settings.items()},
+            log_path=tmp_path / "engines.log",
+            notify=loading.append,
+        )
+    )
+    while len(loading) < (1 if moment.startswith("before") else 2):  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    if moment.startswith("before"):
+        # The thread that spawns is under way and has nothing to show yet.
+        while not _construction_runs():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    elif moment == "loading":
+        await asyncio.sleep(3)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(start, 40)
+    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert not [p for p in left if p.status() != "zombie" and "resource_tracker" not in " ".join(p.cmdline())]
+    assert not _construction_runs()
+    assert multiprocessing_executable() == sys.executable
+
+
+def _construction_runs() -> bool:
+    """Whether some thread is in the blocking part of an engine's start."""
+    stacks = map(traceback.extract_stack, sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]
+    return any(frame.name == "_construct" for stack in stacks for frame in stack)
+
+
+async def test_each_engine_gets_its_own_cores_and_what_it_leaves_in_shared_memory_is_removed(
+    tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+) -> None:
+    own = sorted(os.sched_getaffinity(0))
+    settings = {
+        role: chosen.model_copy(update={"cores": (own[place % len(own)],)})
+        for place, (role, chosen) in enumerate(tiny_settings.items())
+    }
+    tokenizers = {role: load_tokenizer(chosen.path) for role, chosen in settings.items()}
+    log_path = tmp_path / "engines.log"
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    engines = await start_engines(settings, tokenizers, log_path=log_path)
+    pids = {p.pid for p in psutil.Process().children(recursive=True)} - before
+    try:
+        for chosen in settings.values():
+            assert f"VLLM_CPU_OMP_THREADS_BIND='{chosen.cores[0]}'" in log_path.read_text()
+    finally:
+        await asyncio.gather(*(engine.aclose() for engine in [*engines.values(), *engines.values()]))
+    assert not [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != "zombie"]
+    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in pids)]
