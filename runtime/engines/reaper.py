@@ -2,9 +2,9 @@
 
 vLLM's engine processes do not notice that the program which started them is gone, and a program ended by SIGKILL can
 tell nobody. So the owner starts this file as a process of its own before it starts an engine. It sleeps on a pidfd of
-the owner, and twice a second looks for descendants of the owner that carry its mark in their environment; once the
-owner is dead they get SIGTERM, and SIGKILL after ``GRACE_S``. Other processes of the owner are left alone. It needs
-nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
+the owner and on a pipe through which the owner names its engines' processes. Once the owner is dead, those, all that
+carry its mark in their environment, and all below them get SIGTERM, and SIGKILL after ``GRACE_S``. Other processes of
+the owner are left alone. It needs nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pathlib import Path
 GRACE_S = 3.0
 """Between asking a process to end and ending it. Together with a poll this leaves room within ten seconds."""
 POLL_S = 0.5
+"""How often to look for the owner where there is no pidfd: kernels before 5.3 and some sandboxes."""
 MARK = "SPECLRM_OWNER"
-"""An environment variable of all processes that are to end with the owner. It is looked for while they are young: vLLM
-renames its processes, which overwrites what /proc shows of their environment."""
+"""An environment variable of all processes that are to end with the owner. It finds those that are too young to have
+been named. vLLM renames the others, which overwrites what /proc shows of their environment."""
 
 Process = tuple[int, int]
 """A pid with its start time in clock ticks, which together name a process for good."""
@@ -38,12 +39,21 @@ def start(owner: int) -> subprocess.Popen[bytes]:
     """Starts the reaper for a process, in a session of its own so that Ctrl-C does not reach it."""
     return subprocess.Popen(  # noqa: S603  # our own interpreter on our own file
         [sys.executable, "-I", "-S", __file__, str(owner), str(_start_time(owner))],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
+        bufsize=0,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         env={key: value for key, value in os.environ.items() if key not in (MARK, "LD_PRELOAD")},
     )
+
+
+def name(watcher: subprocess.Popen[bytes], pids: set[int]) -> None:
+    """Tells the reaper of engines' processes. One that is gone already, process or reaper, is no error."""
+    lines = "".join(f"{pid} {_start_time(pid)}\n" for pid in sorted(pids))
+    assert watcher.stdin is not None
+    with contextlib.suppress(OSError):
+        watcher.stdin.write(lines.encode())  # fewer bytes than a pipe takes at once
 
 
 def _stat(pid: int) -> list[str]:
@@ -112,23 +122,37 @@ def sweep(pids: set[int]) -> None:
                 leftover.unlink()
 
 
+def _named_until_death(owner: int, started: int) -> set[Process]:
+    """Waits for the owner's end and returns what it has named by then."""
+    try:
+        handle = os.pidfd_open(owner)
+    except OSError:
+        handle = -1
+    poller = select.poll()
+    if handle >= 0:
+        poller.register(handle, select.POLLIN)
+    poller.register(0, select.POLLIN)
+    text = b""
+    while _start_time(owner) == started and _alive((owner, started)):
+        for ready, _ in poller.poll(None if handle >= 0 else POLL_S * 1000):
+            piece = os.read(0, 4096) if ready == 0 else b""
+            text += piece
+            if ready == 0 and not piece:
+                poller.unregister(0)
+    with contextlib.suppress(OSError):  # what was named in the owner's last moment
+        os.set_blocking(0, False)
+        while piece := os.read(0, 4096):
+            text += piece
+    whole = [line.split() for line in text.split(b"\n")[:-1]]
+    return {(int(pid), int(start)) for pid, start in whole}
+
+
 def watch(owner: int, started: int) -> None:
     """Waits for the owner's death, then ends its descendants. ``started`` tells the owner from a later process of the
     same pid: it may be dead before we come to look.
     """
     value = f"{owner}:{started}"
-    known: set[Process] = set()
-    try:
-        handle = os.pidfd_open(owner)
-    except OSError:
-        handle = None
-    if handle is not None and _start_time(owner) == started:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        while not poller.poll(POLL_S * 1000):
-            known = {process for process in known if _alive(process)}
-            known |= marked(value, descendants({owner}) - known)
-            known |= descendants({pid for pid, _ in known})
+    known = _named_until_death(owner, started)
     known |= marked(value)
     known |= descendants({pid for pid, _ in known})
     _signal(known, signal.SIGTERM)

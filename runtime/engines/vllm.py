@@ -32,7 +32,7 @@ from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, 
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping
 
     from speclrm.runtime.protocols import Tokenizer
     from speclrm.runtime.settings import EngineSettings
@@ -143,6 +143,8 @@ class _Start:
         done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
         for thread in done:
             thread.result()
+        # With their workers: a worker whose core died before us is below nobody.
+        self.watchdog.name(_tree(_cores() - self._known))
         return {role: thread.result() for role, thread in self._threads.items()}
 
     async def _spawn(self) -> None:
@@ -164,6 +166,7 @@ class _Start:
                     self._threads[role] = thread
                     while not thread.done() and len(_cores()) <= before:  # noqa: ASYNC110
                         await asyncio.sleep(CHILD_POLL_S)
+                    self.watchdog.name(_cores() - self._known)
 
     async def give_up(self) -> None:
         """Ends every process of this start, also one that is only about to be there. Takes ``GIVE_UP_LIMIT_S``."""
@@ -252,6 +255,9 @@ class _Watchdog:
         self._popen = reaper.start(os.getpid())
         self._users = 0
 
+    def name(self, processes: Iterable[psutil.Process]) -> None:
+        reaper.name(self._popen, {process.pid for process in processes})
+
     def hold(self) -> None:
         self._users += 1
 
@@ -264,6 +270,8 @@ class _Watchdog:
         if self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
 
 
 def _common_values(folder: Path, log_path: Path) -> dict[str, str | None]:

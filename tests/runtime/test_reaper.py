@@ -46,6 +46,37 @@ def test_descendants_of_a_killed_owner_are_ended_even_if_they_ignore_it(wait_s: 
     owner.stdout.close()
 
 
+NAMING = """
+import os, subprocess, sys, time
+from speclrm.runtime.engines import reaper
+watcher = reaper.start(os.getpid()) if not {blind} else subprocess.Popen(
+    [sys.executable, "-c", "from speclrm.runtime.engines import reaper; "
+     "reaper.os.pidfd_open = lambda pid: (_ for _ in ()).throw(OSError()); "
+     f"reaper.watch({{os.getpid()}}, {{reaper.mark(os.getpid()).split(':')[1]}})"], stdin=subprocess.PIPE, bufsize=0)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
+reaper.name(watcher, {{child.pid}})
+time.sleep(1)
+print(watcher.pid, child.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["pidfd", "no pidfd"])
+def test_processes_that_were_named_are_ended_and_waiting_costs_nothing(blind: bool) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", NAMING.format(blind=blind)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    watcher, child = (psutil.Process(int(word)) for word in owner.stdout.readline().split())
+    before = sum(watcher.cpu_times()[:2])
+    time.sleep(2)
+    assert sum(watcher.cpu_times()[:2]) - before <= 0.01
+    assert child.is_running()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    _, alive = psutil.wait_procs([watcher, child], timeout=10)
+    assert not alive
+
+
 def test_the_reaper_ends_with_an_owner_that_leaves_nothing() -> None:
     code = "import os; from speclrm.runtime.engines import reaper; print(reaper.start(os.getpid()).pid, flush=True)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
