@@ -322,10 +322,11 @@ def figures(summary: RunSummary) -> list[str]:
         )
     for role, counts in summary.tokens.items():
         rate = summary.tokens_per_s.get(role, 0.0)
+        choice = f", choice {counts.choice}" if counts.choice else ""
         lines.append(
             f"{role:<12}{counts.generated} tokens generated ({rate:.1f}/s): kept {counts.kept}, rejected "
-            f"{counts.rejected}, dropped {counts.dropped}, judge {counts.judge}; prompts {counts.prompt}, of that cached "
-            f"{counts.cached}"
+            f"{counts.rejected}, dropped {counts.dropped}, judge {counts.judge}{choice}; prompts {counts.prompt}, "
+            f"of that cached {counts.cached}"
         )
     phases = ", ".join(
         f"{name} {phase.engine_s:.1f} s in {phase.requests} requests ({phase.mean_s:.2f} s each; queued {phase.queue_s:.1f})"

@@ -38,9 +38,6 @@ class Scheduled(Family):
         self._barrier = asyncio.Barrier(tracks) if lockstep else None
         self._turn = 0
 
-    def plan(self, problem: Any, repeat: int, seed: int | None) -> Any:
-        return Speculative(self.recipe, lambda text: None).plan(problem, repeat, seed)
-
     async def run_track(self, track: Track) -> Any:
         place = self._turn
         self._turn += 1

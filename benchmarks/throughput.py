@@ -35,9 +35,6 @@ class Unending(Family):
     name = "baseline"
     roles = frozenset({Role.TARGET})
 
-    def plan(self, problem: Any, repeat: int, seed: int | None) -> Any:
-        return api.strategy("baseline").plan(problem, repeat, seed)
-
     async def run_track(self, track: Any) -> Any:
         while track.state.tokens < self.recipe.token_budget:
             await track.commit(await track.write())

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.events import (
     Event,
+    MethodsChosen,
     OperationDropped,
     Outcome,
     RunFinished,
@@ -63,10 +64,11 @@ class SampleRow(_Model):
 
 
 class TokenCounts(_Model):
-    """Tokens of one model. ``generated`` = kept + rejected + dropped + judge.
+    """Tokens of one model. ``generated`` = kept + rejected + dropped + judge + choice.
 
     ``kept``: in committed steps. ``rejected``: drafted, then rewritten. ``dropped``: given up before its end, blank, cut
-    off behind a step's end, or written for a step that was never committed. ``judge``: scores. ``prompt`` counts every
+    off behind a step's end, or written for a step that was never committed. ``judge``: scores. ``choice``: replies that
+    chose methods. ``prompt`` counts every
     request's whole context, of which ``cached`` had been computed before. ``forced``: not generated but put into the
     text to ask for an answer.
     """
@@ -75,6 +77,7 @@ class TokenCounts(_Model):
     rejected: int = 0
     dropped: int = 0
     judge: int = 0
+    choice: int = 0
     generated: int = 0
     prompt: int = 0
     cached: int = 0
@@ -161,6 +164,9 @@ class Summary:
 
     def _fold(self, event: SampleEvent, sample: tuple[str, int]) -> None:
         match event:
+            case MethodsChosen():
+                self._spend("target", "choose", event.operations)
+                self._tokens["target"]["choice"] += sum(op.output_tokens for op in event.operations)
             case StepDrafted():
                 key = (*sample, event.track)
                 self._forget(key, "dropped")

@@ -14,15 +14,12 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import by_step
 from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.strategies.family import Family
-from speclrm.strategies.plan import without_methods
 from speclrm.strategies.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AsyncExitStack
 
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import TrackPlan
 
 STEPS = ["We need the sum.\n\n", "It is four.\n\n", "The answer is \\boxed{4}."]
 
@@ -30,9 +27,6 @@ STEPS = ["We need the sum.\n\n", "It is four.\n\n", "The answer is \\boxed{4}."]
 class FirstStepByTarget(Family):
     name = "first-step-by-target"
     roles = frozenset({speclrm.Role.DRAFT, speclrm.Role.TARGET})
-
-    def plan(self, problem: speclrm.Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]:
-        return without_methods(problem, self.recipe.tracks)
 
     async def run_track(self, track: speclrm.Track) -> FinishReason:
         first = await track.draft()

@@ -11,7 +11,7 @@ from speclrm.runtime.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from speclrm.runtime.protocols import Role, StepPrompts, Tokenizer, TrackPlan
+    from speclrm.runtime.protocols import Question, Role, StepPrompts, Tokenizer, TrackPlan
 
 DECODE_PREFIX = 6
 """Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
@@ -77,14 +77,29 @@ def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenize
 def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
     """What a model sees before the first step: the conversation, and an open think mark where the model has one.
 
-    Templates of some reasoning models open the mark themselves; then nothing is added.
+    Templates of some reasoning models open the mark themselves; then nothing is added. A raw plan is its text alone.
     """
+    if plan.raw:
+        return tokenizer.begin(plan.messages[0]["content"])
     ids = tokenizer.render(plan.messages)
     context = Context(tokenizer, ids)
     vocabulary = tokenizer.vocabulary
     if vocabulary.think_open is not None and vocabulary.think_close is not None and not context.thinking:
         ids = [*ids, vocabulary.think_open, *tokenizer.encode("\n")]
     return ids
+
+
+def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
+    """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
+    reply = tokenizer.encode(question.reply)
+    if question.raw:
+        return [*tokenizer.begin(question.messages[0]["content"]), *reply]
+    ids = tokenizer.render(question.messages)
+    vocabulary = tokenizer.vocabulary
+    if vocabulary.think_open is not None and vocabulary.think_close is not None:
+        opened = [] if Context(tokenizer, ids).thinking else [vocabulary.think_open]
+        ids = [*ids, *opened, *tokenizer.encode("\n"), vocabulary.think_close, *tokenizer.encode("\n\n")]
+    return [*ids, *reply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +117,16 @@ _ASSISTANT = "Reply"
 def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
     """The judge's turn: it ends the assistant's turn, asks, and opens the reply where a digit comes next.
 
+    A raw judge has no turn: its text follows the step.
+
     Raises:
         ModelError: the model's tokenizer has no single ids for the ten digits, or its chat template does not let a
             turn of the user follow one of the assistant.
     """
+    return _digits(tokenizer, tokenizer.encode(prompts.judge) if prompts.raw else _turn(tokenizer, prompts), prompts)
+
+
+def _turn(tokenizer: Tokenizer, prompts: StepPrompts) -> list[int]:
     before = tokenizer.render(
         [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}], continue_final=True
     )
@@ -117,15 +138,17 @@ def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
         ]
     )
     if whole[: len(before)] == before:
-        turn = whole[len(before) :]
-    else:
-        head, found, tail = tokenizer.decode(whole).rpartition(_ASSISTANT)
-        if not found or prompts.judge not in tail or _USER not in head:
-            raise ModelError(
-                "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
-                "steps. Choose an instruction-tuned or reasoning model as the target."
-            )
-        turn = tokenizer.encode(tail)
+        return whole[len(before) :]
+    head, found, tail = tokenizer.decode(whole).rpartition(_ASSISTANT)
+    if not found or prompts.judge not in tail or _USER not in head:
+        raise ModelError(
+            "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
+            "steps. Choose an instruction-tuned or reasoning model as the target, or --prompt-style raw."
+        )
+    return tokenizer.encode(tail)
+
+
+def _digits(tokenizer: Tokenizer, turn: Sequence[int], prompts: StepPrompts) -> JudgeSuffix:
     for reply in (prompts.judge_reply, prompts.judge_reply.rstrip()):
         opened = tokenizer.encode(reply)
         space = prompts.judge_reply[len(reply) :]

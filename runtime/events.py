@@ -122,19 +122,30 @@ class ProblemStarted(SampleEvent):
 
 
 class MethodsChosen(SampleEvent):
-    """``codes``: one a track, in the order of the tracks."""
+    """``codes``: one a track, in the order of the tracks.
+
+    Where the target chose: ``text`` is its reply as it came, ``padded`` how many codes, the last ones, it did not name,
+    ``operations`` the request, and ``error`` why there is no reply, in one line.
+    """
 
     kind: Literal["methods_chosen"] = "methods_chosen"
     codes: tuple[str, ...]
     chosen_by: Literal["seed", "target", "fixed"]
+    text: str | None = None
+    padded: int = 0
+    operations: tuple[Operation, ...] = ()
+    error: str | None = None
 
 
 class TrackStarted(TrackEvent):
-    """``prompt_ids``: what each model sees before the first step."""
+    """``prompt_ids``: what each model sees before the first step. ``opening_ids``: what stands between that and the first
+    step for every request but those that write that step.
+    """
 
     kind: Literal["track_started"] = "track_started"
     hint: str
     prompt_ids: dict[str, TokenIds]
+    opening_ids: dict[str, TokenIds] = Field(default_factory=dict)
 
 
 class StepDrafted(StepEvent):
@@ -147,13 +158,14 @@ class StepDrafted(StepEvent):
 
 class StepScored(StepEvent):
     """``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``: log-probabilities of
-    0 to 9 as the model gave them.
+    0 to 9 as the model gave them; ``said``: the token that it wrote.
     """
 
     kind: Literal["step_scored"] = "step_scored"
     value: float
     mass: float
     digits: tuple[float, ...]
+    said: str = ""
     operations: tuple[Operation, ...]
 
 
@@ -182,7 +194,7 @@ class OperationDropped(StepEvent):
 
     kind: Literal["operation_dropped"] = "operation_dropped"
     role: Literal["draft", "target"]
-    purpose: Literal["draft", "score", "rewrite", "write", "closing"]
+    purpose: Literal["choose", "draft", "score", "rewrite", "write", "closing"]
     reason: Literal["stopped", "cancelled", "error"]
     operation: Operation
 

@@ -35,8 +35,9 @@ class Problem:
     """One row of a dataset.
 
     ``answer`` is the gold answer as the dataset writes it, or None where nothing can be graded.
-    ``grader`` names the rule that judges an answer against it (``math`` unless the dataset brings its own), and
-    ``details`` is what that rule needs beside the answer.
+    ``grader`` names the rule that judges an answer against it: ``math``, ``choice`` (the answer is the letter of an
+    option), or one that the dataset brings. ``details`` is what that rule needs beside the answer; for ``choice`` a JSON
+    object of letters and options.
     """
 
     id: str
@@ -171,6 +172,10 @@ class Tokenizer(Protocol):
         """Text of ids, special tokens included. A cut UTF-8 character shows as U+FFFD."""
         ...
 
+    def begin(self, text: str) -> list[int]:
+        """Ids of plain text at the very start of a context, with the mark that the model wants there, if any."""
+        ...
+
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
         """Ids of a conversation under the model's chat template, up to where the assistant's next words go.
 
@@ -186,20 +191,47 @@ class Tokenizer(Protocol):
 class TrackPlan:
     """How one track starts: its name, its method or role hint, and the conversation that each model sees first.
 
-    ``code`` names the hint (a method A to L, M for none). A think mark is added by the runtime where the model has one.
+    ``code`` names the hint (a method A to L, M for none; a role). A think mark is added by the runtime where the model
+    has one. ``raw``: the conversation is one message that stands before the first step as plain text, without a chat
+    template and without a mark. ``opening``: text between that and the first step, which every request sees but those
+    that write the first step itself (the layout of SSR's prompts).
     """
 
     track: str
     messages: tuple[Message, ...]
     code: str = "M"
     hint: str = ""
+    raw: bool = False
+    opening: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens."""
+
+    messages: tuple[Message, ...]
+    reply: str
+    max_tokens: int
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The methods of a sample's tracks as the target chose them.
+
+    ``codes``: one a track. ``padded``: how many of them, the last ones, the target did not name.
+    """
+
+    codes: tuple[str, ...]
+    padded: int
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
 
-    ``ended``: the model closed its text or turn after this step.
+    ``ended``: the model closed its text or turn after this step. ``removed``: ids that count against the budget though
+    they are not in it.
     """
 
     role: Role
@@ -208,6 +240,7 @@ class Step:
     ids: tuple[int, ...]
     ended: bool
     kind: Literal["draft", "rewrite", "write", "closing"]
+    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +257,9 @@ class Score:
 
 class Track(Protocol):
     """What a strategy's loop can do. Its results, its seed and its parameters are the loop's only inputs."""
+
+    @property
+    def problem(self) -> Problem: ...
 
     @property
     def state(self) -> TrackState: ...
@@ -278,16 +314,32 @@ class Strategy(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]: ...
+    def question(self, problem: Problem) -> Question | None:
+        """What the target must be asked before ``plan``, or None."""
+        ...
+
+    def read_choice(self, reply: str) -> Choice:
+        """The target's reply to the question."""
+        ...
+
+    def plan(
+        self, problem: Problem, repeat: int, seed: int | None, codes: Sequence[str] | None = None
+    ) -> Sequence[TrackPlan]:
+        """How the sample's tracks start. ``codes``: what the target chose, where it was asked."""
+        ...
 
     async def run_track(self, track: Track) -> FinishReason: ...
 
-    def score(self, digits: Sequence[float]) -> Score:
-        """The judge's opinion from its natural-log probabilities of the digits 0 to 9."""
+    def score(self, digits: Sequence[float], said: str) -> Score:
+        """The judge's opinion. ``digits``: (10,), natural-log probabilities of 0 to 9; ``said``: the token it wrote."""
         ...
 
-    def answer(self, state: TrackState) -> str | None:
-        """The track's answer as written by the model, or None."""
+    def answer(self, state: TrackState, problem: Problem, reason: FinishReason) -> str | None:
+        """The answer, as written by the model, of a track that ends for that reason; None where it has none to vote."""
+        ...
+
+    def same(self, one: str, other: str, problem: Problem) -> bool | None:
+        """Whether two answers are equal by a rule of the strategy's own; None leaves it to the judge of answers."""
         ...
 
     def ends_sample(self, sample: SampleState) -> bool:
@@ -304,23 +356,31 @@ class StepPrompts:
     """The texts that the runtime puts around steps, chosen by the strategy.
 
     ``judge``: what the judge's turn asks. ``judge_reply``: how the judge's answer opens; a digit follows.
-    ``closing``: what follows the reasoning when the answer is asked for.
+    ``closing``: what follows the reasoning when the answer is asked for. ``raw``: the judge's text follows the step as
+    it is, without a turn of its own. ``any_token``: the judge may write what it likes, not digits alone.
     """
 
     judge: str
     judge_reply: str
     closing: str
+    raw: bool = False
+    any_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds and the sampling of a track. Lengths are in tokens."""
+    """The bounds and the sampling of a track. Lengths are in tokens.
+
+    ``original_marks``: where there are any, steps are cut as SSR's code did it: a piece with nothing visible is a step,
+    the last step may run over the budget, and ``</think>`` is taken out of steps that hold none of these marks.
+    """
 
     token_budget: int
     max_step_tokens: int
     closing_tokens: int
     temperature: float
     top_p: float
+    original_marks: tuple[str, ...] = ()
 
 
 class Equivalence(Protocol):

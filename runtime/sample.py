@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 
+from speclrm.runtime.asking import ask
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import judge_suffix, prompt_ids
 from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError
@@ -26,6 +27,8 @@ from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.track import RuntimeTrack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from speclrm.runtime.bus import EventBus
     from speclrm.runtime.context import JudgeSuffix
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
@@ -70,10 +73,7 @@ class Sample:
         started = now_s()
         strategy = self._strategy
         self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
-        plans = strategy.plan(self.problem, self.repeat, self._seed)
-        self._emit(
-            MethodsChosen(**self._where, codes=tuple(plan.code for plan in plans), chosen_by=strategy.methods_by)
-        )
+        plans = await self._plan()
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_suffix(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
@@ -98,19 +98,57 @@ class Sample:
         )
         return self.state
 
+    async def _plan(self) -> Sequence[TrackPlan]:
+        """How the tracks start, after the target was asked where the strategy wants that.
+
+        A reply that cannot be had is one without a code in it: the choice is advice, no sample fails for it.
+        """
+        strategy = self._strategy
+        question = strategy.question(self.problem)
+        if question is None:
+            plans = strategy.plan(self.problem, self.repeat, self._seed)
+            codes = tuple(plan.code for plan in plans)
+            self._emit(MethodsChosen(**self._where, codes=codes, chosen_by=strategy.methods_by))
+            return plans
+        reply = await ask(
+            question,
+            self.problem.id,
+            self.repeat,
+            order=self._order,
+            seed=self._seed,
+            lane=self._scheduler.lanes[Role.TARGET],
+            emit=self._emit,
+            room=self._bus.room,
+        )
+        choice = strategy.read_choice(reply.text or "")
+        self._emit(
+            MethodsChosen(
+                **self._where,
+                codes=choice.codes,
+                chosen_by="target",
+                text=reply.text,
+                padded=choice.padded,
+                operations=reply.operations,
+                error=reply.error,
+            )
+        )
+        return strategy.plan(self.problem, self.repeat, self._seed, choice.codes)
+
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in self._strategy.roles}
         prompts = prompt_ids(tokenizers, plan)
+        openings = {role: tokenizer.encode(plan.opening) for role, tokenizer in tokenizers.items()}
         self._emit(
             TrackStarted(
                 **self._where,
                 track=plan.track,
                 hint=plan.hint,
                 prompt_ids={role.value: tuple(ids) for role, ids in prompts.items()},
+                opening_ids={role.value: tuple(ids) for role, ids in openings.items() if ids},
             )
         )
         return RuntimeTrack(
-            problem=self.problem.id,
+            problem=self.problem,
             repeat=self.repeat,
             track=plan.track,
             order=self._order,
@@ -118,6 +156,7 @@ class Sample:
             strategy=self._strategy,
             scheduler=self._scheduler,
             prompts=prompts,
+            openings=openings,
             judge=judge,
             emit=self._emit,
             room=self._bus.room,
@@ -143,6 +182,7 @@ class Sample:
 
     def _finish(self, name: str, reason: FinishReason, error: Exception | None = None) -> None:
         state = self.state.tracks[name]
+        ended = reason in ("stopped", "cancelled", "error")
         if error is not None and not isinstance(error, SpecLRMError):
             log.error("track_failed", track=f"{self._name}/{name}", exc_info=error)
         self._emit(
@@ -150,7 +190,7 @@ class Sample:
                 **self._where,
                 track=name,
                 reason=reason,
-                answer=None if reason in ("stopped", "cancelled", "error") else self._strategy.answer(state),
+                answer=None if ended else self._strategy.answer(state, self.problem, reason),
                 tokens=state.tokens,
                 error=None if error is None else f"{type(error).__name__}: {error}".splitlines()[0],
             )
@@ -164,7 +204,7 @@ class Sample:
         async with self._voting:
             classes = [list(members) for members in self.state.classes]
             for members in classes:
-                if await self._equivalence.same(self.state.tracks[members[0]].answer or "", answer):
+                if await self._same(self.state.tracks[members[0]].answer or "", answer):
                     members.append(name)
                     break
             else:
@@ -173,6 +213,10 @@ class Sample:
             self._emit(VoteUpdated(**self._where, classes=frozen, leader=self._strategy.vote(self.state, frozen)))
             if self._strategy.ends_sample(self.state):
                 self._stop_others(name)
+
+    async def _same(self, one: str, other: str) -> bool:
+        verdict = self._strategy.same(one, other, self.problem)
+        return await self._equivalence.same(one, other) if verdict is None else verdict
 
     def _stop_others(self, name: str) -> None:
         for other, (task, track) in self._running.items():

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.protocols import Engine, Role
 
-Purpose = Literal["draft", "score", "rewrite", "write", "closing"]
+Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
 """What an operation is for."""
 
-_RANK: dict[Purpose, int] = {"score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
+_RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
 _RANK_WIDTH = 1_000_000
 
 

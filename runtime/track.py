@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from speclrm.runtime.events import Operation
-    from speclrm.runtime.protocols import Delta, Strategy, Tokenizer, Vocabulary
+    from speclrm.runtime.protocols import Delta, Problem, Strategy, Tokenizer, Vocabulary
     from speclrm.runtime.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
 
 _NEWLINES = re.compile(r"\n+")
+_THINK_CLOSE = "</think>"
 _CUT_CHARACTER = "\ufffd"
 _UTF8_TAIL = 3
 """A character has at most four bytes, so at most three ids of one byte each can be left over."""
@@ -45,25 +46,28 @@ BLANK_PIECES_MAX = 4
 must not keep its track for ever."""
 
 
-def step_end(text: str) -> int | None:
-    """Where the first step of a text ends: behind the first blank line that follows something visible."""
-    start = len(text) - len(text.lstrip())
-    blank = text.find("\n\n", start)
-    newlines = _NEWLINES.match(text, blank) if blank >= 0 else None
+def step_end(text: str, *, blank: bool = False) -> int | None:
+    """Where the first step of a text ends: behind the first blank line that follows something visible.
+
+    With ``blank``, nothing visible is asked for.
+    """
+    start = 0 if blank else len(text) - len(text.lstrip())
+    at = text.find("\n\n", start)
+    newlines = _NEWLINES.match(text, at) if at >= 0 else None
     return newlines.end() if newlines else None
 
 
-def step_length(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> int | None:
+def step_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool = False) -> int | None:
     """How many of the ids make the first step, or None while no blank line ends it.
 
     The step owns the token that completes the blank line, with whatever else that token holds.
     """
-    if step_end(text) is None:
+    if step_end(text, blank=blank) is None:
         return None
     low, high = 1, len(ids)
     while low < high:
         middle = (low + high) // 2
-        if step_end(tokenizer.decode(ids[:middle])) is not None:
+        if step_end(tokenizer.decode(ids[:middle]), blank=blank) is not None:
             high = middle
         else:
             low = middle + 1
@@ -108,7 +112,7 @@ class RuntimeTrack:
     def __init__(
         self,
         *,
-        problem: str,
+        problem: Problem,
         repeat: int,
         track: str,
         order: int,
@@ -116,18 +120,21 @@ class RuntimeTrack:
         strategy: Strategy,
         scheduler: Scheduler,
         prompts: Mapping[Role, Sequence[int]],
+        openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
         emit: Callable[[Event], None],
         room: Callable[[], Awaitable[None]],
         state: Callable[[], TrackState],
     ) -> None:
-        self._problem, self._repeat, self._track = problem, repeat, track
+        self.problem = problem
+        self._repeat, self._track = repeat, track
         self._order = order
         self._seed = seed
         self._limits = strategy.limits
         self._prompts = strategy.prompts
         self._read_score = strategy.score
         self._lanes = scheduler.lanes
+        self._openings = openings
         self._judge = judge
         self._emit = emit
         self._room = room
@@ -176,16 +183,17 @@ class RuntimeTrack:
         flight = self._flight(
             Role.TARGET,
             "score",
-            context.ids(ids, self._judge.ids),
+            context.ids(self._opening(Role.TARGET), ids, self._judge.ids),
             1,
             temperature=0.0,
-            allowed_ids=self._judge.digit_ids,
+            allowed_ids=() if self._prompts.any_token else self._judge.digit_ids,
             logprob_ids=self._judge.digit_ids,
         )
         await self._run(Role.TARGET, "score", flight)
         logprobs = flight.logprobs or {}
         digits = tuple(logprobs[token] for token in self._judge.digit_ids)
-        score = self._read_score(digits)
+        said = context.tokenizer.decode(flight.ids)
+        score = self._read_score(digits, said)
         self._emit(
             StepScored(
                 **self._where(),
@@ -193,6 +201,7 @@ class RuntimeTrack:
                 value=score.value,
                 mass=score.mass,
                 digits=digits,
+                said=said,
                 operations=(flight.report(),),
             )
         )
@@ -255,9 +264,13 @@ class RuntimeTrack:
 
     async def commit(self, step: Step, score: float | None = None) -> None:
         for role, context in self._contexts.items():
-            context.append(self._ids_for(step, role))
+            context.append([*self._opening(role), *self._ids_for(step, role)])
         self._translated.clear()
-        self._emit(StepCommitted(**self._where(), step=step.index, origin=step.kind, tokens=len(step.ids), score=score))
+        self._emit(
+            StepCommitted(
+                **self._where(), step=step.index, origin=step.kind, tokens=len(step.ids) + step.removed, score=score
+            )
+        )
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -273,7 +286,10 @@ class RuntimeTrack:
         """One step by one model: a request, and more where the first brought nothing visible."""
         context = self._contexts[role]
         tokenizer = context.tokenizer
-        limit = min(self._limits.max_step_tokens, self._limits.token_budget - self.state.tokens)
+        original = bool(self._limits.original_marks)
+        limit = self._limits.max_step_tokens
+        if not original:
+            limit = min(limit, self._limits.token_budget - self.state.tokens)
         ids: list[int] = []
         operations: list[Operation] = []
         ended = False
@@ -297,10 +313,25 @@ class RuntimeTrack:
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
-            if ended or len(ids) >= limit or flight.finish == "length" or tokenizer.decode(ids).strip():
+            if original or ended or len(ids) >= limit or flight.finish == "length" or tokenizer.decode(ids).strip():
                 break
+        removed = 0
+        if original:
+            # The original counts what was generated: a mark that it takes out, and the one that ends a text, too.
+            generated = len(ids) + ended
+            ids = self._without_think_close(tokenizer, ids)
+            removed = max(0, generated - len(ids))
         kind: StepKind = purpose
-        return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind), tuple(operations)
+        return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed), tuple(operations)
+
+    def _without_think_close(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+        text = tokenizer.decode(ids)
+        if _THINK_CLOSE not in text or any(mark in text for mark in self._limits.original_marks):
+            return ids
+        kept = [token for token in ids if token != tokenizer.vocabulary.think_close]
+        left = tokenizer.decode(kept)
+        # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
+        return tokenizer.encode(left.replace(_THINK_CLOSE, "")) if _THINK_CLOSE in left else kept
 
     async def _run_step(self, role: Role, purpose: Purpose, flight: Flight, before: list[int]) -> int | None:
         """Takes a flight to the end of its step and returns the step's length in ids, counted with those ``before``.
@@ -314,7 +345,8 @@ class RuntimeTrack:
             async with self._lanes[role].fly(flight) as deltas:
                 async for _ in deltas:
                     ids = [*before, *flight.ids]
-                    length = step_length(tokenizer, ids, tokenizer.decode(ids))
+                    text = tokenizer.decode(ids)
+                    length = step_length(tokenizer, ids, text, blank=bool(self._limits.original_marks))
                     if length is not None:
                         break
         except BaseException as error:
@@ -395,7 +427,7 @@ class RuntimeTrack:
         logprob_ids: tuple[int, ...] = (),
         part: int = 0,
     ) -> Flight:
-        name = operation_id(self._problem, self._repeat, self._track, self._index, purpose, part)
+        name = operation_id(self.problem.id, self._repeat, self._track, self._index, purpose, part)
         engine = self._lanes[role].engine
         room = engine.max_model_len - len(ids)
         if room <= 0:
@@ -423,8 +455,12 @@ class RuntimeTrack:
     def _index(self) -> int:
         return len(self.state.steps)
 
+    def _opening(self, role: Role) -> Sequence[int]:
+        """What goes before the first step once that step is there."""
+        return () if self.state.steps else self._openings[role]
+
     def _where(self) -> _Where:
-        return {"problem": self._problem, "repeat": self._repeat, "track": self._track}
+        return {"problem": self.problem.id, "repeat": self._repeat, "track": self._track}
 
     def _emit_written(
         self, kind: Literal["rewrite", "write", "closing"], step: Step, operations: tuple[Operation, ...]

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
 STRATEGIES: dict[str, tuple[type[Family], Recipe]] = {
     "baseline": (Direct, Recipe(tracks=1)),
-    "speculative": (Speculative, Recipe(tracks=3)),
+    "parallel": (Direct, Recipe(tracks=3)),
+    "speculative": (Speculative, Recipe(tracks=3, plan="drawn")),
+    "speculative-methods": (Speculative, Recipe(tracks=3, plan="chosen")),
 }
-ALIASES = {"direct": "baseline", "ssr": "speculative", "specreason": "speculative"}
+ALIASES = {
+    "direct": "baseline",
+    "majority": "parallel",
+    "ssr": "speculative",
+    "ssr-m": "speculative-methods",
+    "specreason": "speculative",
+}
+ORIGINAL: dict[str, Any] = {"prompt_style": "raw", "closing": False}
+"""What ``fidelity="original"`` changes in a recipe unless it is given: the original has neither."""
 
 
 def defaults(name: str) -> Recipe:
@@ -36,8 +46,15 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
     """
     family, recipe = _entry(name)
     given = {key: value for key, value in options.items() if value is not None}
+    if given.get("fidelity") == "original":
+        if family is not Speculative:
+            raise SettingsError(
+                f"Strategy {name} knows no fidelity original, which is about drafts and scores. Give it to speculative "
+                "or speculative-methods."
+            )
+        given = {**ORIGINAL, **given}
     try:
-        return family(Recipe.model_validate({**recipe.model_dump(), **given}), find_answer)
+        return family(Recipe.model_validate({**recipe.model_dump(), **given}), find_answer, ALIASES.get(name, name))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()

@@ -1,21 +1,26 @@
-"""What all strategies share: a recipe, the rule that ends a track, the closing write, and the vote."""
+"""What all strategies share: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import Limits, Role, Score, StepPrompts, TrackPlan
-from speclrm.strategies.prompts import STEP_PROMPTS
+from speclrm.runtime.protocols import Choice, Limits, Role, Score, StepPrompts, TrackPlan
+from speclrm.strategies import original
+from speclrm.strategies.choosing import ask_for_methods, read_methods
+from speclrm.strategies.methods import NO_METHOD
+from speclrm.strategies.plan import draw_methods, repeat_codes, tracks_for
+from speclrm.strategies.prompts import RAW_PROMPTS, STEP_PROMPTS
+from speclrm.strategies.roles import ROLES
 from speclrm.strategies.scoring import read_score
-from speclrm.strategies.stopping import end_of_track
+from speclrm.strategies.stopping import end_of_track, enough
 from speclrm.strategies.voting import vote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Problem, Track
+    from speclrm.runtime.protocols import Problem, Question, Track
     from speclrm.runtime.state import SampleState, TrackState
     from speclrm.strategies.recipe import Recipe
 
@@ -24,23 +29,67 @@ class Family(ABC):
     """A strategy made of a recipe and a loop.
 
     ``find_answer``: the answer in a whole text, as written, or None; injected, since what an answer looks like is
-    known to the evaluators.
+    known to the evaluators. ``name``: where one loop serves several named strategies.
     """
 
     name: str
     roles: frozenset[Role]
+    raw_opening: str = ""
+    """What stands between prompt and first step where the prompt is raw text."""
 
-    def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None]) -> None:
+    def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None], name: str | None = None) -> None:
+        self.name = name or type(self).name
         self.recipe = recipe
         self._find_answer = find_answer
+        self._original = recipe.fidelity == "original"
+
+    # ------------------------------------------------------------------------------------------------------- the start
 
     @property
     def methods_by(self) -> Literal["seed", "target", "fixed"]:
-        return "fixed"
+        if self.recipe.methods or self.recipe.plan in ("plain", "roles"):
+            return "fixed"
+        return "target" if self.recipe.plan == "chosen" else "seed"
+
+    def question(self, problem: Problem) -> Question | None:
+        if self.methods_by != "target":
+            return None
+        return ask_for_methods(problem, self.recipe.tracks, raw=self._raw, original=self._original)
+
+    def read_choice(self, reply: str) -> Choice:
+        recipe = self.recipe
+        return read_methods(reply, recipe.tracks, duplicates=recipe.duplicates, original=self._original)
+
+    def plan(
+        self, problem: Problem, repeat: int, seed: int | None, codes: Sequence[str] | None = None
+    ) -> Sequence[TrackPlan]:
+        if codes is None:
+            codes = self._codes(problem, repeat, seed)
+        return tracks_for(problem, codes, raw=self._raw, opening=self.raw_opening if self._raw else "")
+
+    def _codes(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[str]:
+        recipe = self.recipe
+        if recipe.methods:
+            return repeat_codes(recipe.methods, recipe.tracks)
+        match recipe.plan:
+            case "plain" | "chosen":  # what is chosen comes from outside; without it there is none
+                return [NO_METHOD] * recipe.tracks
+            case "roles":
+                return repeat_codes(tuple(ROLES), recipe.tracks)
+            case "drawn":
+                return draw_methods(recipe.tracks, seed, problem.id, repeat)
+
+    @property
+    def _raw(self) -> bool:
+        return self.recipe.prompt_style == "raw"
+
+    # -------------------------------------------------------------------------------------------------------- the tracks
 
     @property
     def prompts(self) -> StepPrompts:
-        return STEP_PROMPTS
+        prompts = RAW_PROMPTS if self._raw else STEP_PROMPTS
+        # The original lets the judge write any token and takes what is no digit as a 0.
+        return StepPrompts(prompts.judge, prompts.judge_reply, prompts.closing, prompts.raw, any_token=self._original)
 
     @property
     def limits(self) -> Limits:
@@ -51,16 +100,16 @@ class Family(ABC):
             closing_tokens=recipe.closing_tokens if recipe.closing else 0,
             temperature=recipe.temperature,
             top_p=recipe.top_p,
+            original_marks=original.FINISHED_MARKS if self._original else (),
         )
-
-    @abstractmethod
-    def plan(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[TrackPlan]: ...
 
     @abstractmethod
     async def run_track(self, track: Track) -> FinishReason: ...
 
     def end(self, state: TrackState) -> FinishReason | None:
         """Why the track ends after its last step, or None."""
+        if self._original:
+            return original.end_of_track(state, token_budget=self.recipe.token_budget)
         return end_of_track(
             state,
             token_budget=self.recipe.token_budget,
@@ -70,19 +119,27 @@ class Family(ABC):
 
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
         """Asks for the answer where a limit ended the track before there was one."""
-        if self.recipe.closing and reason in ("budget", "step_limit") and self.answer(track.state) is None:
+        if self.recipe.closing and reason in ("budget", "step_limit") and self._find_answer(track.state.text) is None:
             await track.commit(await track.close())
         return reason
 
-    def score(self, digits: Sequence[float]) -> Score:
+    def score(self, digits: Sequence[float], said: str) -> Score:
+        if self._original and self.recipe.score_method == "greedy":
+            return original.score(said)
         return read_score(digits, self.recipe.score_method)
 
-    def answer(self, state: TrackState) -> str | None:
+    # -------------------------------------------------------------------------------------------------------- the answer
+
+    def answer(self, state: TrackState, problem: Problem, reason: FinishReason) -> str | None:
+        if self._original:
+            return original.answer(state.text, problem, reason)
         return self._find_answer(state.text)
 
+    def same(self, one: str, other: str, problem: Problem) -> bool | None:
+        return one == other if self._original else None
+
     def ends_sample(self, sample: SampleState) -> bool:
-        """Every track runs to its own end."""
-        return False
+        return enough(sample, self.recipe.fast)
 
     def vote(self, sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
-        return vote(sample, classes)
+        return original.vote(sample) if self._original else vote(sample, classes)

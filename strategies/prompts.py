@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from speclrm.runtime.protocols import Message, StepPrompts
+
+if TYPE_CHECKING:
+    from speclrm.runtime.protocols import Problem
 
 INSTRUCTION = (
     "Solve the problem step by step. Separate the steps by blank lines, and keep each step short. "
     r"Put the final answer inside \boxed{}."
 )
+CHOICE_INSTRUCTION = (
+    "Answer the question step by step. Separate the steps by blank lines, and keep each step short. "
+    r"Put the letter of the right choice, and nothing else, inside \boxed{}."
+)
+
+_CLOSING = "\n\n**Final answer**\n\\boxed{"
 
 STEP_PROMPTS = StepPrompts(
     # One digit for the last step, as in SpecReason (Pan et al. 2025, arXiv 2504.07891). Asked as a grader of somebody
@@ -15,11 +26,35 @@ STEP_PROMPTS = StepPrompts(
     # track and its own method stand before it.
     judge="A student wrote the solution above. Grade its last step from 0 (nonsense) to 9 (correct). Be strict.",
     judge_reply="Grade: ",
-    closing="\n\n**Final answer**\n\\boxed{",
+    closing=_CLOSING,
+)
+
+RAW_OPENING = "\n<think>"
+"""Between the prompt and the first step in SSR's layout."""
+RAW_PROMPTS = StepPrompts(
+    # The layout of SSR's code: the judge's request and an opened thought stand in the text itself, behind the step.
+    judge="\nJudge the last step alone: is it true, and does it follow from the steps before it? Style does not count. "
+    "Give it a score from 0 to 9.\n<think>",
+    judge_reply="I think the quality score is: ",
+    closing=_CLOSING,
+    raw=True,
 )
 
 
-def conversation(problem: str, hint: str) -> tuple[Message, ...]:
-    """The turns before the first step: one user turn with the instruction, the method's hint, and the problem."""
-    parts = [INSTRUCTION, f"Method to try: {hint}" if hint else "", f"Problem: {problem}"]
+def conversation(problem: Problem, hint: str, *, role: bool = False) -> tuple[Message, ...]:
+    """The turns before the first step: one user turn with the instruction, the method's hint or role, the problem."""
+    label = "" if role else "Method to try: "
+    parts = [_instruction(problem), f"{label}{hint}" if hint else "", f"Problem: {problem.text}"]
+    if role:
+        parts[:2] = [hint, _instruction(problem)]
     return ({"role": "user", "content": "\n\n".join(part for part in parts if part)},)
+
+
+def raw_conversation(problem: Problem, hint: str, *, role: bool = False) -> tuple[Message, ...]:
+    """The same as plain text in SSR's layout: instruction, tips, problem. No hint is written as ``None`` there."""
+    head = f"{hint}\n\n{_instruction(problem)}" if role else f"{_instruction(problem)}\n\nTips: {hint or None}"
+    return ({"role": "user", "content": f"\n{head}\n\nProblem: {problem.text}\n"},)
+
+
+def _instruction(problem: Problem) -> str:
+    return CHOICE_INSTRUCTION if problem.grader == "choice" else INSTRUCTION

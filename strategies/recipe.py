@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from speclrm.strategies.methods import METHODS, NO_METHOD
+from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.scoring import ScoreMethod
+from speclrm.strategies.stopping import Fast
+
+PromptStyle = Literal["chat", "raw"]
+Fidelity = Literal["none", "original"]
 
 
 class Recipe(BaseModel):
@@ -17,8 +22,18 @@ class Recipe(BaseModel):
 
     tracks: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Tracks of a sample. SSR ran 3 and 5."""
+    plan: PlanKind = "plain"
+    """What the tracks are told to try: nothing, a role, methods drawn by the seed, or methods chosen by the target."""
     methods: tuple[str, ...] = ()
-    """Method codes, one a track, instead of drawn ones; fewer than tracks are repeated in order."""
+    """Method codes, one a track, instead of drawn or chosen ones; fewer than tracks are repeated in order."""
+    duplicates: bool = True
+    """Whether the target may choose a method more than once; it may in SSR's code."""
+    prompt_style: PromptStyle = "chat"
+    """``chat``: the models' own chat templates. ``raw``: plain text in the layout of SSR's code, which has none."""
+    fast: Fast | None = None
+    """1: the first answer ends the sample. 2: two tracks with equal answers end it."""
+    fidelity: Fidelity = "none"
+    """``original``: the decisions of SSR's code (``strategies/original.py``)."""
     score_threshold: Annotated[float, Field(ge=0, le=9)] = 7.0
     """A draft under it is rewritten; 7.0 is the default of both."""
     score_method: ScoreMethod = "greedy"
@@ -44,3 +59,9 @@ class Recipe(BaseModel):
         if unknown:
             raise ValueError(f"no method is called {', '.join(unknown)}; there are A to L, and M for none")
         return codes
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> Self:
+        if self.methods and self.plan == "roles":
+            raise ValueError("methods and roles exclude each other; give one of them")
+        return self

@@ -1,14 +1,17 @@
-"""When a track ends."""
+"""When a track ends, and when one track's end makes the others useless."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+Fast = Literal[1, 2]
+"""SSR's early stops: 1, the first answer ends the sample; 2, two equal answers of two tracks do."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.state import TrackState
+    from speclrm.runtime.state import SampleState, TrackState
 
 
 def end_of_track(
@@ -34,3 +37,10 @@ def end_of_track(
     if step_limit is not None and len(state.steps) >= step_limit:
         return "step_limit"
     return None
+
+
+def enough(sample: SampleState, fast: Fast | None) -> bool:
+    """Whether the answers so far end the sample. None waits for every track."""
+    if fast is None:
+        return False
+    return any(len(set(members)) >= fast for members in sample.classes)

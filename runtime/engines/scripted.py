@@ -57,6 +57,9 @@ class ByteTokenizer:
                 rest = rest[1:]
         return ids
 
+    def begin(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         data = bytearray()
         for token in ids:

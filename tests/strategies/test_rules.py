@@ -14,7 +14,7 @@ from speclrm.runtime.state import CommittedStep, SampleState, TrackState
 from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
 from speclrm.strategies.catalog import defaults, strategy
 from speclrm.strategies.methods import METHODS
-from speclrm.strategies.plan import choose_methods, tracks_for
+from speclrm.strategies.plan import draw_methods, tracks_for
 from speclrm.strategies.scoring import read_score
 from speclrm.strategies.stopping import end_of_track
 from speclrm.strategies.voting import vote
@@ -111,9 +111,9 @@ def test_there_are_twelve_methods_in_one_sentence_each() -> None:
 
 
 def test_methods_are_drawn_by_problem_and_seed_and_none_comes_twice_before_all_came() -> None:
-    assert choose_methods(12, 0, "p", 0) == choose_methods(12, 0, "p", 0) != choose_methods(12, 0, "q", 0)
-    assert sorted(choose_methods(12, 1, "p", 0)) == sorted(METHODS)
-    assert sorted(choose_methods(24, 1, "p", 0)) == sorted([*METHODS, *METHODS])
+    assert draw_methods(12, 0, "p", 0) == draw_methods(12, 0, "p", 0) != draw_methods(12, 0, "q", 0)
+    assert sorted(draw_methods(12, 1, "p", 0)) == sorted(METHODS)
+    assert sorted(draw_methods(24, 1, "p", 0)) == sorted([*METHODS, *METHODS])
 
 
 def test_each_track_is_told_its_own_method_and_the_problem() -> None:
@@ -134,7 +134,11 @@ def test_the_defaults_are_those_of_the_original_experiments() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("spekulative", {}, "no strategy called 'spekulative'. There are: baseline, speculative"),
+        (
+            "spekulative",
+            {},
+            "no strategy called 'spekulative'. There are: baseline, parallel, speculative, speculative-methods",
+        ),
         ("speculative", {"score_threshold": 9.5}, "score_threshold = 9.5"),
         ("speculative", {"score_threshold": -1}, "score_threshold = -1"),
         ("speculative", {"score_threshold": float("nan")}, "score_threshold"),
