@@ -72,8 +72,10 @@ class Runtime:
         self._parts: Parts | None = None
         self._scheduler: Scheduler | None = None
         self._orders = count()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Runtime:
+        self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
             scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max)
@@ -160,6 +162,7 @@ class Runtime:
         sinks: Sequence[Sink] = (),
         required: Sequence[Sink] = (),
     ) -> RunResult:
+        self.check_loop()
         self._check_roles(strategy)
         record = new_record({**(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats})
         async with AsyncExitStack() as stack:
@@ -229,6 +232,14 @@ class Runtime:
             raise first from None
         finish("finished")
         return tuple(task.result() for task in tasks)
+
+    def check_loop(self) -> None:
+        """Raises SettingsError where the runtime was opened on another event loop: its engines live on that one."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise SettingsError(
+                "The runtime was opened on another event loop, where its engines live. Open and use it inside one "
+                "asyncio.run(), or open it anew on this loop."
+            )
 
     def _check_roles(self, strategy: Strategy) -> None:
         missing = sorted(role.value for role in strategy.roles if role not in self.scheduler.lanes)
