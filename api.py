@@ -12,9 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
 from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold
 from speclrm.evaluators.answers import find_answer
@@ -22,18 +20,18 @@ from speclrm.evaluators.datasets import load
 from speclrm.evaluators.grading import Grader
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.evaluators.report import write_reports
+from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_suffix, open_prompt
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
-from speclrm.runtime.runtime import CONCURRENCY, Parts
+from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.sizing import Work, engine_settings, read_facts
 from speclrm.strategies.catalog import defaults
 from speclrm.strategies.catalog import strategy as make_strategy
-from speclrm.strategies.scoring import ScoreMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 Notify = Callable[[str, float | None, float | None], None]
 """Told what is going on, how much of it is done, and of how much (None where that is not known)."""
 
-EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
 PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
 RUNS_FOLDER = Path("runs")
@@ -59,61 +56,7 @@ def _quiet(what: str, done: float | None, total: float | None) -> None:
     pass
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EngineOptions(_Options):
-    """The models and how they are loaded. ``kv_cache_gib``: for each engine; by default as much as the work needs."""
-
-    target: str | None = None
-    draft: str | None = None
-    dtype: EngineDtype = "auto"
-    kv_cache_gib: float | None = Field(default=None, gt=0)
-    engine_log: Path | None = None
-
-
-class RecipeOptions(_Options):
-    """Parameters of a strategy; None leaves one at the strategy's default (``strategies/recipe.py``)."""
-
-    tracks: int | None = None
-    methods: tuple[str, ...] | None = None
-    score_threshold: float | Literal["auto"] | None = None
-    score_method: ScoreMethod | None = None
-    token_budget: int | None = None
-    max_step_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    step_limit: int | None = None
-    closing: bool | None = None
-
-
-class RunOptions(EngineOptions, RecipeOptions):
-    """Everything that ``speclrm run`` can be told."""
-
-    strategy: str
-    dataset: str
-    output_dir: Path | None = None
-    limit: int | None = None
-    repeats: int = Field(default=1, ge=1)
-    concurrency: int = Field(default=CONCURRENCY, ge=1)
-    seed: int | None = 0
-
-
-class CalibrateOptions(EngineOptions):
-    """Everything that ``speclrm calibrate`` can be told. ``acceptance``: the share of drafts that should be kept."""
-
-    dataset: str = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
-    limit: int = Field(default=4, ge=1)
-    tracks: int = Field(default=2, ge=1)
-    token_budget: int = Field(default=256, ge=1)
-    max_step_tokens: int = Field(default=128, ge=1)
-    score_method: ScoreMethod = "average"
-    acceptance: float = Field(default=0.6, gt=0, lt=1)
-    seed: int = 1_000_003
-
-
-class RunReport(_Options):
+class RunReport(Options):
     directory: Path
     summary: RunSummary
 

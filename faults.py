@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from speclrm import api
-from speclrm.evaluators import answers, grading
+from speclrm.evaluators import answers, benchmarks, grading
 from speclrm.runtime import asking, sample, track
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
@@ -188,6 +188,13 @@ def _first_box(stack: ExitStack) -> None:
     spoil(original, "find_box")
 
 
+def _gold_always_a(stack: ExitStack) -> None:
+    def in_order(options: Any, seed: int, problem: str) -> list[Any]:
+        return list(options)
+
+    _put(stack, benchmarks, "shuffled", in_order)
+
+
 def _digits_only_grading(stack: ExitStack) -> None:
     def plainly_same(one: str, other: str) -> bool | None:
         digits = [re.sub(r"[^\d]", "", text) for text in (one, other)]
@@ -261,6 +268,7 @@ FAULTS: dict[str, Fault] = {
         "Average scores fail where the judge thinks of a token that is no digit.", _average_over_non_digits
     ),
     "no-seeds": Fault("Operations have no seeds.", _no_seeds),
+    "gold-always-a": Fault("The right option of every GPQA question is A.", _gold_always_a),
     "first-box": Fault(r"The first \boxed of a text is its answer.", _first_box),
     "digits-only-grading": Fault("Answers with the same digits are the same.", _digits_only_grading),
     "string-votes": Fault("Answers vote together only where their texts are equal.", _string_votes),

@@ -1,162 +1,301 @@
-"""Problems by the name of a dataset or a file."""
+"""Problems by the name of a benchmark, a task, or a file; and which of them are taken."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import random
 import re
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING
 
+from speclrm.evaluators.benchmarks import (
+    ALIASES,
+    BENCHMARKS,
+    GPQA_COLUMNS,
+    Benchmark,
+    HubFile,
+    canonical,
+    final_number,
+    text_of,
+)
+from speclrm.evaluators.gym import GYM_PREFIX, GYM_SIZE, make_problems
+from speclrm.evaluators.tables import FORMATS, Row, read_rows
 from speclrm.runtime.errors import DatasetError
+from speclrm.runtime.hub import HUB_TIMEOUT_S, hub_answers
 from speclrm.runtime.protocols import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-GYM_PREFIX = "reasoning-gym:"
-GYM_SIZE = 16
-"""Problems of a reasoning-gym task where no limit is given."""
-_PROBLEM_KEYS = ("problem", "question", "prompt")
-_ANSWER_KEYS = ("answer", "gold", "expected")
-_GSM8K = re.compile(r"####\s*(.+?)\s*$")
+PROBLEM_COLUMNS = ("problem", "question", "prompt")
+ANSWER_COLUMNS = ("answer", "gold", "expected")
+ID_COLUMNS = ("id", "unique_id", "problem_id")
+_ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+DEFAULT_ROWS = 30
 
 
-def load(name: str, *, limit: int | None = None, seed: int = 0) -> list[Problem]:
-    """The problems of ``reasoning-gym:TASK[?option=value&...]`` or of a JSONL file.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a file of one's own; None stands for the usual names."""
 
-    A file's rows hold ``problem`` (or question, prompt), ``answer`` (or gold, expected; may be missing), and ``id``
-    (the line's number where missing). ``limit`` takes the first. ``seed`` makes the problems of a generated dataset.
+    problem: str | None = None
+    answer: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What of a dataset is taken: the problems named, then so many at random, then the first so many.
+
+    ``problem_ids``: as in ``60-89,95``: an id of the dataset, or numbers, which are ids where the dataset's ids are
+    whole numbers, and rows counted from 0 where they are not.
+    """
+
+    problem_ids: str | None = None
+    sample: int | None = None
+    limit: int | None = None
+
+
+def load(
+    name: str,
+    *,
+    selection: Selection | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    columns: Columns | None = None,
+    notify: Callable[[str], None] = lambda _: None,
+) -> list[Problem]:
+    """The problems of a benchmark (``aime``, ``livemathbench:AMC_en``), of ``reasoning-gym:TASK``, or of a file.
+
+    ``limit`` is short for a selection of nothing but that. ``seed`` makes generated problems, shuffles choices, and
+    draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub.
 
     Raises:
-        DatasetError: naming the file and line, or what there is instead.
+        DatasetError: naming the file and line, or what there is instead, or how to get what is not there.
     """
-    if limit is not None and limit < 1:
-        raise DatasetError(f"--limit {limit} leaves no problem. Give 1 or more.")
-    problems = _load_gym(name, limit, seed) if name.startswith(GYM_PREFIX) else _load_jsonl(name, limit)
+    selection = selection or Selection(limit=limit)
+    for option, value in (("--limit", selection.limit), ("--sample", selection.sample)):
+        if value is not None and value < 1:
+            raise DatasetError(f"{option} {value} leaves no problem. Give 1 or more.")
+    default_ids = None
+    if name.startswith(GYM_PREFIX):
+        problems = make_problems(name, _gym_size(selection), seed)
+    elif (benchmark := BENCHMARKS.get(canonical(name).partition(":")[0])) is not None:
+        problems = _load_benchmark(benchmark, canonical(name).partition(":")[2], data_dir, seed, notify)
+        default_ids = benchmark.default_ids
+    else:
+        problems = _load_file(name, columns or Columns())
     if not problems:
         raise DatasetError(f"{name} holds no problem.")
-    return problems
+    return _select(name, problems, selection, default_ids, seed)
 
 
-def _load_jsonl(name: str, limit: int | None) -> list[Problem]:
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+def _gym_size(selection: Selection) -> int:
+    """A task makes as many problems as are asked for, by number or by the highest row named."""
+    rows = [int(number) for number in re.findall(r"\d+", selection.problem_ids or "")]
+    return max(selection.limit or 0, selection.sample or 0, *(row + 1 for row in rows), 0) or GYM_SIZE
+
+
+def _select(
+    name: str, problems: list[Problem], selection: Selection, default_ids: str | None, seed: int
+) -> list[Problem]:
+    if selection.problem_ids is not None:
+        problems = _named(name, problems, selection.problem_ids)
+    elif default_ids is not None and len(problems) > DEFAULT_ROWS:  # a folder may hold only what is the default
+        problems = _named(name, problems, default_ids)
+    if selection.sample is not None and selection.sample < len(problems):
+        drawn = random.Random(f"sample/{seed}").sample(range(len(problems)), selection.sample)
+        problems = [problems[place] for place in sorted(drawn)]
+    return problems[: selection.limit]
+
+
+def _named(name: str, problems: Sequence[Problem], text: str) -> list[Problem]:
+    """The problems that the text names, in the dataset's order, each once."""
+    places = {problem.id: place for place, problem in enumerate(problems)}
+    numeric = all(problem.id.isdigit() for problem in problems)
+    by_number = {int(problem.id): place for place, problem in enumerate(problems)} if numeric else None
+    taken: set[int] = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        if item in places:
+            taken.add(places[item])
+            continue
+        match = _RANGE.fullmatch(item)
+        if match is None:
+            raise DatasetError(
+                f"--problem-id {item!r} is neither an id nor numbers as in 60-89. {_there(name, problems)}"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise DatasetError(f"--problem-id {item}: the range runs backwards. Write {last}-{first}.")
+        for number in range(first, min(last, first + 10_000_000) + 1):
+            place = number if by_number is None else by_number.get(number)
+            if place is None or place >= len(problems):
+                raise DatasetError(f"--problem-id {item}: there is no {number}. {_there(name, problems)}")
+            taken.add(place)
+    if not taken:
+        raise DatasetError(f"--problem-id {text!r} names no problem. {_there(name, problems)}")
+    return [problems[place] for place in sorted(taken)]
+
+
+def _there(name: str, problems: Sequence[Problem]) -> str:
+    if all(problem.id.isdigit() for problem in problems):
+        return f"{name} has {_ranges(sorted(int(problem.id) for problem in problems))}."
+    shown = ", ".join(problem.id for problem in problems[:3])
+    return f"{name} has rows 0-{len(problems) - 1}, with ids such as {shown}."
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    parts = [f"{first}-{last}" if last > first else str(first) for first, last in runs]
+    return ", ".join([*parts[:8], "..."] if len(parts) > 8 else parts)
+
+
+# ------------------------------------------------------------------------------------------------------------- own files
+
+
+def _load_file(name: str, columns: Columns) -> list[Problem]:
     path = Path(name).expanduser()
-    if path.is_dir():
-        raise DatasetError(f"{path} is a folder. Give a JSONL file with a problem and an answer a line.")
-    if not path.is_file():
+    if not path.exists():
+        known = ", ".join([*BENCHMARKS, *ALIASES])
         raise DatasetError(
-            f"There is no dataset {name!r}. Give a JSONL file with a problem and an answer a line, or "
+            f"There is no dataset {name!r}. Give one of {known}; {FORMATS} with a problem and an answer a row; or "
             f"{GYM_PREFIX}TASK (for instance {GYM_PREFIX}gsm_symbolic), which makes fresh problems."
         )
-    problems: list[Problem] = []
-    lines: dict[str, int] = {}
-    for number, row in _rows(path):
-        problem = _problem(path, number, row)
-        if problem.id in lines:
-            raise DatasetError(
-                f"{path} line {number}: id {problem.id!r} stands on line {lines[problem.id]} too. Each problem needs an "
-                "id of its own."
+
+    def make(row: Row, number: int, place: str) -> Problem:
+        text = _column(row, columns.problem, PROBLEM_COLUMNS)
+        if text is None or not text.strip():
+            names = (
+                f"the column {columns.problem!r}"
+                if columns.problem
+                else f"one of {', '.join(map(repr, PROBLEM_COLUMNS))}"
             )
-        lines[problem.id] = number
+            raise DatasetError(
+                f"no problem. A row needs {names}; this one has {', '.join(map(repr, row)) or 'nothing'}"
+            )
+        answer = _column(row, columns.answer, ANSWER_COLUMNS)
+        if columns.answer and columns.answer not in row:
+            raise DatasetError(f"no column {columns.answer!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
+        if columns.id and columns.id not in row:
+            raise DatasetError(f"no column {columns.id!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
+        identity = _column(row, columns.id, ID_COLUMNS) or place.rpartition(" ")[2]
+        return Problem(identity, text, None if answer is None or not answer.strip() else final_number(answer))
+
+    return _unique(path, _made(path, make))
+
+
+def _column(row: Row, asked: str | None, usual: tuple[str, ...]) -> str | None:
+    return text_of(row, (asked,) if asked else usual)
+
+
+def _made(path: Path, make: Callable[[Row, int, str], Problem]) -> Iterator[tuple[str, Problem]]:
+    """Problems of the rows of a file; an error of a row names file and line."""
+    for number, (place, row) in enumerate(read_rows(path)):
+        try:
+            problem = make(row, number, place)
+        except DatasetError as error:
+            raise DatasetError(f"{path} {place}: {error}.") from None
+        yield place, problem
+
+
+def _unique(path: Path, made: Iterable[tuple[str, Problem]]) -> list[Problem]:
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for place, problem in made:
+        if problem.id in places:
+            raise DatasetError(
+                f"{path} {place}: id {problem.id!r} stands on {places[problem.id]} too. Each problem needs an id of its "
+                "own."
+            )
+        places[problem.id] = place
         problems.append(problem)
-        if len(problems) == limit:
-            break
     return problems
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError as error:
-                    raise DatasetError(
-                        f"{path} line {number}: not UTF-8 ({error.reason}). Convert the file."
-                    ) from error
-                except ValueError as error:
-                    raise DatasetError(
-                        f"{path} line {number}: not JSON ({error}). Each line must be one JSON object."
-                    ) from error
-                if not isinstance(row, dict):
-                    raise DatasetError(f"{path} line {number}: not a JSON object but {type(row).__name__}.")
-                yield number, row
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
+# ----------------------------------------------------------------------------------------------------------- benchmarks
 
 
-def _problem(path: Path, number: int, row: dict[str, Any]) -> Problem:
-    def find(keys: tuple[str, ...]) -> str | None:
-        for key in keys:
-            if (value := row.get(key)) is not None:
-                if isinstance(value, bool) or not isinstance(value, str | int | float):
-                    raise DatasetError(
-                        f"{path} line {number}: {key!r} is {type(value).__name__}, not text or a number."
-                    )
-                return str(value)
-        return None
+def _load_benchmark(
+    benchmark: Benchmark, part: str, data_dir: Path | None, seed: int, notify: Callable[[str], None]
+) -> list[Problem]:
+    if part and part not in benchmark.parts:
+        parts = f"It has: {', '.join(benchmark.parts)}" if benchmark.parts else "It has none"
+        raise DatasetError(f"{benchmark.name} has no split {part!r}. {parts}.")
+    wanted = (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
+    if data_dir is not None:
+        path = _local(benchmark, data_dir)
+        made = _made(path, lambda row, number, _: benchmark.make(row, number, "", seed))
+        whole = _unique(path, made)
+        return [one for one in whole if not benchmark.parts or one.id.rpartition("-")[0] in wanted]
+    problems: list[Problem] = []
+    for file in benchmark.hub:
+        if not file.part or file.part in wanted:
+            path = _fetch(benchmark, file, notify)
+            problems += _unique(
+                path, _made(path, lambda row, number, _, file=file: benchmark.make(row, number, file.part, seed))
+            )
+    return problems
 
-    text = find(_PROBLEM_KEYS)
-    if text is None or not text.strip():
+
+def _local(benchmark: Benchmark, data_dir: Path) -> Path:
+    if not data_dir.is_dir():
+        raise DatasetError(f"--data-dir {data_dir} is no folder. Give the folder that holds {_files(benchmark)}.")
+    for name in benchmark.files:
+        for ending in _ENDINGS:
+            if (path := data_dir / f"{name}{ending}").is_file():
+                return path
+    raise DatasetError(f"{benchmark.name} is not in {data_dir}. {_how_to_give(benchmark)}")
+
+
+def _files(benchmark: Benchmark) -> str:
+    return " or ".join(f"{name}.jsonl" for name in benchmark.files)
+
+
+def _how_to_give(benchmark: Benchmark) -> str:
+    columns = ", ".join(("Question", *GPQA_COLUMNS)) if benchmark.name == "gpqa" else "id, problem, answer"
+    return f"Put {_files(benchmark)} there (.csv and .parquet too), with {columns} in each row."
+
+
+def _fetch(benchmark: Benchmark, file: HubFile, notify: Callable[[str], None]) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache  # pyright: ignore[reportUnknownVariableType]
+
+    cached = try_to_load_from_cache(file.repository, file.path, repo_type="dataset", revision=file.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if not hub_answers():
         raise DatasetError(
-            f"{path} line {number}: no problem. A row needs one of {', '.join(map(repr, _PROBLEM_KEYS))}; this one has "
-            f"{', '.join(map(repr, row)) or 'nothing'}."
+            f"{benchmark.name} is not here and the Hugging Face hub cannot be reached. Give --data-dir FOLDER. "
+            f"{_how_to_give(benchmark)}"
         )
-    answer = find(_ANSWER_KEYS)
-    if answer is not None and (gsm := _GSM8K.search(answer)):
-        answer = gsm[1]
-    return Problem(find(("id",)) or str(number), text, answer)
-
-
-def _load_gym(name: str, limit: int | None, seed: int) -> list[Problem]:
-    if find_spec("reasoning_gym") is None:
-        raise DatasetError(f"{name} needs the package reasoning-gym: pip install 'speclrm[tasks]'.")
-    import reasoning_gym  # pyright: ignore[reportMissingTypeStubs]
-    from reasoning_gym import factory  # pyright: ignore[reportMissingTypeStubs]
-
-    task, _, query = name.removeprefix(GYM_PREFIX).partition("?")
-    tasks: dict[str, tuple[Any, Any]] = cast("Any", factory).DATASETS
-    if task not in tasks:
-        close = difflib.get_close_matches(task, tasks, n=5, cutoff=0.4) or sorted(tasks)[:5]
-        raise DatasetError(f"reasoning-gym has no task {task!r}. Close to it: {', '.join(close)}.")
-    options = {field.name: field for field in dataclasses.fields(tasks[task][1])}
-    given: dict[str, Any] = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in options or key in ("seed", "size"):
-            known = sorted(options.keys() - {"seed", "size"})
-            raise DatasetError(f"Task {task} has no option {key!r}. It has: {', '.join(known)}.")
-        given[key] = _value(value)
-    # Some tasks draw from the global generator whatever their seed; leave it as it was found.
-    state = random.getstate()
-    random.seed(seed)
+    notify(f"fetching {benchmark.name} from the hub")
     try:
-        entries = list(cast("Any", reasoning_gym).create_dataset(task, size=limit or GYM_SIZE, seed=seed, **given))
-    except Exception as error:  # a task checks its options in its own ways
-        reason = str(error) or f"a check of its own failed on {query or 'no options'}"
-        raise DatasetError(f"Task {task} refuses its options: {reason}.") from error
-    finally:
-        random.setstate(state)
-    return [
-        Problem(
-            f"{task}-{seed}-{index}",
-            entry["question"],
-            str(entry["answer"]),
-            grader=f"{GYM_PREFIX}{task}",
-            # The task's scorer may need more than the answer.
-            details=json.dumps({"answer": entry["answer"], "metadata": entry.get("metadata", {})}, default=str),
+        return Path(
+            hf_hub_download(
+                file.repository,
+                file.path,
+                repo_type="dataset",
+                revision=file.revision,
+                etag_timeout=HUB_TIMEOUT_S,
+            )
         )
-        for index, entry in enumerate(entries)
-    ]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    except Exception as error:  # the hub's client has many ways to say no
+        terms = (
+            f" Its authors ask that their terms be accepted first, at {file.repository} on the hub, and that HF_TOKEN be set."
+            if benchmark.gated
+            else ""
+        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DatasetError(
+            f"{benchmark.name} cannot be had from the Hugging Face hub ({file.repository}): {reason}{terms} Or give "
+            f"--data-dir FOLDER. {_how_to_give(benchmark)}"
+        ) from error

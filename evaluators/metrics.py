@@ -259,6 +259,16 @@ class Summary:
             seconds=event.seconds,
         )
 
+    def track_rewrites(self) -> list[float]:
+        """Of each track with drafted steps: the share of rewritten ones among accepted and rewritten, 0 to 1."""
+        rates: list[float] = []
+        for state in self.states.values():
+            for track in state.tracks.values():
+                origins = Counter(step.origin for step in track.steps)
+                if decided := origins["draft"] + origins["rewrite"]:
+                    rates.append(origins["rewrite"] / decided)
+        return rates
+
     def summary(self) -> RunSummary:
         outcomes = Counter(row.outcome for row in self._rows.values())
         graded = sum(count for outcome, count in outcomes.items() if outcome != "ungraded")

@@ -6,13 +6,15 @@
     │   ├── DatasetError      a dataset's name, file or row
     │   ├── ModelError        a model's name, download or files
     │   ├── CapacityError     the work does not fit this machine or this model
-    │   └── RunDirectoryError an output directory that holds something else
+    │   ├── RunDirectoryError an output directory that holds something else
+    │   └── ResultsError      results to evaluate that are not there, or of another kind
     ├── EngineError           an engine failed
     │   ├── EngineDeadError   it is gone; no further request can succeed
     │   ├── EngineStalledError it gave no sign of progress for too long
     │   └── RequestError      one request was refused; others may go on
     ├── GraderError           the workers that judge answers failed
-    ├── TraceError            a trace could not be written or read
+    ├── TraceError            a trace could not be written
+    │   └── TraceReadError    a trace could not be read: also a UsageError
     └── TooManyErrors         a run was stopped because too many tracks failed
 
 A message names the thing, the place, what was expected, and what to do next. The command line prints it as one
@@ -54,6 +56,10 @@ class RunDirectoryError(UsageError):
     """An output directory cannot be used because it already holds something."""
 
 
+class ResultsError(UsageError):
+    """Results that were asked for are not there, cannot be read, or do not belong together."""
+
+
 class EngineError(SpecLRMError):
     """An engine failed to answer."""
 
@@ -75,7 +81,11 @@ class GraderError(SpecLRMError):
 
 
 class TraceError(SpecLRMError):
-    """A trace could not be written or read."""
+    """A trace could not be written."""
+
+
+class TraceReadError(TraceError, UsageError):
+    """A trace could not be read: what was given is broken, of another kind, or newer than this program."""
 
 
 class TooManyErrors(SpecLRMError):

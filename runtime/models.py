@@ -26,6 +26,7 @@ from filelock import AsyncFileLock
 from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.hub import hub_answers
 from speclrm.runtime.known_models import KNOWN, IndexSource, KnownModel, Wheel
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ Notify = Callable[[str, float | None, float | None], None]
 
 MANIFEST = "speclrm-model.json"
 DOWNLOADS_AT_ONCE = 3
-HUB_TIMEOUT_S = 5.0
 DOWNLOAD_LIMIT_S = 3600.0
 CONVERSION_LIMIT_S = 1800.0
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -161,20 +161,6 @@ def tensor_bytes(path: Path) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- the hub
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached now. Takes a few seconds where it cannot."""
-    import httpx
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S, follow_redirects=True)
-    except httpx.HTTPError:
-        return False
-    return True
 
 
 def _hub_cached(repository: str) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"speclrm.runtime.events", "speclrm.runtime.errors", "speclrm.runtime.protocols", "speclrm.runtime.state"}
+LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "hub", "protocols", "state")}
 
 
 def modules(folder: str) -> list[Path]:
@@ -37,7 +37,14 @@ def test_strategies_and_evaluators_know_only_the_leaves_of_the_runtime(path: Pat
 
 @pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: path.stem)
 def test_the_runtime_knows_neither_strategies_nor_evaluators_nor_the_parts_above_it(path: Path) -> None:
-    above = ("speclrm.strategies", "speclrm.evaluators", "speclrm.api", "speclrm.cli", "speclrm.display")
+    above = (
+        "speclrm.strategies",
+        "speclrm.evaluators",
+        "speclrm.api",
+        "speclrm.cli",
+        "speclrm.commands",
+        "speclrm.display",
+    )
     assert not [name for name in imports(path) if name.startswith(above) or name == "speclrm"]
 
 

@@ -16,6 +16,7 @@ from support import make_strategy, operation, parts, play
 
 from speclrm import api, faults
 from speclrm.evaluators import answers, grading
+from speclrm.evaluators.benchmarks import BENCHMARKS
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.evaluators.metrics import RunSummary
 from speclrm.runtime.clock import run_virtual
@@ -151,6 +152,14 @@ def fast_2_takes_two_tracks() -> None:
     assert [track.reason for track in played.sample.tracks.values()] == ["answer"] * 3
 
 
+# ------------------------------------------------------------------------------------------------ the right option is A
+
+
+def gold_moves() -> None:
+    row = {"Question": "Which?", "Correct Answer": "w", **{f"Incorrect Answer {n}": f"x{n}" for n in (1, 2, 3)}}
+    assert {BENCHMARKS["gpqa"].make(row, number, "", 0).answer for number in range(40)} == set("ABCD")
+
+
 # ------------------------------------------------------------------------------------------- an engine used on two loops
 
 
@@ -197,6 +206,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "first-box": last_box,
     "average-over-non-digits": average_over_digits,
     "digits-only-grading": exact_grading,
+    "gold-always-a": gold_moves,
     "step-cap": no_step_cap,
     "fast-2-counts-twice": fast_2_takes_two_tracks,
     "two-loops": one_loop,
@@ -249,6 +259,7 @@ import asyncio, sys
 sys.path.insert(0, {str(tmp_path.parent)!r})
 from pathlib import Path
 from contextlib import AsyncExitStack
+from speclrm.evaluators.benchmarks import BENCHMARKS
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
