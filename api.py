@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
@@ -16,29 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold
 from speclrm.evaluators.answers import find_answer
-from speclrm.evaluators.datasets import load
+from speclrm.evaluators.benchmarks import canonical
+from speclrm.evaluators.datasets import Columns, Selection, load
 from speclrm.evaluators.grading import Grader
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
-from speclrm.runtime.context import judge_suffix, open_prompt
+from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
-from speclrm.runtime.sizing import Work, engine_settings, read_facts
+from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
 from speclrm.strategies.catalog import defaults
 from speclrm.strategies.catalog import strategy as make_strategy
+from speclrm.strategies.methods import LONGEST_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
     from speclrm.runtime.events import Event
-    from speclrm.runtime.protocols import Sink, Tokenizer
+    from speclrm.runtime.protocols import Message, Sink, Tokenizer
     from speclrm.runtime.settings import EngineSettings
     from speclrm.runtime.state import SampleState
     from speclrm.strategies.family import Family
@@ -59,6 +62,15 @@ def _quiet(what: str, done: float | None, total: float | None) -> None:
 class RunReport(Options):
     directory: Path
     summary: RunSummary
+
+
+class Preview(Options):
+    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by what they are for."""
+
+    options: RunOptions
+    recipe: dict[str, Any]
+    problems: int
+    prompts: dict[str, str]
 
 
 class Runtime(_Runtime):
@@ -144,17 +156,15 @@ async def run(
         UsageError: something asked for cannot be done; nothing was loaded.
         SpecLRMError: the run was stopped; what was committed is in the trace.
     """
-    chosen = _strategy(options)
-    problems = load(options.dataset, limit=options.limit, seed=options.seed or 0)
-    directory = options.output_dir or _new_folder(options.strategy)
-    run_directory.check_free(directory)
-    if plan is not None:
-        plan(len(problems) * options.repeats)
-    if Role.DRAFT not in chosen.roles and options.draft is not None:
-        options = options.model_copy(update={"draft": None})  # nothing would ever ask it
-    sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
-    async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
-        return await run_in(runtime, chosen, problems, options, directory, sinks)
+    with _faults(options):
+        options, chosen, problems = _prepared(options, notify)
+        directory = options.output_dir or _new_folder(options.strategy)
+        run_directory.check_free(directory)
+        if plan is not None:
+            plan(len(problems) * options.repeats)
+        sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+        async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
+            return await run_in(runtime, chosen, problems, options, directory, sinks)
 
 
 async def run_in(
@@ -182,6 +192,51 @@ async def run_in(
         if fold.summary().run:  # it began: the directory is this run's
             write_reports(directory, fold.summary())
     return RunReport(directory=directory, summary=fold.summary())
+
+
+def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
+    """What a run would do, from settings, problems and tokenizers alone: nothing is loaded, fetched or written.
+
+    Prompts are shown as the models' chat templates make them where a model is here, and as plain turns where it is not.
+
+    Raises:
+        UsageError: as ``run`` would.
+    """
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    with _faults(options):
+        options, chosen, problems = _prepared(options, notify)
+        run_directory.check_free(options.output_dir or _new_folder(options.strategy))
+        first = problems[0]
+        question = chosen.question(first)
+        plan = chosen.plan(first, 0, options.seed)[0]
+        prompts: dict[str, str] = {}
+        for role in sorted(chosen.roles):
+            path = models.find_local(getattr(options, role.value))
+            tokenizer = None if path is None else load_tokenizer(path)
+            if question is not None and role is Role.TARGET:
+                prompts["target, choosing methods"] = (
+                    tokenizer.decode(question_ids(tokenizer, question))
+                    if tokenizer
+                    else _plain(question.messages) + question.reply
+                )
+            prompts[f"{role.value}, first step of track {plan.track}"] = (
+                tokenizer.decode(open_prompt(tokenizer, plan)) if tokenizer else _plain(plan.messages)
+            )
+            if role is Role.TARGET and Role.DRAFT in chosen.roles:
+                words = chosen.prompts
+                prompts["target, behind each drafted step"] = (
+                    tokenizer.decode(judge_suffix(tokenizer, words).ids)
+                    if tokenizer
+                    else words.judge + words.judge_reply
+                )
+        return Preview(
+            options=options, recipe=chosen.recipe.model_dump(mode="json"), problems=len(problems), prompts=prompts
+        )
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    return "\n".join(f"[{message['role']}] {message['content']}" for message in messages)
 
 
 async def calibrate(
@@ -253,6 +308,31 @@ def _calibration_work(options: CalibrateOptions, threshold: float = 0.0) -> tupl
     return chosen, load(options.dataset, limit=options.limit, seed=options.seed)
 
 
+def _faults(options: RunOptions) -> AbstractContextManager[None]:
+    if not options.reproduce_fault:
+        return nullcontext()
+    from speclrm import faults  # it reaches into every part, this one too
+
+    return faults.reproduced(options.reproduce_fault)
+
+
+def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
+    """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
+    chosen = _strategy(options)
+    problems = load(
+        options.dataset,
+        selection=Selection(options.problem_ids, options.sample, options.limit),
+        seed=options.seed or 0,
+        data_dir=options.data_dir,
+        columns=Columns(options.problem_column, options.answer_column, options.id_column),
+        notify=lambda what: notify(what, None, None),
+    )
+    fixed: dict[str, Any] = {"strategy": chosen.name, "dataset": canonical(options.dataset)}
+    if Role.DRAFT not in chosen.roles:
+        fixed["draft"] = None  # nothing would ever ask it
+    return options.model_copy(update=fixed), chosen, problems
+
+
 def _strategy(options: RunOptions) -> Family:
     given = {name: getattr(options, name) for name in RecipeOptions.model_fields}
     if given["score_threshold"] == "auto":
@@ -300,23 +380,33 @@ async def _size(
     names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
     if Role.TARGET not in names:
         raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
+    machine = read_machine()
+    check_gpus(machine, options.tensor_parallel_size)
     for name in names.values():
-        models.find_local(name)  # a wrong name is told before another model is fetched
+        if models.find_local(name) is None:  # a wrong name is told before another model is fetched
+            check_room(machine, name, options.tensor_parallel_size)
     paths = {role: await models.pull(name, notify) for role, name in names.items()}
     tokenizers = {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items()}
-    prompts = [
-        len(open_prompt(tokenizer, plan))
-        for problem in problems
-        for plan in chosen.plan(problem, 0, 0)
-        for tokenizer in tokenizers.values()
-    ]
     target = tokenizers[Role.TARGET]
+    prompts: list[int] = []
+    for problem in problems:
+        plans = [*chosen.plan(problem, 0, 0)]
+        if (question := chosen.question(problem)) is not None:
+            plans += chosen.plan(problem, 0, 0, [LONGEST_METHOD])  # whatever the target will choose, it is no longer
+            # The question stands alone: no budget of steps follows it, only the reply.
+            length = len(question_ids(target, question)) + question.max_tokens
+            prompts.append(length - work.token_budget - work.max_step_tokens)
+        prompts += [
+            len(open_prompt(tokenizer, plan)) + len(tokenizer.encode(plan.opening))
+            for plan in plans
+            for tokenizer in tokenizers.values()
+        ]
     suffixes = [len(target.encode(chosen.prompts.closing)) + chosen.limits.closing_tokens]
     if Role.DRAFT in names:
         suffixes.append(len(judge_suffix(target, chosen.prompts).ids) + 1)
     fingerprints = {tokenizer.vocabulary.fingerprint for tokenizer in tokenizers.values()}
     settings = engine_settings(
-        read_machine(),
+        machine,
         {role: read_facts(names[role], path) for role, path in paths.items()},
         replace(
             work,
@@ -326,6 +416,8 @@ async def _size(
         ),
         dtype=options.dtype,
         kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
+        tensor_parallel=options.tensor_parallel_size,
+        gpu_share=options.gpu_memory_utilization,
     )
     return _Sized(settings, tokenizers)
 
@@ -409,6 +501,7 @@ __all__ = [
     "Calibration",
     "EngineOptions",
     "Notify",
+    "Preview",
     "RecipeOptions",
     "RunOptions",
     "RunReport",
@@ -418,6 +511,7 @@ __all__ = [
     "calibration_path",
     "choose_threshold",
     "defaults",
+    "preview",
     "run",
     "run_in",
     "solve",

@@ -15,13 +15,7 @@ from speclrm.runtime.errors import CapacityError, ModelError
 from speclrm.runtime.known_models import KNOWN, KnownModel
 from speclrm.runtime.machine import Machine, read_machine
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.sizing import GIB, ModelFacts, Work, engine_settings, read_facts
-
-PAIRS = (
-    ("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"),
-    ("qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"),
-)
-"""Target and draft that go well together and need no hub."""
+from speclrm.runtime.sizing import GIB, PAIRS, ModelFacts, Work, engine_settings, read_facts
 
 _SHAPES = {
     "smollm2-135m-instruct": (134_515_008, 30, 3, 64, 8192),

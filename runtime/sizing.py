@@ -39,6 +39,15 @@ TRANSLATION = 1.5
 """Room for a text that another tokenizer wrote, in this one's tokens."""
 
 
+PAIRS = (
+    ("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"),
+    ("qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"),
+)
+"""Target and draft that go well together and need no hub."""
+PARAMETERS = {"Qwen/QwQ-32B": 32_763_876_352, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000}
+"""Of the original experiments' models, counted from the shapes in their config.json: known before anything is fetched."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What of a model decides its memory. ``parameters``: their number, as stored."""
@@ -91,6 +100,27 @@ def read_facts(name: str, path: Path) -> ModelFacts:
         raise ModelError(f"{path}/config.json has no {error}; this kind of model is not supported.") from error
 
 
+def check_gpus(machine: Machine, tensor_parallel: int) -> None:
+    """Raises CapacityError where an engine is to be shared by more GPUs than there are."""
+    if tensor_parallel > max(1, len(machine.gpus)):
+        there = f"{len(machine.gpus)} GPU{'' if len(machine.gpus) == 1 else 's'}"
+        raise CapacityError(
+            f"--tensor-parallel-size {tensor_parallel} needs as many GPUs, and this machine has {there}. Leave it out."
+        )
+
+
+def check_room(machine: Machine, name: str, tensor_parallel: int) -> None:
+    """Raises CapacityError for a model whose weights alone are larger than the machine, before they are fetched."""
+    parameters = PARAMETERS.get(name.removeprefix("vllm/"))
+    room = machine.gpus[0].total_bytes * tensor_parallel if machine.gpus else machine.memory_total
+    if parameters is not None and parameters * 2 > room:
+        raise CapacityError(
+            f"{name} has {parameters * 2 / GIB:.0f} GiB of weights, and this machine has {room / GIB:.0f} GiB of "
+            f"{'GPU memory' if machine.gpus else 'memory and no GPU'}. Give a smaller --target (and --draft), for "
+            f"instance --target {PAIRS[0][0]} --draft {PAIRS[0][1]}; `speclrm doctor` says what this machine can run."
+        )
+
+
 def context_tokens(work: Work) -> int:
     """The longest request: prompt, a whole track, one more step, and the judge or the closing behind it."""
     budget = work.token_budget if work.same_tokenizer else int(work.token_budget * TRANSLATION)
@@ -105,10 +135,13 @@ def engine_settings(
     *,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     kv_cache_bytes: int | None = None,
+    tensor_parallel: int = 1,
+    gpu_share: float | None = None,
 ) -> dict[Role, EngineSettings]:
     """The settings of all engines together, within the memory that is free now.
 
-    ``kv_cache_bytes``: for each engine, instead of what the work would like.
+    ``kv_cache_bytes``: for each engine, instead of what the work would like. ``tensor_parallel``: GPUs that share each
+    engine. ``gpu_share``: the part of a GPU's memory, 0 to 1, that all engines together may take.
 
     Raises:
         CapacityError: the work is longer than a model's context, or the memory does not suffice.
@@ -130,9 +163,12 @@ def engine_settings(
     sequences = max(1, min(work.tracks, GPU_SEQUENCES_MAX if on_gpu else CPU_SEQUENCES_MAX))
     total = machine.gpus[0].total_bytes if on_gpu else machine.memory_total
     free = machine.gpus[0].free_bytes if on_gpu else machine.memory_available - RESERVE_BYTES
+    if on_gpu and gpu_share is not None:
+        free = min(free, int(gpu_share * total))
 
-    fixed = {role: facts.parameters * width + process for role, facts in models.items()}
-    least = {role: facts.kv_bytes(width) * (length + CPU_BLOCK) for role, facts in models.items()}
+    # All on one GPU: of weights and cache each GPU of an engine holds its part.
+    fixed = {role: facts.parameters * width // tensor_parallel + process for role, facts in models.items()}
+    least = {role: facts.kv_bytes(width) * (length + CPU_BLOCK) // tensor_parallel for role, facts in models.items()}
     wanted = {role: kv_cache_bytes or least[role] * sequences for role in models}
     spare = free - sum(fixed.values())
     if spare < sum(kv_cache_bytes or need for need in least.values()):
@@ -156,6 +192,7 @@ def engine_settings(
             enforce_eager=not on_gpu,
             cores=() if on_gpu else machine.cores,
             preload=() if on_gpu else machine.preload,
+            extra={"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {},
         )
     return settings
 

@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
 }
 """Code to hint. One sentence each: the hint is part of the prompt of every request of its track."""
 
+LONGEST_METHOD = max(METHODS, key=lambda code: len(METHODS[code]))
+
 
 def hint(code: str) -> str:
     """The hint for a code; empty for M."""

@@ -1,0 +1,1 @@
+"""The commands in groups, with what they share: their settings, the screen, and how errors are told."""

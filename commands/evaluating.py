@@ -1,0 +1,187 @@
+"""``eval`` and ``grade``: what runs came to, and whether texts of any tool hold the right answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speclrm.commands.options import complete_dataset
+from speclrm.commands.plumbing import guard, run_async, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from speclrm.evaluators.evaluation import Evaluation
+
+OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_failed", "ungraded", "error")
+
+
+def evaluate(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or folders of such.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "--dataset-name", help="Only runs on it.", autocompletion=complete_dataset),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--model-name", help="Only runs of this target: its name, or the last part of it."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
+
+    Runs of one configuration are taken together; each other configuration is a row of its own.
+    """
+    evaluate_into(directories, json=json, dataset=dataset, model=model)
+
+
+def evaluate_into(
+    directories: Sequence[Path],
+    *,
+    json: bool,
+    dataset: str | None = None,
+    model: str | None = None,
+    strategies: Sequence[str] = (),
+) -> None:
+    def start() -> None:
+        from speclrm import results
+
+        notices: list[str] = []
+
+        def notice(text: str) -> None:
+            notices.append(text)
+            typer.echo(f"note: {text}", err=True)
+
+        found = run_async(
+            lambda: results.evaluate_runs(
+                directories, dataset=dataset, model=model, strategies=strategies, notice=notice
+            )
+        )
+        if json:
+            from speclrm.display import print_json
+
+            print_json({"notices": notices, "evaluations": [one.model_dump(mode="json") for one in found]})
+        else:
+            _print_evaluations(stdout(), found)
+
+    guard(start)
+
+
+def grade(
+    file: Annotated[Path, typer.Argument(help="A JSONL, CSV or Parquet file.")],
+    text_column: Annotated[str, typer.Option(help="The texts; the answer is found in them.")] = "output",
+    gold_column: Annotated[str, typer.Option(help="The right answers.")] = "gold",
+    answers_only: Annotated[
+        bool, typer.Option("--answers-only", help="The text is the answer, with nothing around it.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a row, in order.")] = False,
+) -> None:
+    """Grade the outputs of any tool: correct, wrong, no_answer or grader_failed for each row."""
+
+    def start() -> None:
+        from collections import Counter
+
+        from speclrm import results
+        from speclrm.display import harmless, print_json
+
+        outcomes: Counter[str] = Counter()
+
+        def take(row: results.GradedRow) -> None:
+            outcomes[row.outcome] += 1
+            if json:
+                print_json(row.model_dump(mode="json"))
+            elif row.outcome != "correct":
+                answer = "no answer" if row.answer is None else harmless(row.answer)
+                typer.echo(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
+
+        run_async(lambda: results.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
+        total = sum(outcomes.values())
+        if not json:
+            counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
+            typer.echo(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
+
+    guard(start)
+
+
+# -------------------------------------------------------------------------------------------------------------- printing
+
+
+def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "strategy",
+        "dataset",
+        "models",
+        "runs",
+        "samples",
+        "accuracy",
+        "pass@k",
+        "majority",
+        "outcomes",
+        "time",
+    ):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        models = one.target if one.draft is None else f"{one.target} + {one.draft}"
+        table.add_row(
+            one.strategy,
+            one.dataset,
+            models,
+            str(len(one.runs)),
+            f"{one.samples} of {one.problems} problems",
+            _percent(one.accuracy),
+            ", ".join(f"{k}: {value:.1%}" for k, value in _some(one.pass_at)),
+            _percent(one.majority),
+            ", ".join(f"{one.outcomes[name]} {name}" for name in OUTCOMES if name in one.outcomes),
+            f"{one.seconds:.0f} s",
+        )
+    console.print(table)
+    for one in found:
+        console.print()
+        for line in _details(one):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _details(one: Evaluation) -> list[str]:
+    budget = one.recipe.get("token_budget")
+    lines = [f"{one.strategy} on {one.dataset}, budget {budget} tokens a track: {', '.join(one.runs)}"]
+    if one.reproduce_fault:
+        lines.append(f"faults      {', '.join(one.reproduce_fault)}")
+    if one.by_repeat:
+        repeats = ", ".join(f"{r.repeat}: {r.accuracy:.1%} ({r.correct}/{r.graded})" for r in one.by_repeat)
+        lines.append(f"by repeat   {repeats}; {one.solved} of {one.problems} problems solved at least once")
+    if one.acceptance is not None:
+        lines.append(
+            f"steps       {one.acceptance:.1%} accepted ({one.token_acceptance or 0:.1%} of tokens), rewrite rate "
+            f"{_percent(one.rewrite_rate)} of steps, {_percent(one.track_rewrite_rate)} mean of tracks"
+        )
+        scores = " ".join(f"{digit}:{count}" for digit, count in enumerate(one.scores) if count)
+        lines.append(f"scores      {scores}")
+    for role, counts in one.tokens.items():
+        fates = ", ".join(
+            f"{name} {value}"
+            for name, value in counts.model_dump().items()
+            if value and name not in ("generated", "prompt", "cached")
+        )
+        lines.append(
+            f"{role:<12}{counts.generated} tokens generated: {fates}; prompts {counts.prompt}, of that cached {counts.cached}"
+        )
+    if one.sample_seconds is not None:
+        lines.append(f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average")
+    return lines
+
+
+def _some(pass_at: dict[int, float]) -> list[tuple[int, float]]:
+    """K of 1, 2, 4, ... and the last."""
+    last = max(pass_at, default=0)
+    return [(k, value) for k, value in pass_at.items() if k & (k - 1) == 0 or k == last]
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{value:.1%}"

@@ -1,0 +1,144 @@
+"""The seven commands of the original experiments: `run` and `eval` under their old names and defaults.
+
+Names, flags and defaults are those of SSR's scripts (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning, readme.md and the
+scripts' parsers). Each takes all options of `run` or `eval` beside its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from speclrm.commands.evaluating import evaluate_into
+from speclrm.commands.settings import configurable
+from speclrm.commands.solving import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PANEL = "The original experiments"
+TARGET = "Qwen/QwQ-32B"
+DRAFT = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A script that solved problems. ``defaults``: of options of `run`."""
+
+    name: str
+    strategy: str
+    what: str
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalEvaluation:
+    """A script that evaluated results of these strategies."""
+
+    name: str
+    strategies: tuple[str, ...]
+    results_dir: str
+    what: str
+
+
+_COMMON: dict[str, Any] = {"dataset": "aime", "problem_id": "60", "target": TARGET}
+_PAIR = {**_COMMON, "draft": DRAFT}
+
+ORIGINALS = (
+    Original(
+        "base-test",
+        "baseline",
+        "The target alone, one track (base_test.py).",
+        {**_COMMON, "output_dir": Path("results/baseline_vllm_test")},
+    ),
+    Original(
+        "scale-reason",
+        "parallel",
+        "The target on several tracks (scale_reason.py).",
+        {**_COMMON, "output_dir": Path("results/scale_reason")},
+    ),
+    Original(
+        "spec-scale-reason",
+        "speculative",
+        "Draft, score, rewrite on several tracks (spec_scale_reason.py).",
+        {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
+    ),
+    Original(
+        "spec-scale-reason-async",
+        "speculative",
+        "The same; tracks never wait for each other in either (spec_scale_reason_async.py).",
+        {**_PAIR, "output_dir": Path("results/asyn_spec_scale")},
+    ),
+    Original(
+        "spec-scale-reason-2",
+        "speculative-methods",
+        "The same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
+        {**_PAIR, "output_dir": Path("results/spec_scale_m")},
+    ),
+)
+EVALUATIONS = (
+    OriginalEvaluation(
+        "baseline-eval",
+        ("baseline", "parallel"),
+        "results/baseline_vllm_test",
+        "Evaluate results of base_test and scale_reason (baseline_eval.py).",
+    ),
+    OriginalEvaluation(
+        "spec-eval",
+        ("speculative", "speculative-methods"),
+        "results/spec_scale_Inf",
+        "Evaluate results of the speculative scripts (spec_eval.py).",
+    ),
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the seven commands."""
+    for original in ORIGINALS:
+        command = configurable(original.name, inherits="run")(_solving(original))
+        app.command(original.name, rich_help_panel=PANEL, help=original.what)(command)
+    for original in EVALUATIONS:
+        command = configurable(original.name, inherits="eval")(_evaluating(original))
+        app.command(original.name, rich_help_panel=PANEL, help=original.what)(command)
+
+
+def _solving(original: Original) -> Callable[..., None]:
+    """`run` without its first argument, with the script's defaults.
+
+    Results go into a folder of their own each time, by model, dataset and time: the scripts add to what is there, and a
+    run's folder is never written over.
+    """
+
+    def command(**values: Any) -> None:
+        if not values["dry_run"]:
+            model = str(values["target"]).rstrip("/").rpartition("/")[2]
+            now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+            values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
+        run(original.strategy, **values)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(run, eval_str=True).parameters.values():
+        if parameter.name != "strategy":
+            default = original.defaults.get(parameter.name, parameter.default)
+            parameters.append(parameter.replace(default=default, kind=inspect.Parameter.KEYWORD_ONLY))
+    cast("Any", command).__signature__ = inspect.Signature(parameters)
+    return command
+
+
+def _evaluating(original: OriginalEvaluation) -> Callable[..., None]:
+    def command(
+        model_name: Annotated[str, typer.Option(help="The target's name, or its last part, in any case.")],
+        dataset_name: Annotated[str, typer.Option(help="The dataset of the runs.")] = "aime",
+        results_dir: Annotated[Path, typer.Option(help="Searched for runs, at any depth.")] = Path(
+            original.results_dir
+        ),
+        json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    ) -> None:
+        evaluate_into([results_dir], json=json, dataset=dataset_name, model=model_name, strategies=original.strategies)
+
+    return command
