@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
-_BOX = re.compile(r"\\f?boxed(?:\s*\{|\s+(?=[^\s{}$]))|\\[{}\\]|[{}]")
-"""The start of a box, with or without a brace; an escaped brace or backslash, which opens nothing; a brace."""
+_BOX = re.compile(r"\\\\?(?:boxed|fbox)(?:\s*\{|\s+(?=[^\s{}$]))|\\[{}\\]|[{}]")
+"""The start of a box, with or without a brace, its backslash doubled where a program wrote it so; an escaped brace or
+backslash, which opens nothing; a brace."""
 
 _LINE = re.compile(
     r"^[\s>*#_`-]*(?:(?:the|so|hence|therefore|thus|then|and)\b[\s,]*)*(?:final\s+|correct\s+)?answer\s*"
@@ -47,7 +48,7 @@ def last_boxed(text: str) -> str | None:
     stack: list[int | None] = []  # the start of a box's content, or None for any other brace
     for token in _BOX.finditer(text):
         mark = token.group()
-        if mark.startswith("\\") and "boxed" in mark:
+        if mark.startswith("\\") and "box" in mark:
             if mark.endswith("{"):
                 stack.append(token.end())
             else:
@@ -81,5 +82,6 @@ def tidy(answer: str) -> str:
         for left, right in _WRAPPERS:
             if len(answer) > len(left) + len(right) and answer.startswith(left) and answer.endswith(right):
                 answer = answer[len(left) : -len(right)]
-        answer = answer.removesuffix("**").removeprefix("**")
+        for mark in ("**", "`"):
+            answer = answer.removesuffix(mark).removeprefix(mark)
     return answer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from speclrm.evaluators import judging
+from speclrm.evaluators import judging, notation
 from speclrm.runtime.errors import GraderError
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Grader:
 
     async def grade(self, answer: str, problem: Problem) -> Outcome:
         gold = problem.answer or ""
+        if problem.grader == "choice":
+            return "correct" if judging.by_choice(gold, problem.details, answer) else "wrong"
         if problem.grader == "math":
             verdict = plainly_same(answer, gold)
             if verdict is not None:
@@ -127,7 +129,11 @@ class Grader:
         return "correct" if verdict else "wrong"
 
     async def _ask(self, rule: str, gold: str, answer: str) -> bool | None:
-        """The verdict of a worker, or None where it failed."""
+        """The verdict of a worker, or None where it failed, or where the answer is too much for any."""
+        if notation.too_much(answer) or (rule == "math" and notation.too_much(gold)):
+            self.failures += 1
+            log.warning("answer_too_much", answer=answer[:80])
+            return None
         key = rule, gold, answer
         if key in self._cache:
             self._cache.move_to_end(key)

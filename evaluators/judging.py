@@ -9,13 +9,11 @@ import resource
 import signal
 from typing import Any, cast
 
-WORKER_MEMORY_BYTES = 4 << 30
+from speclrm.evaluators import notation
 
-_DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?\.?")
-_PERCENT = re.compile(r"\\?%\s*$")
-_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox|operatorname)\s*\{([^{}]*)\}")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
+WORKER_MEMORY_BYTES = 4 << 30
+FLOAT_DIGITS = 12
+"""Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
 
 
 def prepare_worker() -> None:
@@ -28,13 +26,38 @@ def prepare_worker() -> None:
 
 def same(gold: str, answer: str) -> bool:
     """Whether the answer equals the gold answer as mathematics."""
-    gold, answer = _clean(gold), _clean(answer)
+    percents = notation.has_percent(gold), notation.has_percent(answer)
+    units = notation.measure(gold), notation.measure(answer)
+    gold, answer = notation.clean(gold), notation.clean(answer)
     if gold == answer:
         return True
-    letters = [_CHOICE.fullmatch(_words(text)) for text in (gold, answer)]
-    if letters[0] is not None:
-        return letters[1] is not None and letters[0][1].upper() == letters[1][1].upper()
-    return _verify(gold, answer) or _words(gold).casefold() == _words(answer).casefold() != ""
+    if notation.is_letter(gold):
+        return notation.choice(answer) == notation.choice(gold)
+    bases = notation.in_base(gold), notation.in_base(answer)
+    if any(bases):
+        return bases[0] == bases[1]
+    if units[0] and units[1] and units[0] != units[1]:
+        return False
+    if _verify(gold, answer) or notation.words(gold).casefold() == notation.words(answer).casefold() != "":
+        return True
+    # 50% is 50 where percent is asked for, and 0.5 everywhere.
+    return percents[0] != percents[1] and (
+        _verify(f"\\frac{{{gold}}}{{100}}", answer) if percents[0] else _verify(gold, f"\\frac{{{answer}}}{{100}}")
+    )
+
+
+def by_choice(letter: str, options: str, answer: str) -> bool:
+    """Whether the answer is the option's letter, or the words of the option itself.
+
+    ``options``: a JSON object of letters and options.
+    """
+    import json
+
+    named = notation.choice(answer)
+    texts: dict[str, str] = json.loads(options)
+    if named in texts:
+        return named == letter.upper()
+    return notation.words(answer).casefold() == notation.words(texts.get(letter, "")).casefold() != ""
 
 
 def by_task(rule: str, gold: str, answer: str) -> bool:
@@ -72,28 +95,23 @@ def _verify(gold: str, answer: str) -> bool:
         )
     if not all(sides):
         return False
-    return bool(library.verify(sides[0], sides[1], timeout_seconds=None, raise_on_error=False))
-
-
-def _clean(text: str) -> str:
-    text = text.strip().strip("$").strip()
-    text = text.replace("−", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.replace("\\!", "").replace("\\$", "").removeprefix("$")
-    text = _DEGREES.sub("", text)
-    text = _DIGIT_GROUPS.sub("", text) if "(" not in text and "{" not in text.replace("{,}", "") else text
-    return _PERCENT.sub("", text).strip().rstrip(".")
-
-
-def _words(text: str) -> str:
-    """The text inside LaTeX's text commands and parentheses, without space around."""
-    return re.sub(r"\s+", " ", _WORDS.sub(r"\1", text)).strip()
+    return bool(
+        library.verify(
+            sides[0],
+            sides[1],
+            float_rounding=FLOAT_DIGITS,
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+            raise_on_error=False,
+        )
+    )
 
 
 def _plain(text: str) -> str:
     """An answer without LaTeX around it: what a task that compares texts expects."""
-    text = _words(text.strip().strip("$"))
+    text = notation.words(text.strip().strip("$"))
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = (
         text.replace("\\%", "%").replace("\\$", "").replace("\\cdot", "*").replace("\\times", "*").replace("\\ ", " ")
     )
-    return _DIGIT_GROUPS.sub("", text).strip().rstrip(".")
+    return notation.DIGIT_GROUPS.sub("", text).strip().rstrip(".")

@@ -164,7 +164,7 @@ class Summary:
 
     def _fold(self, event: SampleEvent, sample: tuple[str, int]) -> None:
         match event:
-            case MethodsChosen():
+            case MethodsChosen() if event.operations:
                 self._spend("target", "choose", event.operations)
                 self._tokens["target"]["choice"] += sum(op.output_tokens for op in event.operations)
             case StepDrafted():

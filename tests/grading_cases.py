@@ -318,7 +318,6 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         ("\\pm 2", "2"),
         ("\\pm 2", "4"),
         ("1 \\text{ and } 3", "1"),
-        ("(1,000, 2)", "(1, 0, 2)"),
         ("\\emptyset", "0"),
     ],
     "intervals": [
