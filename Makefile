@@ -54,9 +54,9 @@ bench: setup ## Baseline against bare vLLM, free-running against lock-step
 	@$(BIN)/python benchmarks/lockstep.py
 
 locks: ## Make the lock files anew (needs uv)
-	uv pip compile pyproject.toml --extra cpu --extra tasks --extra convert --extra dev --override locks/cpu-overrides.txt \
+	uv pip compile pyproject.toml --extra cpu --extra tasks --extra parquet --extra convert --extra dev --override locks/cpu-overrides.txt \
 		--generate-hashes --no-annotate --no-header --python-version 3.11 -o locks/cpu.txt
-	echo 'vllm==0.32.0' | uv pip compile pyproject.toml --extra cuda --extra tasks --extra convert --extra dev -c - \
+	echo 'vllm==0.32.0' | uv pip compile pyproject.toml --extra cuda --extra tasks --extra parquet --extra convert --extra dev -c - \
 		--generate-hashes --no-annotate --no-header --python-version 3.11 --python-platform x86_64-manylinux_2_28 -o locks/cuda.txt
 
 clean: ## Remove what was made here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter, deque
 from contextlib import AsyncExitStack
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -139,7 +139,24 @@ async def evaluate_runs(
                 grader = await stack.enter_async_context(Grader())
             return await grader.same(one, other)
 
-        return [await evaluate(group, same) for group in grouped(chosen)]
+        groups = grouped(chosen)
+        for group in groups:
+            if twice := _repeated(group):
+                notice(
+                    f"{twice} samples are of the same problem, repeat number and same seed as another run's: they are not "
+                    "independent of each other, so pass@k and majority say less than they seem to"
+                )
+        return [await evaluate(group, same) for group in groups]
+
+
+def _repeated(group: Sequence[RunResults]) -> int:
+    drawn = Counter(
+        (row.problem, row.repeat, str(run.config["seed"]))
+        for run in group
+        for row in run.summary.samples
+        if run.config.get("seed") is not None
+    )
+    return sum(count - 1 for count in drawn.values())
 
 
 def _wanted(run: RunResults, dataset: str | None, model: str | None, strategies: Collection[str]) -> bool:
@@ -186,16 +203,20 @@ async def grade_file(
                 outcome = await grader.grade(answer, Problem(str(number), "", gold))
             return GradedRow(row=number, id=name, outcome=outcome, answer=answer, gold=gold)
 
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        waiting: deque[asyncio.Task[GradedRow]] = deque()
-        try:
-            for row in chain([first], rows):
-                waiting.append(group.create_task(judge(*row)))
-                if len(waiting) >= GRADED_AHEAD:
-                    take(await waiting.popleft())
-        finally:
+        broken: DatasetError | None = None
+        async with asyncio.TaskGroup() as group:
+            waiting: deque[asyncio.Task[GradedRow]] = deque()
+            try:
+                for row in chain([first], rows):
+                    waiting.append(group.create_task(judge(*row)))
+                    if len(waiting) >= GRADED_AHEAD:
+                        take(await waiting.popleft())
+            except DatasetError as error:
+                broken = error  # told once the rows before it have been handed over
             while waiting:
                 take(await waiting.popleft())
+    if broken is not None:
+        raise broken
 
 
 def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[int, str | None, str, str]]:

@@ -49,7 +49,9 @@ def evaluate_into(
 ) -> None:
     def start() -> None:
         from speclrm import results
+        from speclrm.logs import configure
 
+        configure("error")
         notices: list[str] = []
 
         def notice(text: str) -> None:
@@ -87,7 +89,9 @@ def grade(
 
         from speclrm import results
         from speclrm.display import harmless, print_json
+        from speclrm.logs import configure
 
+        configure("error")  # an answer that cannot be graded is a row of the result, not a warning
         outcomes: Counter[str] = Counter()
 
         def take(row: results.GradedRow) -> None:

@@ -26,12 +26,13 @@ _EXAMPLE = "BEFAK"
 def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) -> Question:
     """``original``: room for the codes and one comma between them, 2 * count - 1 tokens, as in SSR's code."""
     pool = "\n".join(f"{code}. {hint}" for code, hint in METHODS.items())
-    example = ",".join((_EXAMPLE * count)[:count])
+    # The original shows an example; small models repeat it whatever the problem is.
+    example = f", for example {','.join((_EXAMPLE * count)[:count])}" if original else ", with commas between"
     text = (
         "Read the problem and choose the methods that promise most for solving it.\n\n"
         f"Methods:\n{pool}\n{NO_METHOD}. None of these.\n\n"
         f"Problem: {problem.text}\n\n"
-        f"Name the {count} best methods by their letters alone, best first, for example {example}."
+        f"Name the {count} best methods by their letters alone, best first{example}."
     )
     reply = f"The {count} best methods: "
     if raw:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from pydantic import JsonValue
+
     from speclrm.runtime.events import Event, Outcome
     from speclrm.runtime.protocols import Engine, Equivalence, Strategy
     from speclrm.runtime.state import SampleState
@@ -101,6 +103,7 @@ def play(
     directory: Path | None = None,
     in_flight_max: int | None = None,
     engines: Mapping[Role, ScriptedEngine] | None = None,
+    config: Mapping[str, JsonValue] | None = None,
 ) -> Played:
     """Runs the strategy on scripted engines under virtual time."""
     if engines is None:
@@ -118,6 +121,7 @@ def play(
                 seed=seed,
                 concurrency=concurrency,
                 directory=directory,
+                config=config,
                 sinks=[played.collector],
             )
             played.samples = result.samples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,46 +10,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from fake import FAKE, speclrm
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-FAKE = """
-import sys
-from contextlib import AsyncExitStack
-from speclrm import api, cli
-from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
-from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts
-
-STEPS = ["First [bold]we[/bold] add.\\n\\n", "Then \\x1b[31mwe look.\\n\\n", "So it is \\\\boxed{4}."]
-
-async def size(options, chosen, work, notify, problems=()):
-    notify("loading", None, None)
-    return options
-
-async def start(stack, options, sized, notify):
-    engines = {Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 3, 8]), token_s=TOKEN_S)}
-    if options.draft:
-        engines[Role.DRAFT] = ScriptedEngine(by_step(STEPS), token_s=TOKEN_S)
-    return Parts(engines, ExactEquivalence())
-
-api._size, api._open = size, start
-cli.main()
-"""
-
-
-def speclrm(*arguments: str, cwd: Path, token_s: float = 0.001) -> subprocess.CompletedProcess[str]:
-    """The command on scripted engines, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", FAKE.replace("TOKEN_S", str(token_s)), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), "COLUMNS": "120", "HF_HUB_OFFLINE": "1"},
-    )
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Flags, environment, file, defaults: which counts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from fake import speclrm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BASE = ("run", "speculative", "--dataset", "reasoning-gym:chain_sum", "--limit", "1", "--target", "t", "--draft", "d")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "speclrm.toml"
+    file.write_text(
+        'token-budget = 300\nseed = 5\n\n[run]\nmax_step_tokens = 30\nmethods = ["A", "C"]\nclosing = false\n'
+    )
+    return file
+
+
+def recorded(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "run.json").read_text())["config"]
+
+
+def test_the_command_line_counts_before_the_environment_and_that_before_the_file(tmp_path: Path, config: Path) -> None:
+    done = speclrm(
+        *(*BASE, "--config", str(config), "--output-dir", "out", "--temperature", "0.1"),
+        cwd=tmp_path,
+        SPECLRM_TEMPERATURE="0.2",
+        SPECLRM_TOKEN_BUDGET="400",
+    )
+    assert done.returncode == 0, done.stderr
+    recipe = recorded(tmp_path / "out")["recipe"]
+    assert isinstance(recipe, dict)
+    assert recipe["temperature"] == 0.1  # the flag, not the environment
+    assert recipe["token_budget"] == 400  # the environment, not the file
+    assert recipe["max_step_tokens"] == 30  # the file's table for the command
+    assert recipe["methods"] == ["A", "C"]
+    assert recipe["closing"] is False
+    assert recorded(tmp_path / "out")["seed"] == 5  # the file's own keys
+    assert recipe["top_p"] == 0.95  # the default
+
+
+def test_the_file_may_be_named_by_the_environment_and_an_original_command_reads_the_table_of_run(
+    tmp_path: Path, config: Path
+) -> None:
+    done = speclrm(
+        *("base_test", "--dataset_name", "reasoning-gym:chain_sum", "--problem_id", "0", "--model_name", "t"),
+        cwd=tmp_path,
+        SPECLRM_CONFIG=str(config),
+        SPECLRM_OUTPUT_DIR="elsewhere",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "elsewhere" / "t").glob("*/*")
+    recipe = recorded(folder)["recipe"]
+    assert isinstance(recipe, dict)
+    assert (recipe["token_budget"], recipe["max_step_tokens"]) == (300, 30)
+
+
+def test_a_dry_run_shows_settings_that_a_file_takes_and_first_prompts_and_leaves_nothing(tmp_path: Path) -> None:
+    done = speclrm(*BASE, "--dry-run", "--token-budget", "77", "--methods", "B", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 2  # t is no model: a dry run checks what a run checks
+    (tmp_path / "m").mkdir()
+    done = speclrm(
+        *("run", "speculative-methods", "--dataset", "reasoning-gym:chain_sum", "--limit", "1", "--token-budget", "77"),
+        *("--target", "some/target", "--draft", "some/draft", "--dry-run", "--prompt-style", "raw"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "speculative-methods: 1 problems, 1 samples of each" in done.stdout
+    for part in (
+        "token_budget = 77",
+        "# target, choosing methods:",
+        "# draft, first step of track M1:",
+        "Judge the last",
+    ):
+        assert part in done.stdout
+    assert not list(tmp_path.glob("runs*"))
+    settings = tmp_path / "again.toml"
+    settings.write_text(done.stdout)
+    again = speclrm("run", "speculative-methods", "--config", str(settings), "--dry-run", cwd=tmp_path)
+    assert again.stdout == done.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("token_bugdet = 1", "there is no setting 'token_bugdet'. Close to it: token_budget"),
+        ("[run]\ntoken_bugdet = 1", "[run] has no setting 'token_bugdet'. Close to it: token_budget"),
+        ("[ruin]\nlimit = 1", "there is no command 'ruin'. There are:"),
+        ("token_budget = ", "is not TOML"),
+        ("seed = 2020-01-01", "seed is date, not text, a number, true or false"),
+        ("token_budget = 'many'", "Invalid value for '--token-budget'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bad.toml").write_text(content)
+    done = speclrm(*BASE, "--config", "bad.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    done = speclrm(*BASE, "--config", "none.toml", cwd=tmp_path)
+    assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["run", "eval", "grade", "calibrate", "demo", "base_test", "spec_eval", "models"])
+def test_each_command_has_help(tmp_path: Path, command: str) -> None:
+    done = speclrm(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
