@@ -294,7 +294,7 @@ def run(
             closing=closing,
             prompt_style=prompt_style,
             fidelity=fidelity,
-            reproduce_fault=_names(reproduce_fault),
+            reproduce_fault=tuple(name.replace("_", "-") for name in _names(reproduce_fault)),
             output_dir=output_dir,
             seed=read_seed(seed),
             concurrency=concurrency,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import random
 import re
 from dataclasses import dataclass
@@ -167,8 +168,10 @@ def _load_file(name: str, columns: Columns) -> list[Problem]:
     path = Path(name).expanduser()
     if not path.exists():
         known = ", ".join([*BENCHMARKS, *ALIASES])
+        close = difflib.get_close_matches(name, [*BENCHMARKS, *ALIASES], n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
         raise DatasetError(
-            f"There is no dataset {name!r}. Give one of {known}; {FORMATS} with a problem and an answer a row; or "
+            f"There is no dataset {name!r}.{meant} Give one of {known}; {FORMATS} with a problem and an answer a row; or "
             f"{GYM_PREFIX}TASK (for instance {GYM_PREFIX}gsm_symbolic), which makes fresh problems."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -56,14 +57,21 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
     try:
         return family(Recipe.model_validate({**recipe.model_dump(), **given}), find_answer, ALIASES.get(name, name))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()
-        )
+        problems = "; ".join(_told(dict(item)) for item in error.errors())
         raise SettingsError(f"Strategy {name}: {problems}.") from error
+
+
+def _told(item: dict[str, Any]) -> str:
+    """One thing that is wrong, with its value where it is that of a single option."""
+    place = ".".join(map(str, item["loc"]))
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{place} = {item['input']!r}: {message}" if place else message
 
 
 def _entry(name: str) -> tuple[type[Family], Recipe]:
     known = ALIASES.get(name, name)
     if known not in STRATEGIES:
-        raise SettingsError(f"There is no strategy called {name!r}. There are: {', '.join(sorted(STRATEGIES))}.")
+        close = difflib.get_close_matches(known, [*STRATEGIES, *ALIASES], n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"There is no strategy called {name!r}. There are: {', '.join(sorted(STRATEGIES))}.{meant}")
     return STRATEGIES[known]
