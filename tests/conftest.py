@@ -47,7 +47,7 @@ def tiny_settings(tiny_models: dict[str, Path]) -> dict[Role, EngineSettings]:
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.sizing import Work, engine_settings, read_facts
 
-    work = Work(tracks=16, prompt_tokens=256, token_budget=256, max_step_tokens=64, suffix_tokens=128)
+    work = Work(tracks=16, prompt_tokens=1024, token_budget=256, max_step_tokens=64, suffix_tokens=128)
     facts = {role: read_facts(f"tiny-{role}", tiny_models[role.value]) for role in Role}
     return engine_settings(read_machine(), facts, work)
 

@@ -18,7 +18,7 @@ from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError
-from speclrm.runtime.events import EVENT
+from speclrm.runtime.events import EVENT, MethodsChosen
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
@@ -166,13 +166,21 @@ def multiprocessing_executable() -> str:
     return os.fsdecode(spawn.get_executable())
 
 
-@pytest.mark.parametrize("name", ["baseline", "speculative"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("baseline", {}),
+        ("parallel", {"plan": "roles", "prompt_style": "raw"}),
+        ("speculative", {"fast": 2}),
+        ("speculative-methods", {}),
+        ("speculative-methods", {"fidelity": "original", "score_method": "greedy"}),
+    ],
+)
 async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
-    engine_pair: dict[Role, VllmEngine], name: str, tmp_path: Path
+    engine_pair: dict[Role, VllmEngine], name: str, options: dict[str, object], tmp_path: Path
 ) -> None:
-    chosen = make_strategy(
-        name, tracks=3, token_budget=96, max_step_tokens=32, score_method="average", score_threshold=4.5
-    )
+    given = {"token_budget": 96, "max_step_tokens": 32, "score_method": "average", "score_threshold": 4.5, **options}
+    chosen = make_strategy(name, tracks=3, **given)
     async with Runtime(parts(engine_pair)) as runtime:
         result = await runtime.run(
             [Problem("one", "Add 1 and 2.", "3"), Problem("two", "Add 2 and 2.", "4")],
@@ -185,7 +193,7 @@ async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
         fold.add(event)
     summary = fold.summary()
     for counts in summary.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
+        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
     assert summary.status == "finished"
     assert all(track.reason != "error" for row in summary.samples for track in row.tracks)
     for sample in result.samples:
@@ -195,9 +203,11 @@ async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
                 state = apply(state, event)
         assert state == sample
         assert all(track.tokens <= 96 + 48 + 32 for track in state.tracks.values())
-    if name == "speculative":
+    if name != "baseline" and name != "parallel":
         assert summary.drafted > 0
         assert summary.tokens["target"].judge == summary.phases["score"].requests
+    if name == "speculative-methods":
+        assert {event.error for event in events if isinstance(event, MethodsChosen)} == {None}
 
 
 async def test_contexts_are_cached_from_step_to_step(engine_pair: dict[Role, VllmEngine]) -> None:
