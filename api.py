@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
-from speclrm.evaluators.datasets import Columns, Selection, load
-from speclrm.evaluators.grading import Grader
+from speclrm.evaluators.datasets import Columns, Selection, load, select
+from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.engines.presets import is_simulated, simulated_engines
+from speclrm.runtime.engines.world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.machine import read_machine
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
+    from speclrm.runtime.engines.simulated import SimulatedEngine
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Message, Sink, Tokenizer
     from speclrm.runtime.settings import EngineSettings
@@ -51,6 +54,8 @@ Notify = Callable[[str, float | None, float | None], None]
 
 PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
+SIMULATED_DATA = "sim:"
+DEFAULT_MIX = "aime-mix"
 RUNS_FOLDER = Path("runs")
 ENGINE_LOGS_KEPT = 20
 
@@ -212,7 +217,8 @@ def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
         plan = chosen.plan(first, 0, options.seed)[0]
         prompts: dict[str, str] = {}
         for role in sorted(chosen.roles):
-            path = models.find_local(getattr(options, role.value))
+            name = getattr(options, role.value)
+            path = None if is_simulated(name) else models.find_local(name)
             tokenizer = None if path is None else load_tokenizer(path)
             if question is not None and role is Role.TARGET:
                 prompts["target, choosing methods"] = (
@@ -319,9 +325,13 @@ def _faults(options: RunOptions) -> AbstractContextManager[None]:
 def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
+    selection = Selection(options.problem_ids, options.sample, options.limit)
+    if options.dataset.startswith(SIMULATED_DATA):
+        _check_simulated(options)
+        return options, chosen, select(options.dataset, _simulated_problems(options), selection, options.seed or 0)
     problems = load(
         options.dataset,
-        selection=Selection(options.problem_ids, options.sample, options.limit),
+        selection=selection,
         seed=options.seed or 0,
         data_dir=options.data_dir,
         columns=Columns(options.problem_column, options.answer_column, options.id_column),
@@ -331,6 +341,46 @@ def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, 
     if Role.DRAFT not in chosen.roles:
         fixed["draft"] = None  # nothing would ever ask it
     return options.model_copy(update=fixed), chosen, problems
+
+
+def _simulated(options: EngineOptions) -> bool:
+    """Whether the engines are simulated. Raises SettingsError where some are and some are not."""
+    kinds = {is_simulated(name) for name in (options.target, options.draft) if name is not None}
+    if len(kinds) > 1:
+        raise SettingsError(
+            f"{options.target} and {options.draft}: one is simulated and one is real, and their times have nothing to do "
+            "with each other. Give two of one kind."
+        )
+    return kinds == {True}
+
+
+def _check_simulated(options: RunOptions) -> None:
+    if not _simulated(options):
+        raise SettingsError(
+            f"{options.dataset} is a world of simulated engines, which real models know nothing of. Give --target "
+            "sim/qwq-32b (and --draft sim/r1-1.5b), or another dataset."
+        )
+
+
+def _simulated_problems(options: RunOptions) -> list[Problem]:
+    """The problems of ``sim:MIX`` or ``sim:MIX?size=N``."""
+    mix, _, query = options.dataset.removeprefix(SIMULATED_DATA).partition("?")
+    size = query.removeprefix("size=") or "11"
+    if mix not in MIXES or not size.isdigit() or query.partition("=")[0] not in ("", "size"):
+        raise SettingsError(
+            f"There is no dataset {options.dataset!r}. Simulated ones are {', '.join(SIMULATED_DATA + name for name in MIXES)}, "
+            "with ?size=N behind the name for another number of problems."
+        )
+    return SimulatedWorld(MIXES[mix], options.seed or 0).problems(int(size))
+
+
+def _world(options: EngineOptions, problems: Iterable[Problem]) -> SimulatedWorld:
+    """What simulated models say: the dataset's mix where it has one, and its answers."""
+    dataset = options.dataset if isinstance(options, RunOptions) else ""
+    seed = options.seed or 0 if isinstance(options, RunOptions) else 0
+    mix = dataset.removeprefix(SIMULATED_DATA).partition("?")[0]
+    truths = {problem.id: problem.answer for problem in problems if problem.answer is not None}
+    return SimulatedWorld(MIXES.get(mix, MIXES[DEFAULT_MIX]), seed, truths)
 
 
 def _strategy(options: RunOptions) -> Family:
@@ -367,9 +417,15 @@ def _work(chosen: Family, problems: Sequence[Problem], options: RunOptions) -> W
 class _Sized:
     """Models found, tokenizers read, settings made: all that is known before anything is loaded."""
 
-    def __init__(self, settings: Mapping[Role, EngineSettings], tokenizers: Mapping[Role, Tokenizer]) -> None:
+    def __init__(
+        self,
+        settings: Mapping[Role, EngineSettings],
+        tokenizers: Mapping[Role, Tokenizer],
+        simulated: Mapping[Role, SimulatedEngine] | None = None,
+    ) -> None:
         self.settings = settings
         self.tokenizers = tokenizers
+        self.simulated = simulated
 
 
 async def _size(
@@ -380,6 +436,9 @@ async def _size(
     names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
     if Role.TARGET not in names:
         raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
+    if _simulated(options):
+        engines = simulated_engines(names, _world(options, problems), shared_device=options.shared_device)
+        return _Sized({}, {}, engines)
     machine = read_machine()
     check_gpus(machine, options.tensor_parallel_size)
     for name in names.values():
@@ -423,6 +482,14 @@ async def _size(
 
 
 async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, notify: Notify) -> Parts:
+    if sized.simulated is not None:
+
+        async def close_simulated() -> None:
+            await asyncio.gather(*(engine.aclose() for engine in (sized.simulated or {}).values()))
+
+        stack.push_async_callback(close_simulated)
+        # Answers of the simulated world are numbers; worker processes have no place under virtual time.
+        return Parts(dict(sized.simulated), ExactEquivalence())
     from speclrm.runtime.engines.vllm import start_engines
 
     notify("starting the graders", None, None)
@@ -511,6 +578,7 @@ __all__ = [
     "calibration_path",
     "choose_threshold",
     "defaults",
+    "is_simulated",
     "preview",
     "run",
     "run_in",

@@ -36,6 +36,8 @@ class EngineOptions(Options):
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     engine_log: Path | None = None
+    shared_device: bool = False
+    """Whether simulated engines share one device; real ones always run on what this machine has."""
 
 
 class RecipeOptions(Options):

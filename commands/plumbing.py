@@ -70,9 +70,11 @@ class _Ended(BaseException):
         self.number = number
 
 
-def run_async(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs under uvloop. SIGINT and SIGTERM cancel the work, which then ends in good order."""
+def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
+    """Runs under uvloop, or under ``virtual`` time. SIGINT and SIGTERM cancel the work, which then ends in good order."""
     import uvloop
+
+    from speclrm.runtime.clock import VirtualTimeLoop
 
     ended: list[int] = []
 
@@ -95,7 +97,7 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 raise _Ended(ended[0]) from None
             raise
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else uvloop.new_event_loop) as runner:
         return runner.run(work())
 
 

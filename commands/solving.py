@@ -129,6 +129,10 @@ def run(
     engine_log: Annotated[
         Path | None, typer.Option(help="Where the engines write their own log.", rich_help_panel=MODELS)
     ] = None,
+    shared_device: Annotated[
+        bool,
+        typer.Option("--shared-device", help="Simulated engines (sim/...) share one device.", rich_help_panel=MODELS),
+    ] = False,
     tracks: Annotated[
         int | None,
         typer.Option(
@@ -279,6 +283,7 @@ def run(
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,
             engine_log=engine_log,
+            shared_device=shared_device,
             tracks=tracks,
             plan=_plan(plan, use_role_prompts, use_method_prompts),
             methods=_names(methods, upper=True) or None,
@@ -304,7 +309,8 @@ def run(
                 _show(api.preview(options, screen.notify))
                 return
             report = run_async(
-                lambda: api.run(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan)
+                lambda: api.run(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan),
+                virtual=api.is_simulated(options.target or ""),
             )
         if screen.kind == "json":
             from speclrm.display import print_json

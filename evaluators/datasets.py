@@ -90,7 +90,7 @@ def load(
         problems = _load_file(name, columns or Columns())
     if not problems:
         raise DatasetError(f"{name} holds no problem.")
-    return _select(name, problems, selection, default_ids, seed)
+    return select(name, problems, selection, seed, default_ids)
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -102,9 +102,10 @@ def _gym_size(selection: Selection) -> int:
     return max(selection.limit or 0, selection.sample or 0, *(row + 1 for row in rows), 0) or GYM_SIZE
 
 
-def _select(
-    name: str, problems: list[Problem], selection: Selection, default_ids: str | None, seed: int
+def select(
+    name: str, problems: list[Problem], selection: Selection, seed: int, default_ids: str | None = None
 ) -> list[Problem]:
+    """What the selection takes of the problems of a dataset. Raises DatasetError."""
     if selection.problem_ids is not None:
         problems = _named(name, problems, selection.problem_ids)
     elif default_ids is not None and len(problems) > DEFAULT_ROWS:  # a folder may hold only what is the default

@@ -1,0 +1,317 @@
+"""Simulated engines: the cost model to the microsecond, the cache by blocks, and a world that is what it says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake import speclrm
+from hypothesis import given
+from hypothesis import strategies as st
+from support import make_strategy, play
+
+from speclrm import faults
+from speclrm.evaluators.metrics import summarize
+from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engines.presets import PRESETS, simulated_engines
+from speclrm.runtime.engines.simulated import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.world import MIXES, PackedTokenizer, SimulatedWorld
+from speclrm.runtime.errors import CapacityError, EngineDeadError, ModelError
+from speclrm.runtime.events import RunStarted
+from speclrm.runtime.protocols import Request, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from support import Played
+
+    from speclrm.runtime.engines.scripted import Reply
+
+W, P, K = 0.01, 0.0001, 0.000001
+COST = EngineCost(w=W, p=P, k=K, kv_tokens=4096)
+
+
+class Endless:
+    """A world of one word, as long as anyone asks."""
+
+    def write(self, request: Request) -> Sequence[int]:
+        return [65] * request.max_tokens
+
+    def digits(self, request: Request) -> Sequence[float]:
+        return [-3.0] * 7 + [-0.1] + [-3.0] * 2
+
+
+def engine(cost: EngineCost = COST, name: str = "e", device: Device | None = None) -> SimulatedEngine:
+    return SimulatedEngine(name, cost, Endless(), PackedTokenizer(), device)
+
+
+def request(name: str, prompt: int = 10, tokens: int = 5, *, start: int = 100, **options: Any) -> Request:
+    return Request(name, list(range(start, start + prompt)), tokens, **options)
+
+
+async def take(one: SimulatedEngine, asked: Request, after_s: float = 0.0) -> tuple[float, int, int]:
+    """When it ended, how many tokens came, and how many of the prompt were cached."""
+    await asyncio.sleep(after_s)
+    ids, cached = 0, 0
+    async for delta in one.stream(asked):
+        ids += len(delta.ids)
+        cached = cached if delta.cached_tokens is None else delta.cached_tokens
+    return now_s(), ids, cached
+
+
+def played(
+    *asks: tuple[Request, float], cost: EngineCost = COST
+) -> tuple[list[tuple[float, int, int]], SimulatedEngine]:
+    async def main() -> tuple[list[tuple[float, int, int]], SimulatedEngine]:
+        one = engine(cost)
+        results = await asyncio.gather(*(take(one, asked, after) for asked, after in asks))
+        await one.aclose()
+        return list(results), one
+
+    return run_virtual(main())
+
+
+def decode_s(steps: int, batch: int, context: int) -> float:
+    return sum(W + P * batch + K * (context + step * batch) for step in range(steps))
+
+
+def test_one_request_takes_its_prefill_and_its_tokens() -> None:
+    ((ended, ids, cached),), _ = played((request("a", 10, 5), 0.0))
+    assert (ids, cached) == (5, 0)
+    assert ended == pytest.approx(W + 10 * P + decode_s(4, 1, 11))
+
+
+def test_two_requests_share_their_iterations() -> None:
+    results, one = played((request("a", 10, 5), 0.0), (request("b", 10, 5, start=500), 0.0))
+    assert [ended for ended, _, _ in results] == [pytest.approx(W + 20 * P + decode_s(4, 2, 22))] * 2
+    assert one.iterations == 5
+
+
+def test_one_that_arrives_joins_at_the_end_of_the_iteration() -> None:
+    (first, second), _ = played((request("a", 10, 50), 0.0), (request("b", 10, 1, start=500), 0.1234))
+    begun = W + 10 * P
+    steps = 0
+    while begun + decode_s(steps, 1, 11) < 0.1234:
+        steps += 1
+    joined = begun + decode_s(steps, 1, 11)
+    assert second[0] == pytest.approx(joined + W + P * 11 + K * (10 + steps))
+    assert first[0] > second[0]
+
+
+def test_a_long_prompt_is_computed_in_parts_beside_those_that_decode() -> None:
+    cost = EngineCost(w=W, p=P, k=0.0, kv_tokens=4096, max_num_batched_tokens=100)
+    ((ended, _, _),), one = played((request("a", 250, 1), 0.0), cost=cost)
+    assert one.iterations == 3
+    assert ended == pytest.approx(3 * W + 250 * P)
+
+
+def test_a_prompt_seen_before_is_found_by_whole_blocks() -> None:
+    results, _ = played((request("a", 40, 1), 0.0), (request("b", 40, 1), 1.0), (request("c", 40, 1, start=101), 2.0))
+    assert [cached for _, _, cached in results] == [0, 32, 0]
+
+
+def test_what_was_said_is_found_again_as_a_prompt() -> None:
+    first = request("a", 20, 20)
+    again = Request("b", [*first.prompt_ids, *[65] * 20, 7], 1)
+    results, _ = played((first, 0.0), (again, 5.0))
+    assert results[1][2] == 32  # the last of its tokens was never computed: 39 of 40, two whole blocks
+
+
+def test_where_room_runs_out_the_youngest_is_put_back_and_all_come_to_their_end() -> None:
+    cost = EngineCost(w=W, p=P, k=K, kv_tokens=256)
+    asks = [(request(str(number), 16, 100, start=1000 * number), 0.0) for number in range(4)]
+    results, one = played(*asks, cost=cost)
+    assert [ids for _, ids, _ in results] == [100] * 4
+    assert one.preemptions > 0
+    assert one._blocks.room == 256 // 16  # pyright: ignore[reportPrivateUsage]
+    ends = [ended for ended, _, _ in results]
+    assert ends[0] == min(ends)
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    with pytest.raises(CapacityError, match="has room for 256"):
+        played((request("a", 200, 100), 0.0), cost=EngineCost(w=W, p=P, k=K, kv_tokens=256))
+    with pytest.raises(CapacityError, match="takes 32768"):
+        played((request("a", 10, 40_000), 0.0))
+
+
+def test_leaving_frees_everything_at_once_and_closing_ends_the_others() -> None:
+    async def main() -> None:
+        one = engine()
+        tasks = [asyncio.create_task(take(one, request(str(n), 16, 500, start=999 * n))) for n in range(3)]
+        await asyncio.sleep(0.5)
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        assert one.stats().running == 2
+        await one.aclose()
+        assert {type(error) for error in await asyncio.gather(*tasks[1:], return_exceptions=True)} == {EngineDeadError}
+        with pytest.raises(EngineDeadError):
+            await take(one, request("late"))
+
+    run_virtual(main())
+
+
+def test_engines_on_one_device_slow_each_other_while_both_work() -> None:
+    async def main() -> tuple[float, float]:
+        device = Device({"a": 0.5, "b": 0.8})
+        cost = EngineCost(w=W, p=0.0, k=0.0, kv_tokens=4096)
+        one, other = engine(cost, "a", device), engine(cost, "b", device)
+        (first, _, _), (second, _, _) = await asyncio.gather(
+            take(one, request("x", 1, 40)), take(other, request("y", 1, 8))
+        )
+        await one.aclose()
+        await other.aclose()
+        return first, second
+
+    first, second = run_virtual(main())
+    assert second == pytest.approx(8 * W / 0.8, rel=0.1)
+    assert first == pytest.approx(second + (40 * W - second * 0.5), rel=0.1)
+
+
+def test_a_score_is_a_digit_with_all_ten_probabilities() -> None:
+    digits = tuple(range(48, 58))
+
+    async def main() -> Any:
+        one = engine()
+        deltas = [delta async for delta in one.stream(request("s", tokens=1, allowed_ids=digits, logprob_ids=digits))]
+        await one.aclose()
+        return deltas
+
+    (delta,) = run_virtual(main())
+    assert delta.ids == (55,)
+    assert len(delta.logprobs) == 10
+
+
+# --------------------------------------------------------------------------------------------------------------- the tokenizer
+
+
+@given(st.text(max_size=200))
+def test_any_text_reads_back(text: str) -> None:
+    tokenizer = PackedTokenizer()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.text(alphabet="ab c\n", max_size=60))
+def test_a_blank_line_is_a_token_of_its_own(text: str) -> None:
+    tokenizer = PackedTokenizer()
+    blank = tokenizer.vocabulary.blank_line_ids
+    assert sum(token in blank for token in tokenizer.encode(text)) == text.count("\n\n")
+
+
+# ------------------------------------------------------------------------------------------------------------------- the world
+
+
+def not_scripted(request: Request, prompt: str) -> Reply:
+    raise AssertionError("simulated engines do not ask a script")
+
+
+def simulate(
+    mix: str, name: str, problems: int, tracks: int, *, seed: int = 0, shared: bool = False, **options: Any
+) -> Played:
+    world = SimulatedWorld(MIXES[mix], seed)
+    names = {Role.TARGET: "sim/qwq-32b"}
+    if name.startswith("spec"):
+        names[Role.DRAFT] = "sim/r1-1.5b"
+    engines = simulated_engines(names, world, shared_device=shared)
+    return play(
+        make_strategy(name, tracks=tracks, plan="plain", **options),
+        target=not_scripted,
+        engines=engines,  # type: ignore[arg-type]
+        problems=world.problems(problems),
+        concurrency=1000,
+    )
+
+
+def lines(run: Played) -> list[str]:
+    return [event.model_dump_json() for event in run.collector.events if not isinstance(event, RunStarted)]
+
+
+def test_a_simulation_repeats_itself_to_the_byte() -> None:
+    assert lines(simulate("a70", "speculative", 2, 2)) == lines(simulate("a70", "speculative", 2, 2))
+    assert lines(simulate("a70", "speculative", 2, 2)) != lines(simulate("a70", "speculative", 2, 2, seed=1))
+
+
+def test_what_is_said_does_not_depend_on_the_schedule() -> None:
+    free = simulate("aime-mix", "speculative", 1, 3)
+    with faults.reproduced(["rounds"]):
+        locked = simulate("aime-mix", "speculative", 1, 3)
+    for name, track in free.sample.tracks.items():
+        assert track.text == locked.sample.tracks[name].text
+
+
+@pytest.mark.parametrize(("mix", "share"), [("a70", 0.70), ("a85", 0.85)])
+def test_drafts_are_accepted_as_often_as_stated(mix: str, share: float) -> None:
+    summary = summarize(simulate(mix, "speculative", 2, 4).collector.events)
+    assert summary.acceptance == pytest.approx(share, abs=0.04)  # four deviations of 1,200 draws are 0.05
+    assert summary.seconds > 10
+
+
+def test_tracks_of_a_problem_share_its_difficulty_and_others_do_not() -> None:
+    world = SimulatedWorld(MIXES["aime-mix"])
+    ask = Request("", [], 40)
+    right = Counter[str]()
+    for problem in range(300):
+        for track in range(3):
+            name = f"sim-{problem}"
+            said = world._answer((name, "0", f"M{track}"), ask)  # pyright: ignore[reportPrivateUsage]
+            right[name] += said == world.truth(name)
+    assert sum(right.values()) / 900 == pytest.approx(0.35 / 0.95, abs=0.06)
+    solved = sum(count > 0 for count in right.values()) / 300
+    assert solved == pytest.approx(0.54, abs=0.08)  # independent tracks would give 0.75
+
+
+@pytest.mark.parametrize("mix", ["aime-mix", "a70", "a85"])
+def test_free_running_beats_rounds(mix: str) -> None:
+    """Virtual seconds, so this is arithmetic and no race: the same tracks with and without barriers."""
+    free = summarize(simulate(mix, "speculative", 1, 5).collector.events).seconds
+    with faults.reproduced(["rounds"]):
+        locked = summarize(simulate(mix, "speculative", 1, 5).collector.events).seconds
+    assert locked / free > 1.5
+
+
+def test_one_device_for_both_is_slower_than_two() -> None:
+    two = summarize(simulate("a70", "speculative", 1, 3).collector.events).seconds
+    one = summarize(simulate("a70", "speculative", 1, 3, shared=True).collector.events).seconds
+    assert one > 1.1 * two
+
+
+def test_each_preset_has_room_for_its_longest_request() -> None:
+    assert all(cost.kv_tokens > cost.max_model_len for cost in PRESETS.values())
+    with pytest.raises(ModelError, match=r"no simulated engine 'sim/x'. There are: sim/qwq-32b"):
+        simulated_engines({Role.TARGET: "sim/x"}, SimulatedWorld(MIXES["a70"]), shared_device=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "speculative --dataset sim:a70 --target sim/qwq-32b --draft smollm2-135m-instruct",
+            "one is simulated and one is real",
+        ),
+        ("baseline --dataset sim:a70 --target smollm2-135m-instruct", "which real models know nothing of"),
+        ("baseline --dataset sim:a77 --target sim/qwq-32b", "Simulated ones are sim:aime-mix, sim:a70, sim:a85"),
+        ("baseline --dataset sim:a70?size=x --target sim/qwq-32b", "There is no dataset 'sim:a70?size=x'"),
+    ],
+)
+def test_mixing_is_refused(tmp_path: Path, arguments: str, message: str) -> None:
+    done = speclrm("run", *arguments.split(), cwd=tmp_path)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+def test_a_simulated_run_from_the_command_line(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    line = "run speculative-methods --dataset sim:a85?size=3 --limit 2 --target sim/qwq-32b --draft sim/r1-1.5b --output-dir out"
+    done = subprocess.run(
+        [sys.executable, "-m", "speclrm.cli", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "of 2 samples" in done.stdout
+    assert (tmp_path / "out" / "trace.jsonl").stat().st_size > 10_000
