@@ -478,6 +478,8 @@ async def _size(
         tensor_parallel=options.tensor_parallel_size,
         gpu_share=options.gpu_memory_utilization,
     )
+    extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
+    settings = {role: one.model_copy(update={"extra": {**one.extra, **extra[role]}}) for role, one in settings.items()}
     return _Sized(settings, tokenizers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from speclrm.runtime.runtime import CONCURRENCY
 from speclrm.strategies.plan import PlanKind
@@ -36,6 +36,9 @@ class EngineOptions(Options):
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     engine_log: Path | None = None
+    target_args: dict[str, JsonValue] = {}
+    """Further arguments of vLLM's engine, by their names there, for the target; and for the draft."""
+    draft_args: dict[str, JsonValue] = {}
     shared_device: bool = False
     """Whether simulated engines share one device; real ones always run on what this machine has."""
 

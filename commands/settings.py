@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ENVIRONMENT = "SPECLRM_"
+REPEATED = ("target_arg", "draft_arg")
+"""Options that may be given more than once."""
 _options: dict[str, set[str]] = {}
 """The options of each command, by the names that a configuration file uses."""
 
@@ -121,9 +123,10 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
 
 
 def _plain(path: Path, key: str, value: Any) -> Any:
-    """A list becomes what the command line would say: its items with commas."""
+    """A list becomes what the command line would say: its items with commas, or the option again for each."""
     if isinstance(value, list):
-        return ",".join(map(str, cast("list[Any]", value)))
+        items = [str(item) for item in cast("list[Any]", value)]
+        return items if key.replace("-", "_") in REPEATED else ",".join(items)
     if not isinstance(value, str | int | float | bool):
         _refuse(f"--config {path}: {key} is {type(value).__name__}, not text, a number, true or false.")
     return value if isinstance(value, bool) else str(value)

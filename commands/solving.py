@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -128,6 +128,26 @@ def run(
     ] = None,
     engine_log: Annotated[
         Path | None, typer.Option(help="Where the engines write their own log.", rich_help_panel=MODELS)
+    ] = None,
+    target_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A further argument of vLLM's engine for the target; may be given again.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    draft_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="The same for the draft.", rich_help_panel=MODELS),
+    ] = None,
+    target_speculative_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Token-level speculation inside the target, as vLLM's speculative_config.",
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     shared_device: Annotated[
         bool,
@@ -284,6 +304,8 @@ def run(
             gpu_memory_utilization=gpu_memory_utilization,
             engine_log=engine_log,
             shared_device=shared_device,
+            target_args=_arguments("--target-arg", target_arg) | _speculative_config(target_speculative_config),
+            draft_args=_arguments("--draft-arg", draft_arg),
             tracks=tracks,
             plan=_plan(plan, use_role_prompts, use_method_prompts),
             methods=_names(methods, upper=True) or None,
@@ -351,6 +373,36 @@ def _plan(plan: str | None, roles: bool, methods: bool) -> str | None:
     return next(iter(asked), None)
 
 
+def _arguments(option: str, items: list[str] | None) -> dict[str, Any]:
+    """``name=value`` pairs; a value is JSON where it can be read so, else text."""
+    found: dict[str, Any] = {}
+    for item in items or []:
+        name, given, value = item.partition("=")
+        name = name.strip().replace("-", "_")
+        if not given or not name.isidentifier():
+            raise SettingsError(f"{option} {item!r}: write it as NAME=VALUE, for instance quantization=fp8.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _speculative_config(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"--target-speculative-config is not JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise SettingsError(
+            "--target-speculative-config must be a JSON object, for instance "
+            '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}.'
+        )
+    return {"speculative_config": config}
+
+
 def _names(text: str | None, *, upper: bool = False) -> tuple[str, ...]:
     names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     return tuple(name.upper() for name in names) if upper else names
@@ -362,6 +414,9 @@ def _show(preview: Preview) -> None:
 
     given = preview.options.model_dump(mode="json")
     given["problem_id"] = given.pop("problem_ids")
+    for role in ("target", "draft"):
+        arguments = given.pop(f"{role}_args")
+        given[f"{role}_arg"] = [f"{name}={json.dumps(value)}" for name, value in arguments.items()] or None
     resolved = given | {name: value for name, value in preview.recipe.items() if name in given}
     typer.echo(f"# {resolved.pop('strategy')}: {preview.problems} problems, {given['repeats']} samples of each")
     for name, value in resolved.items():

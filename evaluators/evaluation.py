@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from speclrm.evaluators.metrics import RunSummary, SampleRow
 
 SCHEMA_VERSION = 1
-COMPARED = ("strategy", "dataset", "target", "draft", "recipe", "reproduce_fault")
+COMPARED = ("strategy", "dataset", "target", "draft", "target_args", "draft_args", "recipe", "reproduce_fault")
 """The settings that make two runs the same experiment; seeds, problems and repeats may differ."""
 PASS_AT_MAX = 16
 """pass@k is given for each k up to here, then for powers of two."""

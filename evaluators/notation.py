@@ -16,6 +16,7 @@ _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{?(?P<peri
 _ROOT = re.compile(r"√\s*(\d+|[a-zA-Z]|\{[^{}]*\}|\([^()]*\))")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*[)}]?")
+_ONE_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/-?\d+|\\frac\{?-?\d+\}?\{?-?\d+\}?)")
 _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?\.?")
 _LABELLED = re.compile(r"\(?([A-Za-z])\)(?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
@@ -98,6 +99,11 @@ def choice(text: str) -> str | None:
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
     return (match[1] or match[2]).upper() if (match := _LABELLED.match(plain)) else None
+
+
+def is_number(text: str) -> bool:
+    """Whether the answer is one number, written out, and no expression that still has to be worked out."""
+    return _ONE_NUMBER.fullmatch(clean(words(text)).replace(" ", "")) is not None
 
 
 def is_letter(text: str) -> bool:

@@ -111,6 +111,48 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
 
 
+def test_engine_arguments_are_recorded_and_read_back(tmp_path: Path) -> None:
+    speculation = '{"method": "ngram", "num_speculative_tokens": 3}'
+    done = speclrm(
+        *(
+            *BASE,
+            "--target-arg",
+            "quantization=fp8",
+            "--target-arg",
+            "swap-space=2",
+            "--draft-arg",
+            "enforce_eager=false",
+        ),
+        *("--target-speculative-config", speculation, "--output-dir", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    config = recorded(tmp_path / "out")
+    assert config["target_args"] == {
+        "quantization": "fp8",
+        "swap_space": 2,
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
+    }
+    assert config["draft_args"] == {"enforce_eager": False}
+    (tmp_path / "args.toml").write_text('target_arg = ["a=1", "b=[1, 2]"]\n')
+    done = speclrm(*BASE, "--config", "args.toml", "--output-dir", "again", cwd=tmp_path)
+    assert recorded(tmp_path / "again")["target_args"] == {"a": 1, "b": [1, 2]}, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target-arg", "quantization"), "write it as NAME=VALUE"),
+        (("--draft-arg", "=3"), "write it as NAME=VALUE"),
+        (("--target-speculative-config", "{"), "is not JSON"),
+        (("--target-speculative-config", "3"), "must be a JSON object"),
+    ],
+)
+def test_engine_arguments_that_are_none_are_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = speclrm(*BASE, *arguments, cwd=tmp_path)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "eval", "grade", "calibrate", "demo", "base_test", "spec_eval", "models"])
 def test_each_command_has_help(tmp_path: Path, command: str) -> None:
     done = speclrm(command, "--help", cwd=tmp_path)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import difflib
 import itertools
 import json
 import logging
@@ -381,10 +383,26 @@ def _config(settings: EngineSettings) -> Any:
         options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
     if settings.gpu_memory_utilization is not None:
         options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
     try:
         return AsyncEngineArgs(**cast("Any", {**options, **settings.extra})).create_engine_config()
     except (TypeError, ValueError) as error:
         raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
+
+
+OURS = frozenset({"model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"})
+"""Arguments that the runtime rests on."""
+
+
+def check_arguments(settings: EngineSettings, known: set[str]) -> None:
+    """Raises SettingsError for a further argument that vLLM does not know, or that is not the user's to set."""
+    for name in settings.extra:
+        if name in OURS:
+            raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            meant = f" Close to it: {', '.join(close)}." if close else ""
+            raise SettingsError(f"{settings.name}: vLLM has no engine argument {name!r}.{meant}")
 
 
 @dataclass(slots=True)

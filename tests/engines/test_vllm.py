@@ -17,7 +17,7 @@ from support import make_strategy, parts
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import start_engines
-from speclrm.runtime.errors import CapacityError, EngineError, RequestError
+from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, MethodsChosen
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
@@ -27,6 +27,8 @@ from speclrm.strategies.prompts import STEP_PROMPTS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from speclrm.runtime.engines.vllm import VllmEngine
     from speclrm.runtime.settings import EngineSettings
@@ -226,6 +228,24 @@ async def test_contexts_are_cached_from_step_to_step(engine_pair: dict[Role, Vll
         await runtime.solve(Problem("cached", "Add 1 and 2 and 3. " * 8, "6"), chosen, sinks=[Sink()])
     counts = fold.summary().tokens["target"]
     assert counts.cached > counts.prompt / 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"quantisation": "fp8"}, "vLLM has no engine argument 'quantisation'. Close to it: quantization"),
+        ({"scheduling_policy": "fcfs"}, "'scheduling_policy' is set by SpecLRM"),
+    ],
+)
+async def test_an_engine_argument_that_vllm_does_not_know_is_refused_before_anything_starts(
+    tiny_settings: dict[Role, EngineSettings], tmp_path: Path, extra: dict[str, JsonValue], message: str
+) -> None:
+    settings = tiny_settings[Role.TARGET].model_copy(update={"extra": extra})
+    with pytest.raises(SettingsError) as caught:
+        await start_engines(
+            {Role.TARGET: settings}, {Role.TARGET: load_tokenizer(settings.path)}, log_path=tmp_path / "log"
+        )
+    assert message in str(caught.value)
 
 
 async def test_an_engine_on_another_loop_is_refused(target: VllmEngine) -> None:

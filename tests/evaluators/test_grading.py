@@ -81,8 +81,10 @@ async def test_a_task_judges_by_its_own_rule(grader: Grader) -> None:
     problem = Problem("p", "", "12", grader="reasoning-gym:gsm_symbolic", details=details)
     assert await grader.grade("12", problem) == "correct"
     assert await grader.grade("\\text{12}", problem) == "correct"
-    assert await grader.grade("12.0", problem) == "correct"
-    assert await grader.grade("13", problem) == "wrong"
+    for number in ("12.0", "\\frac{24}{2}", "+12", "012"):
+        assert await grader.grade(number, problem) == "correct"
+    for other in ("13", "6 + 6", "24 - 5 - 7", "2 \\cdot 6"):  # the last ones say a problem again
+        assert await grader.grade(other, problem) == "wrong"
 
 
 async def test_a_closed_grader_says_so() -> None:
