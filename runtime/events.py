@@ -20,7 +20,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 StepKind = Literal["draft", "rewrite", "write", "closing"]
 """Who wrote a step and why: the draft model; the target instead of a rejected draft; the target from the start; the
@@ -190,12 +190,15 @@ class StepCommitted(StepEvent):
 
 
 class OperationDropped(StepEvent):
-    """A request that was given up before its end; ``operation.output_tokens`` is what had arrived by then."""
+    """A request that was given up before its end; ``operation.output_tokens`` is what had arrived by then.
+
+    ``useless``: it had been made ahead of a decision that went the other way.
+    """
 
     kind: Literal["operation_dropped"] = "operation_dropped"
     role: Literal["draft", "target"]
     purpose: Literal["choose", "draft", "score", "rewrite", "write", "closing"]
-    reason: Literal["stopped", "cancelled", "error"]
+    reason: Literal["stopped", "cancelled", "error", "useless"]
     operation: Operation
 
 
@@ -227,9 +230,11 @@ class SampleFinished(SampleEvent):
     seconds: float
 
 
-class ModeChanged(SampleEvent):
+class ModeChanged(StepEvent):
+    """From this step of this track on, the track speculates or is written by the target alone. ``reason``: one line."""
+
     kind: Literal["mode_changed"] = "mode_changed"
-    mode: str
+    mode: Literal["speculate", "write"]
     reason: str
 
 

@@ -56,7 +56,10 @@ class Request:
 
     ``stop_ids`` end the output and belong to it. ``allowed_ids`` restricts sampling; ``logprob_ids`` asks for the
     natural-log probabilities of just these ids at the first generated position (taken before temperature and before
-    the restriction). A lower ``priority`` is served earlier. ``seed`` None means unseeded.
+    the restriction). ``sampled_logprobs`` asks for those of each generated id, ``first_entropy`` for the entropy of the
+    first generated position over its most probable ids. ``likelihood_from`` asks for the log-probabilities of the
+    prompt's own ids from that position on, each given all before it. A lower ``priority`` is served earlier. ``seed``
+    None means unseeded.
     """
 
     id: str
@@ -68,6 +71,9 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     allowed_ids: tuple[int, ...] = ()
     logprob_ids: tuple[int, ...] = ()
+    sampled_logprobs: bool = False
+    first_entropy: bool = False
+    likelihood_from: int | None = None
     priority: int = 0
 
 
@@ -82,12 +88,17 @@ class Delta:
     The id of a stop token is part of ``ids``; the model's own end-of-text id is not.
     ``logprobs`` maps each of the request's ``logprob_ids`` to its natural-log probability, on the first delta.
     ``cached_tokens``: how many prompt tokens the engine took from its prefix cache, where it says so.
+    ``sampled_logprobs``: one for each of ``ids``, where the request asked for them. ``first_entropy`` (nats) and
+    ``prompt_logprobs`` (one for each prompt id from ``likelihood_from`` on): on the first delta, where asked for.
     """
 
     ids: tuple[int, ...]
     finish: Finish | None = None
     logprobs: Mapping[int, float] | None = None
     cached_tokens: int | None = None
+    sampled_logprobs: tuple[float, ...] = ()
+    first_entropy: float | None = None
+    prompt_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

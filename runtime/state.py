@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.events import (
     Event,
@@ -43,13 +43,17 @@ class CommittedStep:
 
 @dataclass(frozen=True, slots=True)
 class TrackState:
-    """``tokens``: of all committed steps. ``pending``: the last written step of this index, not yet committed."""
+    """``tokens``: of all committed steps. ``pending``: the last written step of this index, not yet committed.
+
+    ``mode``: whether the next step is speculated on, where the strategy speculates at all.
+    """
 
     track: str
     hint: str = ""
     steps: tuple[CommittedStep, ...] = ()
     tokens: int = 0
     pending: StepDrafted | StepWritten | None = None
+    mode: Literal["speculate", "write"] = "speculate"
     reason: FinishReason | None = None
     answer: str | None = None
 
@@ -81,7 +85,6 @@ class SampleState:
     finished_tracks: tuple[str, ...] = ()
     classes: tuple[tuple[str, ...], ...] = ()
     leader: str | None = None
-    mode: str = ""
     outcome: Outcome | None = None
     answer: str | None = None
     winner: str | None = None
@@ -97,8 +100,8 @@ def apply(state: SampleState, event: Event) -> SampleState:
             return replace(state, codes=codes)
         case VoteUpdated(classes=classes, leader=leader):
             return replace(state, classes=classes, leader=leader)
-        case ModeChanged(mode=mode):
-            return replace(state, mode=mode)
+        case ModeChanged(track=name, mode=mode):
+            return _with_track(state, replace(state.tracks[name], mode=mode))
         case SampleFinished():
             return replace(
                 state,

@@ -136,7 +136,7 @@ def headless(lines: list[bytes]) -> list[bytes]:
 
 
 def newer(lines: list[bytes]) -> list[bytes]:
-    return [lines[0].replace(b'"schema_version":1', b'"schema_version":99')]
+    return [lines[0].replace(b'"schema_version":2', b'"schema_version":99')]
 
 
 def mistyped(lines: list[bytes]) -> list[bytes]:

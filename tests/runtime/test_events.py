@@ -35,7 +35,7 @@ SAMPLES: list[EventBase] = [
     events.TrackFinished(**TRACK, reason="answer", answer="4", tokens=9),
     events.VoteUpdated(**WHERE, classes=(("A1", "B2"), ("C3",)), leader="A1"),
     events.SampleFinished(**WHERE, answer="4", winner="A1", outcome="correct", seconds=1.0),
-    events.ModeChanged(**WHERE, mode="plain", reason="slow"),
+    events.ModeChanged(**WHERE, track="A1", step=3, mode="write", reason="slow"),
     events.EngineFailed(engine="t", error="gone"),
     events.EngineRecovered(engine="t", down_s=3.0),
     events.RunFinished(status="finished", seconds=2.0, busy_s={"draft": 1.0}),
