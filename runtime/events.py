@@ -231,10 +231,13 @@ class SampleFinished(SampleEvent):
 
 
 class ModeChanged(StepEvent):
-    """From this step of this track on, the track speculates or is written by the target alone. ``reason``: one line."""
+    """From this step of this track on, the track speculates or is written by the target alone.
+
+    ``eager``: it speculates, and works ahead of scores. ``reason``: one line.
+    """
 
     kind: Literal["mode_changed"] = "mode_changed"
-    mode: Literal["speculate", "write"]
+    mode: Literal["speculate", "eager", "write"]
     reason: str
 
 

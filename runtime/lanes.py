@@ -1,13 +1,16 @@
-"""A lane: the queue of one model role. Each operation goes to the engine as soon as there is room, by priority.
+"""A lane: what stands before the engines of one model role. Each operation goes to its engine as soon as there is room.
 
 There is no dispatcher and no round: an operation that finds room starts at once, and one that ends hands its place to
 the most urgent one waiting. Nothing is held back to collect a batch: the engine batches by itself at each iteration.
+How many may be in an engine is found from the engine's own statistics: what it would only queue is better queued here,
+where a more urgent one can pass and one that became useless never reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,11 +23,14 @@ from speclrm.runtime.events import Operation
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from speclrm.runtime.protocols import Delta, Engine, Finish, Request, Role
+    from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
 
 SURPLUS = 1.25
 """In-flight requests for each sequence that the engine runs. The surplus waits inside the engine, so that a place that
 falls free is filled at the very next iteration instead of one round trip later."""
+
+CAP_INTERVAL_S = 0.25
+"""How often the engine's statistics are asked for the bound of requests in flight."""
 
 STALL_LIMIT_S = 600.0
 """How long an engine with work may show no progress at all. A long prompt on a slow CPU takes minutes, never ten."""
@@ -34,11 +40,14 @@ STALL_LIMIT_S = 600.0
 class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
+    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
     ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
     """
 
     request: Request
     engine: str
+    place: int = 0
+    ready_s: float | None = None
     ids: list[int] = field(default_factory=list[int])
     finish: Finish | None = None
     logprobs: Mapping[int, float] | None = None
@@ -84,30 +93,50 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """A snapshot. ``busy_s``: seconds in which at least one operation was in flight."""
+    """A snapshot of one engine's queue. Seconds and counts run from the start.
+
+    ``waited_s``: the sum of all waits for a place. ``busy_s``: seconds in which at least one operation was in flight.
+    ``idle_ready_s``: seconds in which none was, though a track stood ready to send one: the runtime's own delay.
+    ``engine``: what the engine says of itself; ``batch``: requests in one of its iterations, on average.
+    """
 
     waiting: int
     in_flight: int
     in_flight_max: int
+    operations: int
+    waited_s: float
     busy_s: float
+    idle_ready_s: float
+    engine: EngineStats
+
+    @property
+    def batch(self) -> float:
+        return self.engine.batched / self.engine.iterations if self.engine.iterations else 0.0
 
 
 class Lane:
-    """The queue before one engine. Its callers bound its length: each waits in it with one operation at most."""
+    """The queues before the engines of a role. Callers bound their length: each waits with a few operations at most."""
 
     def __init__(
-        self, role: Role, engine: Engine, *, in_flight_max: int | None = None, stall_limit_s: float = STALL_LIMIT_S
+        self,
+        role: Role,
+        *engines: Engine,
+        in_flight_max: int | None = None,
+        stall_limit_s: float = STALL_LIMIT_S,
+        overlap: Overlap | None = None,
     ) -> None:
+        overlap = overlap or Overlap()
         self.role = role
-        self.engine = engine
-        self.in_flight_max = in_flight_max or max(1, int(engine.max_num_seqs * SURPLUS))
-        self._stall_limit_s = stall_limit_s
-        self._in_flight = 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._arrivals = count()
-        self._scopes: set[asyncio.Timeout] = set()
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        self.queues = [_Queue(role, engine, in_flight_max, stall_limit_s, overlap) for engine in engines]
+
+    @property
+    def engine(self) -> Engine:
+        """The first engine; all of a role have the same model."""
+        return self.queues[0].engine
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [queue.engine for queue in self.queues]
 
     @asynccontextmanager
     async def fly(self, flight: Flight) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
@@ -118,10 +147,73 @@ class Lane:
         Raises:
             EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``.
         """
+        async with self.queues[flight.place].fly(flight) as deltas:
+            yield deltas
+
+    async def run(self, flight: Flight) -> None:
+        """Takes a flight to its end."""
+        async with self.fly(flight) as deltas:
+            async for _ in deltas:
+                pass
+
+    def stats(self) -> tuple[LaneStats, ...]:
+        """Of each engine."""
+        return tuple(queue.stats() for queue in self.queues)
+
+
+class Overlap:
+    """Seconds in which engines of several roles worked side by side: on one device they slow each other down."""
+
+    def __init__(self) -> None:
+        self._busy: Counter[Role] = Counter()
+        self._since_s = 0.0
+        self._both_s = 0.0
+
+    @property
+    def both_s(self) -> float:
+        return self._both_s + (now_s() - self._since_s if len(self._busy) > 1 else 0.0)
+
+    def change(self, role: Role, by: int) -> None:
+        """An engine of that role begins (1) or ends (-1) to have work."""
+        self._both_s = self.both_s
+        self._since_s = now_s()
+        self._busy[role] += by
+        if not self._busy[role]:
+            del self._busy[role]
+
+
+class _Queue:
+    """The queue before one engine."""
+
+    def __init__(
+        self, role: Role, engine: Engine, in_flight_max: int | None, stall_limit_s: float, overlap: Overlap
+    ) -> None:
+        self.engine = engine
+        self._role = role
+        self._overlap = overlap
+        self.in_flight = 0
+        self._bound = in_flight_max or max(1, int(engine.max_num_seqs * SURPLUS))
+        self._fixed = in_flight_max is not None
+        self._cap = self._bound
+        self._cap_s = -CAP_INTERVAL_S
+        self._stall_limit_s = stall_limit_s
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._arrivals = count()
+        self._scopes: set[asyncio.Timeout] = set()
+        self._busy_s = 0.0
+        self._since_s = 0.0
+        self._idle_ready_s = 0.0
+        self._waited_s = 0.0
+        self._operations = 0
+
+    @asynccontextmanager
+    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
         asked = now_s()
-        await self._enter(flight.request.priority)
+        await self._enter(flight)
         started = now_s()
         flight.queue_s = started - asked
+        self._waited_s += flight.queue_s
+        self._operations += 1
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -148,34 +240,39 @@ class Lane:
                 flight.engine_s = now_s() - started
                 yield delta
 
-    async def run(self, flight: Flight) -> None:
-        """Takes a flight to its end."""
-        async with self.fly(flight) as deltas:
-            async for _ in deltas:
-                pass
-
     async def watch(self) -> None:
-        """Ends all operations in flight when the engine stands still. Runs until cancelled; one per lane."""
+        """Ends all operations in flight when the engine stands still. Runs until cancelled; one per engine."""
         seen = (-1, 0.0)
         while True:
             await asyncio.sleep(self._stall_limit_s / 10)
             progress = self.engine.stats().progress
-            if not self._in_flight or progress != seen[0]:
+            if not self.in_flight or progress != seen[0]:
                 seen = (progress, now_s())
             elif now_s() - seen[1] >= self._stall_limit_s:
                 for scope in self._scopes:
                     scope.reschedule(now_s())
 
     def stats(self) -> LaneStats:
-        busy_s = self._busy_s + (now_s() - self._busy_since if self._in_flight else 0.0)
-        return LaneStats(len(self._waiting), self._in_flight, self.in_flight_max, busy_s)
+        return LaneStats(
+            waiting=len(self._waiting),
+            in_flight=self.in_flight,
+            in_flight_max=self._cap,
+            operations=self._operations,
+            waited_s=self._waited_s,
+            busy_s=self._busy_s + (now_s() - self._since_s if self.in_flight else 0.0),
+            idle_ready_s=self._idle_ready_s,
+            engine=self.engine.stats(),
+        )
 
-    async def _enter(self, priority: int) -> None:
-        if self._in_flight < self.in_flight_max and not self._waiting:
+    async def _enter(self, flight: Flight) -> None:
+        self._adapt()
+        if self.in_flight < self._cap and not self._waiting:
+            if not self.in_flight and flight.ready_s is not None:
+                self._idle_ready_s += now_s() - max(flight.ready_s, self._since_s)
             self._take_place()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (priority, next(self._arrivals), turn)
+        entry = (flight.request.priority, next(self._arrivals), turn)
         heapq.heappush(self._waiting, entry)
         try:
             await turn
@@ -187,16 +284,31 @@ class Lane:
                 heapq.heapify(self._waiting)
             raise
 
+    def _adapt(self) -> None:
+        """The bound of requests in flight, from what the engine runs and what it only queues."""
+        if self._fixed or now_s() - self._cap_s < CAP_INTERVAL_S:
+            return
+        self._cap_s = now_s()
+        stats = self.engine.stats()
+        wanted = max(1, int(stats.running * SURPLUS) + 1)
+        if stats.running and stats.waiting > stats.running * (SURPLUS - 1) + 1:
+            self._cap = min(self._bound, wanted)
+        elif not stats.waiting:
+            self._cap = min(self._bound, max(self._cap, wanted) + 1 + self._cap // 8)
+
     def _take_place(self) -> None:
-        if not self._in_flight:
-            self._busy_since = now_s()
-        self._in_flight += 1
+        if not self.in_flight:
+            self._since_s = now_s()
+            self._overlap.change(self._role, 1)
+        self.in_flight += 1
 
     def _leave(self) -> None:
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._busy_s += now_s() - self._busy_since
-        while self._waiting and self._in_flight < self.in_flight_max:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._busy_s += now_s() - self._since_s
+            self._since_s = now_s()  # from now on: of being idle
+            self._overlap.change(self._role, -1)
+        while self._waiting and self.in_flight < self._cap:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():
                 self._take_place()

@@ -105,7 +105,10 @@ class Delta:
 class EngineStats:
     """A snapshot; counters run from the engine's start.
 
-    ``progress`` is any number that grows whenever the engine does work: it is what tells a slow engine from a hung one.
+    ``prompt_tokens``: computed, not found in the cache. ``progress`` is any number that grows whenever the engine does
+    work: it is what tells a slow engine from a hung one. ``kv_tokens``: tokens of keys and values that there is room for,
+    None where the engine does not say. ``iterations``, and ``batched``: the sum of running requests over them;
+    ``preemptions``: requests put back for want of room; all 0 where the engine does not say.
     """
 
     name: str
@@ -115,6 +118,10 @@ class EngineStats:
     output_tokens: int
     progress: int
     alive: bool = True
+    kv_tokens: int | None = None
+    iterations: int = 0
+    batched: int = 0
+    preemptions: int = 0
 
 
 class Engine(Protocol):
@@ -266,6 +273,10 @@ class Score:
     mass: float
 
 
+Speculate = Literal["auto", "always", "never"]
+"""Whether tracks speculate: as the break-even controller decides, on every step, or on none."""
+
+
 class Track(Protocol):
     """What a strategy's loop can do. Its results, its seed and its parameters are the loop's only inputs."""
 
@@ -274,6 +285,10 @@ class Track(Protocol):
 
     @property
     def state(self) -> TrackState: ...
+
+    async def speculates(self) -> bool:
+        """Whether the next step is to be drafted, or written by the target: what the controller decided for it."""
+        ...
 
     async def draft(self) -> Step:
         """The draft model writes the next step."""
@@ -312,6 +327,11 @@ class Strategy(Protocol):
     @property
     def roles(self) -> frozenset[Role]:
         """The models it needs."""
+        ...
+
+    @property
+    def speculate(self) -> Speculate:
+        """Whether its tracks speculate at all, or as the controller decides."""
         ...
 
     @property

@@ -41,9 +41,9 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a runtime works with."""
+    """What a runtime works with. ``engines``: one of each role, or several with the same model."""
 
-    engines: Mapping[Role, Engine]
+    engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
 
 
@@ -249,7 +249,9 @@ class Runtime:
             )
 
     def _busy_s(self) -> dict[str, float]:
-        return {role.value: stats.busy_s for role, stats in self.scheduler.stats().items()}
+        return {
+            role.value: sum(one.busy_s for one in stats) / len(stats) for role, stats in self.scheduler.stats().items()
+        }
 
     @property
     def _equivalence(self) -> Equivalence:

@@ -62,6 +62,7 @@ class Sample:
         self._equivalence = equivalence
         self._bus = bus
         self._voting = asyncio.Lock()
+        self._controller = scheduler.controller
         self._running: dict[str, tuple[asyncio.Task[None], RuntimeTrack]] = {}
 
     async def run(self) -> SampleState:
@@ -166,6 +167,7 @@ class Sample:
     async def _run_track(self, name: str, track: RuntimeTrack) -> None:
         try:
             try:
+                await track.enter()
                 reason = await self._strategy.run_track(track)
             finally:
                 await track.aclose()
@@ -236,6 +238,8 @@ class Sample:
 
     def _emit(self, event: Event) -> None:
         self.state = apply(self.state, self._bus.publish(event))
+        if self._controller is not None:
+            self._controller.see(event)
 
     @property
     def _where(self) -> _Where:

@@ -1,4 +1,4 @@
-"""Where the requests of all tracks of all problems meet: a lane a role, and the order in which they are served."""
+"""Where the requests of all tracks of all problems meet: a lane a role, the room of the engines, the order of service."""
 
 from __future__ import annotations
 
@@ -6,48 +6,65 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.lanes import STALL_LIMIT_S, Lane, LaneStats
+from speclrm.runtime.admission import Admission
+from speclrm.runtime.controller import Controller
+from speclrm.runtime.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Engine, Role
+    from speclrm.runtime.protocols import Engine
 
 Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
 """What an operation is for."""
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
+_AHEAD_RANK = 3
 _RANK_WIDTH = 1_000_000
 
 
-def priority(purpose: Purpose, order: int) -> int:
+def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
     """Lower is served earlier: scores before rewrites before new steps; among equals, older samples first.
 
-    A score is short and everything else of its track waits for it; finishing old samples frees their memory.
+    A score is short and everything else of its track waits for it; finishing old samples frees their memory. What is made
+    ``ahead`` of a decision comes last: nobody waits for it yet.
     ``order``: the sample's number in the order of their starts.
     """
-    return _RANK[purpose] * _RANK_WIDTH + min(order, _RANK_WIDTH - 1)
+    return (_AHEAD_RANK if ahead else _RANK[purpose]) * _RANK_WIDTH + min(order, _RANK_WIDTH - 1)
 
 
 class Scheduler:
-    """The lanes of a runtime."""
+    """The lanes of a runtime, the seats of its tracks, and what decides whether they speculate.
+
+    ``engines``: one of each role, or several with the same model.
+    """
 
     def __init__(
         self,
-        engines: Mapping[Role, Engine],
+        engines: Mapping[Role, Engine | Sequence[Engine]],
         *,
         in_flight_max: int | None = None,
         stall_limit_s: float = STALL_LIMIT_S,
     ) -> None:
-        self.lanes: dict[Role, Lane] = {
-            role: Lane(role, engine, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s)
-            for role, engine in engines.items()
-        }
+        self.lanes: dict[Role, Lane] = {}
+        self.overlap = Overlap()
+        for role, one in engines.items():
+            several: Sequence[Engine] = one if isinstance(one, list | tuple) else [one]  # pyright: ignore[reportAssignmentType]
+            self.lanes[role] = Lane(
+                role, *several, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s, overlap=self.overlap
+            )
+        self.admission = Admission(self.lanes)
+        self.controller = Controller(self.lanes, self.admission, self.overlap) if Role.DRAFT in self.lanes else None
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Scheduler, None]:
         """Keeps watch over the engines for as long as the block lasts."""
-        watches = [asyncio.create_task(lane.watch(), name=f"watch {role}") for role, lane in self.lanes.items()]
+        watches = [
+            asyncio.create_task(queue.watch(), name=f"watch {queue.engine.name}")
+            for lane in self.lanes.values()
+            for queue in lane.queues
+        ]
         try:
             yield self
         finally:
@@ -55,5 +72,6 @@ class Scheduler:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
 
-    def stats(self) -> dict[Role, LaneStats]:
+    def stats(self) -> dict[Role, tuple[LaneStats, ...]]:
+        """A snapshot of each queue, by role and in the order of the role's engines."""
         return {role: lane.stats() for role, lane in self.lanes.items()}

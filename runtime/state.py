@@ -53,7 +53,7 @@ class TrackState:
     steps: tuple[CommittedStep, ...] = ()
     tokens: int = 0
     pending: StepDrafted | StepWritten | None = None
-    mode: Literal["speculate", "write"] = "speculate"
+    mode: Literal["speculate", "eager", "write"] = "speculate"
     reason: FinishReason | None = None
     answer: str | None = None
 

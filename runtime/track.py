@@ -11,10 +11,12 @@ import re
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import Context, JudgeSuffix, translate
 from speclrm.runtime.errors import CapacityError, RequestError
 from speclrm.runtime.events import (
     Event,
+    ModeChanged,
     OperationDropped,
     StepCommitted,
     StepDrafted,
@@ -30,6 +32,7 @@ from speclrm.runtime.seeds import derive_seed, operation_id
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from speclrm.runtime.admission import Seat
     from speclrm.runtime.events import Operation
     from speclrm.runtime.protocols import Delta, Problem, Strategy, Tokenizer, Vocabulary
     from speclrm.runtime.scheduler import Scheduler
@@ -134,6 +137,11 @@ class RuntimeTrack:
         self._prompts = strategy.prompts
         self._read_score = strategy.score
         self._lanes = scheduler.lanes
+        self._admission = scheduler.admission
+        self._controller = scheduler.controller
+        self._speculate = strategy.speculate
+        self._seat: Seat | None = None
+        self._ready_s: float | None = None
         self._openings = openings
         self._judge = judge
         self._emit = emit
@@ -154,13 +162,32 @@ class RuntimeTrack:
         """Says why the task that runs this track is about to be cancelled."""
         self.stop_reason = reason
 
+    async def enter(self) -> None:
+        """Waits until the engines have room for this track. Called once, before the first step."""
+        tokens = {role: len(context) for role, context in self._contexts.items()}
+        self._seat = await self._admission.enter(self._order, tokens)
+
     async def aclose(self) -> None:
-        """Ends the open request, if there is one."""
-        await self._end_writing()
+        """Ends the open request, if there is one, and gives the room back."""
+        try:
+            await self._end_writing()
+        finally:
+            if self._seat is not None:
+                self._admission.leave(self._seat)
 
     # ------------------------------------------------------------------------------------------------------ verbs
 
+    async def speculates(self) -> bool:
+        if self._speculate != "auto" or self._controller is None:
+            return self._speculate != "never"
+        mode, reason = self._controller.decide(self.problem.id, self._repeat, self._track)
+        if mode != self.state.mode:
+            self._emit(ModeChanged(**self._where(), step=self._index, mode=mode, reason=reason))
+        return mode != "write"
+
     async def draft(self) -> Step:
+        await self._end_writing()
+        await self._hold()
         step, operations = await self._step(Role.DRAFT, "draft")
         self._emit(
             StepDrafted(
@@ -209,6 +236,7 @@ class RuntimeTrack:
 
     async def write(self) -> Step:
         """The next step of one long write, read from the stream as it comes."""
+        await self._hold()
         await self._room()
         context = self._contexts[Role.TARGET]
         if self._writing is None:
@@ -227,6 +255,7 @@ class RuntimeTrack:
             self._writing = None
             await self._open.aclose()
             raise
+        self._ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
         self._emit_written("write", step, (flight.report(spent),))
         if flight.finish is not None and not flight.unreported_tokens:
@@ -265,6 +294,10 @@ class RuntimeTrack:
     async def commit(self, step: Step, score: float | None = None) -> None:
         for role, context in self._contexts.items():
             context.append([*self._opening(role), *self._ids_for(step, role)])
+            if self._seat is not None:
+                # A track that the target writes alone leaves the draft's cache to others.
+                idle = role is Role.DRAFT and step.kind in ("write", "closing")
+                self._admission.resize(self._seat, role, 0 if idle else len(context))
         self._translated.clear()
         self._emit(
             StepCommitted(
@@ -273,6 +306,13 @@ class RuntimeTrack:
         )
 
     # ---------------------------------------------------------------------------------------------------- requests
+
+    async def _hold(self) -> None:
+        """Makes room for older tracks where the engines have too little."""
+        if self._seat is not None and self._seat.asked:
+            await self._end_writing()
+            await self._admission.hold(self._seat)
+            self._ready_s = None
 
     def _ids_for(self, step: Step, role: Role) -> Sequence[int]:
         """The step in the ids of a model; text is tokenised anew only for a model that did not write it, and once."""
@@ -349,6 +389,7 @@ class RuntimeTrack:
                     length = step_length(tokenizer, ids, text, blank=bool(self._limits.original_marks))
                     if length is not None:
                         break
+            self._ready_s = now_s()
         except BaseException as error:
             self._drop(flight, role, purpose, error)
             raise
@@ -393,6 +434,7 @@ class RuntimeTrack:
         except BaseException as error:
             self._drop(flight, role, purpose, error)
             raise
+        self._ready_s = now_s()
 
     def _drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
         self._emit_dropped(flight.report(), role, purpose, self._reason(error))
@@ -428,7 +470,8 @@ class RuntimeTrack:
         part: int = 0,
     ) -> Flight:
         name = operation_id(self.problem.id, self._repeat, self._track, self._index, purpose, part)
-        engine = self._lanes[role].engine
+        place = 0 if self._seat is None else self._seat.places[role]
+        engine = self._lanes[role].engines[place]
         room = engine.max_model_len - len(ids)
         if room <= 0:
             raise CapacityError(
@@ -447,7 +490,7 @@ class RuntimeTrack:
             logprob_ids=logprob_ids,
             priority=priority(purpose, self._order),
         )
-        return Flight(request, engine.name)
+        return Flight(request, engine.name, place, self._ready_s)
 
     # ------------------------------------------------------------------------------------------------------ events
 

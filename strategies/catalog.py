@@ -30,8 +30,8 @@ ALIASES = {
     "ssr-m": "speculative-methods",
     "specreason": "speculative",
 }
-ORIGINAL: dict[str, Any] = {"prompt_style": "raw", "closing": False}
-"""What ``fidelity="original"`` changes in a recipe unless it is given: the original has neither."""
+ORIGINAL: dict[str, Any] = {"prompt_style": "raw", "closing": False, "speculate": "always"}
+"""What ``fidelity="original"`` changes in a recipe unless it is given: the original has none of these."""
 
 
 def defaults(name: str) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import Choice, Limits, Role, Score, StepPrompts, TrackPlan
+from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, StepPrompts, TrackPlan
 from speclrm.strategies import original
 from speclrm.strategies.choosing import ask_for_methods, read_methods
 from speclrm.strategies.methods import NO_METHOD
@@ -84,6 +84,10 @@ class Family(ABC):
         return self.recipe.prompt_style == "raw"
 
     # -------------------------------------------------------------------------------------------------------- the tracks
+
+    @property
+    def speculate(self) -> Speculate:
+        return self.recipe.speculate
 
     @property
     def prompts(self) -> StepPrompts:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from speclrm.runtime.protocols import Speculate
 from speclrm.strategies.methods import METHODS, NO_METHOD
 from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.scoring import ScoreMethod
@@ -32,6 +33,8 @@ class Recipe(BaseModel):
     """``chat``: the models' own chat templates. ``raw``: plain text in the layout of SSR's code, which has none."""
     fast: Fast | None = None
     """1: the first answer ends the sample. 2: two tracks with equal answers end it."""
+    speculate: Speculate = "auto"
+    """Whether drafts are made: as the break-even controller decides, always, or never."""
     fidelity: Fidelity = "none"
     """``original``: the decisions of SSR's code (``strategies/original.py``)."""
     score_threshold: Annotated[float, Field(ge=0, le=9)] = 7.0

@@ -26,6 +26,9 @@ class Speculative(Family):
 
     async def run_track(self, track: Track) -> FinishReason:
         while (reason := self.end(track.state)) is None:
+            if not await track.speculates():
+                await track.commit(await track.write(), REWRITTEN_SCORE)
+                continue
             step = await track.draft()
             score = await track.score(step)
             if accepts(score.value, self.recipe.score_threshold):

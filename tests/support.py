@@ -79,7 +79,8 @@ class Played:
 
 
 def make_strategy(name: str, **options: object) -> Strategy:
-    return strategy(name, boxed, **options)
+    """Strategies that speculate do so on every step, unless told otherwise."""
+    return strategy(name, boxed, **{"speculate": "always", **options})
 
 
 def parts(

@@ -199,6 +199,8 @@ class SimulatedEngine:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.iterations = 0
+        self.batched = 0
+        """Running sequences, summed over iterations."""
         self.preemptions = 0
         self.prefilled = 0
         """Prompt tokens that were computed, not found."""
@@ -245,6 +247,10 @@ class SimulatedEngine:
             output_tokens=self.output_tokens,
             progress=self.iterations,
             alive=not self._closed,
+            kv_tokens=self.cost.kv_tokens,
+            iterations=self.iterations,
+            batched=self.batched,
+            preemptions=self.preemptions,
         )
 
     async def aclose(self) -> None:
@@ -328,6 +334,7 @@ class SimulatedEngine:
         context = sum(sequence.computed for sequence, _ in plan)
         await self._pass(self._iteration_s(new, context))
         self.iterations += 1
+        self.batched += len(plan)
         for sequence, chunk in plan:
             if sequence not in self._running:
                 continue  # aborted meanwhile
@@ -359,6 +366,7 @@ class SimulatedEngine:
             done += 1  # the iteration that was going on is finished; what arrived joins at its end
             await asyncio.sleep(max(0.0, rest / speed))
         self.iterations += done
+        self.batched += done * batch
         for sequence in running:
             if sequence in self._running:
                 sequence.computed += done

@@ -414,6 +414,9 @@ class _Counters:
     prompt_tokens: int = 0
     output_tokens: int = 0
     progress: int = 0
+    iterations: int = 0
+    batched: int = 0
+    preemptions: int = 0
 
 
 def _construct(config: Any) -> tuple[Any, _Counters]:
@@ -444,8 +447,13 @@ def _stat_logger(counters: _Counters) -> Any:
                 counters.running = getattr(scheduler_stats, "num_running_reqs", 0)
                 counters.waiting = getattr(scheduler_stats, "num_waiting_reqs", 0)
             if iteration_stats is not None:
-                counters.prompt_tokens += getattr(iteration_stats, "num_prompt_tokens", 0)
-                counters.output_tokens += getattr(iteration_stats, "num_generation_tokens", 0)
+                written = getattr(iteration_stats, "num_generation_tokens", 0)
+                prompts = getattr(iteration_stats, "prompt_token_stats", None)
+                counters.prompt_tokens += getattr(prompts, "computed", 0)
+                counters.output_tokens += written
+                counters.preemptions += getattr(iteration_stats, "num_preempted_reqs", 0)
+                counters.iterations += 1
+                counters.batched += written  # each request of an iteration brings one token
 
         def log_engine_initialized(self) -> None: ...
 
@@ -479,6 +487,8 @@ class VllmEngine:
         self.max_num_seqs = settings.max_num_seqs
         self.engine = engine
         self._counters = counters
+        blocks = getattr(engine.vllm_config.cache_config, "num_gpu_blocks", None)
+        self._kv_tokens = blocks * settings.block_size if blocks else None
         self._watchdog = watchdog
         self._log_path = log_path
         self._numbers = itertools.count()
@@ -606,6 +616,10 @@ class VllmEngine:
             output_tokens=counters.output_tokens,
             progress=counters.progress,
             alive=not self._closed and not self.engine.errored,
+            kv_tokens=self._kv_tokens,
+            iterations=counters.iterations,
+            batched=counters.batched,
+            preemptions=counters.preemptions,
         )
 
     async def aclose(self) -> None:

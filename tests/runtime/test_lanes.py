@@ -22,9 +22,11 @@ def flight(name: str, *, urgency: int = 0) -> Flight:
     return Flight(Request(id=name, prompt_ids=[65], max_tokens=50, priority=urgency), "scripted")
 
 
-def lane_on(script: Callable[[Request, str], Reply], **options: int) -> tuple[Lane, ScriptedEngine]:
+def lane_on(
+    script: Callable[[Request, str], Reply], *, in_flight_max: int | None = None, stall_limit_s: float = 600.0
+) -> tuple[Lane, ScriptedEngine]:
     engine = ScriptedEngine(script)
-    return Lane(Role.TARGET, engine, **options), engine
+    return Lane(Role.TARGET, engine, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s), engine
 
 
 def ten_tokens(request: Request, prompt: str) -> Reply:
@@ -68,7 +70,7 @@ def test_cancelling_one_that_waits_keeps_it_from_the_engine_and_frees_nothing() 
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(first, second, third, return_exceptions=True)
-        stats = lane.stats()
+        stats = lane.stats()[0]
         return [request.id for request in engine.requests], stats.in_flight, stats.waiting
 
     assert run_virtual(main()) == (["first", "third"], 0, 0)
@@ -87,7 +89,7 @@ def test_a_place_is_never_lost_whenever_a_cancel_comes(moment: int) -> None:
         await asyncio.gather(tasks[0], tasks[2])
         await asyncio.gather(tasks[1], return_exceptions=True)
         assert engine.stats().running == 0
-        return lane.stats().in_flight
+        return lane.stats()[0].in_flight
 
     assert run_virtual(main()) == 0
 
@@ -111,7 +113,7 @@ def test_an_error_of_one_request_reaches_its_caller_and_frees_the_place() -> Non
         for name in ("one", "two"):
             with pytest.raises(RequestError, match="refused"):
                 await lane.run(flight(name))
-        return lane.stats().in_flight
+        return lane.stats()[0].in_flight
 
     assert run_virtual(main()) == 0
 
@@ -119,12 +121,12 @@ def test_an_error_of_one_request_reaches_its_caller_and_frees_the_place() -> Non
 def test_an_engine_without_any_progress_ends_its_operations() -> None:
     async def main() -> float:
         lane, _ = lane_on(lambda request, prompt: Reply("x", wait_s=1e9), stall_limit_s=100)
-        watch = asyncio.create_task(lane.watch())
+        watch = asyncio.create_task(lane.queues[0].watch())
         with pytest.raises(EngineStalledError, match="no progress for 100 s"):
             await lane.run(flight("one"))
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
-        assert lane.stats().in_flight == 0
+        assert lane.stats()[0].in_flight == 0
         return now_s()
 
     assert 100 <= run_virtual(main()) <= 130
@@ -133,7 +135,7 @@ def test_an_engine_without_any_progress_ends_its_operations() -> None:
 def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
     async def main() -> int:
         lane, _ = lane_on(lambda request, prompt: Reply("x" * 40, token_s=5.0), stall_limit_s=100)
-        watch = asyncio.create_task(lane.watch())
+        watch = asyncio.create_task(lane.queues[0].watch())
         one = flight("one")
         await lane.run(one)
         watch.cancel()
@@ -149,7 +151,7 @@ def test_busy_time_is_the_time_with_work_in_flight() -> None:
         await asyncio.gather(lane.run(flight("a")), lane.run(flight("b")))
         await asyncio.sleep(100)
         await lane.run(flight("c"))
-        return lane.stats().busy_s
+        return lane.stats()[0].busy_s
 
     assert run_virtual(main()) == 20.0
 

@@ -1,0 +1,190 @@
+"""Which tracks may go on, by the room that the engines have for keys and values.
+
+An engine that runs out of room puts requests back and computes them anew, again and again where all of them grow. So room
+is kept by arithmetic of our own: a track has a seat, whose size is its context in each engine; where the seats outgrow an
+engine, the youngest tracks stand up at their next step and wait until there is room again, oldest first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from bisect import insort
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.routing import Place, least_loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from speclrm.runtime.lanes import Lane
+    from speclrm.runtime.protocols import Role
+
+ROOM_SHARE = 0.95
+"""Of an engine's room for keys and values; the rest is for blocks that are not full."""
+SPARE_TOKENS = 96
+"""What a track holds beside its context for a moment: a step in the making and the judge's question."""
+GROWTH_TOKENS = 64
+"""Room kept for each track that is seated before another sits down: two steps, so that nobody stands up again at once."""
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """A track's claim to room. ``order``: lower is older. ``places``: which engine of each role it lives on.
+
+    ``tokens``: of its context in each engine. ``asked``: it is to stand up at its next step.
+    """
+
+    order: tuple[int, int]
+    places: dict[Role, int]
+    tokens: dict[Role, int]
+    seated: bool = False
+    asked: bool = False
+
+    def __lt__(self, other: Seat) -> bool:
+        return self.order < other.order
+
+
+@dataclass(slots=True)
+class _Room:
+    """``leaving``: tokens of those that were asked to stand up and have not done so yet."""
+
+    capacity: float
+    used: int = 0
+    leaving: int = 0
+    seats: list[Seat] = field(default_factory=list[Seat])
+
+
+class Admission:
+    """Seats for tracks. A track that finds room sits down at once; no engine is given more context than it can hold."""
+
+    def __init__(self, lanes: Mapping[Role, Lane]) -> None:
+        self._lanes = lanes
+        self._rooms: dict[tuple[Role, int], _Room] = {}
+        for role, lane in lanes.items():
+            for number, engine in enumerate(lane.engines):
+                kv_tokens = engine.stats().kv_tokens
+                self._rooms[role, number] = _Room(float("inf") if kv_tokens is None else kv_tokens * ROOM_SHARE)
+        self._waiting: list[tuple[tuple[int, int], Seat, asyncio.Future[None]]] = []
+        self._arrivals = count()
+        self.stood_up = 0
+        """How often a track had to stand up."""
+
+    @property
+    def seated(self) -> int:
+        return max((len(room.seats) for room in self._rooms.values()), default=0)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def enter(self, order: int, tokens: Mapping[Role, int]) -> Seat:
+        """Waits for a seat of that size. ``order``: of the sample; ``tokens``: of the prompt, by role."""
+        seat = Seat((order, next(self._arrivals)), {role: self._place(role) for role in tokens}, dict(tokens))
+        await self._sit(seat)
+        return seat
+
+    async def hold(self, seat: Seat) -> None:
+        """Called before a step: returns at once, or waits where the track has to make room for older ones."""
+        if seat.asked:
+            self._stand(seat)
+            self.stood_up += 1
+            self._fill()
+            await self._sit(seat)
+
+    def resize(self, seat: Seat, role: Role, tokens: int) -> None:
+        """The track's context in an engine has another length now."""
+        grown = tokens - seat.tokens[role]
+        seat.tokens[role] = tokens
+        if not seat.seated or not grown:
+            return
+        room = self._rooms[role, seat.places[role]]
+        room.used += grown
+        room.leaving += grown if seat.asked else 0
+        if grown < 0:
+            self._fill()
+        elif room.used - room.leaving > room.capacity:
+            self._ask(room)
+
+    def leave(self, seat: Seat) -> None:
+        """The track ended. May be called again."""
+        if seat.seated:
+            self._stand(seat)
+            self._fill()
+
+    # ------------------------------------------------------------------------------------------------------------ inside
+
+    def _place(self, role: Role) -> int:
+        lane = self._lanes[role]
+        if len(lane.queues) == 1:
+            return 0
+        return least_loaded(
+            [
+                Place(self._rooms[role, number].used, queue.in_flight, queue.engine.stats().alive)
+                for number, queue in enumerate(lane.queues)
+            ]
+        )
+
+    async def _sit(self, seat: Seat) -> None:
+        if not self._waiting and self._fits(seat):
+            self._take(seat)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (seat.order, seat, turn)
+        heapq.heappush(self._waiting, entry)
+        self._fill()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if seat.seated:
+                self._stand(seat)
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            self._fill()
+            raise
+
+    def _fits(self, seat: Seat) -> bool:
+        for role, place in seat.places.items():
+            room = self._rooms[role, place]
+            need = seat.tokens[role] + SPARE_TOKENS
+            # The first one always sits: whether one track fits alone is the engine's to say.
+            if room.seats and room.used - room.leaving + need + GROWTH_TOKENS * len(room.seats) > room.capacity:
+                return False
+        return True
+
+    def _take(self, seat: Seat) -> None:
+        seat.seated, seat.asked = True, False
+        for role, place in seat.places.items():
+            room = self._rooms[role, place]
+            room.used += seat.tokens[role] + SPARE_TOKENS
+            insort(room.seats, seat)
+
+    def _stand(self, seat: Seat) -> None:
+        for role, place in seat.places.items():
+            room = self._rooms[role, place]
+            size = seat.tokens[role] + SPARE_TOKENS
+            room.used -= size
+            room.leaving -= size if seat.asked else 0
+            room.seats.remove(seat)
+        seat.seated = seat.asked = False
+
+    def _ask(self, room: _Room) -> None:
+        """Asks the youngest to stand up until the rest fits; the oldest stays, whatever its size."""
+        for seat in reversed(room.seats[1:]):
+            if room.used - room.leaving <= room.capacity:
+                return
+            if not seat.asked:
+                seat.asked = True
+                for role, place in seat.places.items():
+                    self._rooms[role, place].leaving += seat.tokens[role] + SPARE_TOKENS
+
+    def _fill(self) -> None:
+        """Seats those who wait, oldest first; nobody passes one who does not fit yet."""
+        while self._waiting and self._fits(self._waiting[0][1]):
+            _, seat, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                self._take(seat)
+                turn.set_result(None)

@@ -1,0 +1,363 @@
+"""The break-even controller: which tracks speculate, from running estimates of what it costs and brings.
+
+All that it knows comes from events (how long steps are, what was kept, what was read) and from the engines' own statistics
+(what an iteration costs). It decides by problem, since acceptance is a matter of the problem and the pair of models: of the
+problems at work, those whose acceptance is above the break-even of the moment speculate, the others are written by the target
+alone. A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from speclrm.runtime.breakeven import Group, StepShape, best_threshold, predict
+from speclrm.runtime.clock import now_s
+from speclrm.runtime.costs import CostFit, EngineCosts, Look
+from speclrm.runtime.events import (
+    StepCommitted,
+    StepDrafted,
+    StepScored,
+    StepWritten,
+    TrackFinished,
+    TrackStarted,
+)
+from speclrm.runtime.protocols import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from speclrm.runtime.admission import Admission
+    from speclrm.runtime.events import Event, Operation
+    from speclrm.runtime.lanes import Lane, Overlap
+
+Mode = Literal["write", "speculate", "eager"]
+"""``eager``: speculate, and work ahead of scores."""
+
+LOOK_S = 0.25
+"""Between two looks at the engines."""
+DECIDE_S = 1.0
+"""Between two decisions, so that what one changed can be seen before the next."""
+PROBES = 6
+"""Verdicts on a problem's drafts before it is decided on: the spread of its acceptance is 0.2 then, and they cost about one
+step of a track in 150."""
+PROBE_AGAIN = 64
+"""Steps of a problem after which one that did not pay is probed again; twice as many after each time in vain."""
+GAIN_ON = 1.02
+"""The predicted gain over the target alone at which speculation begins at all."""
+MARGIN = 0.05
+"""A problem that speculates ends where its acceptance falls this far under the break-even at which it would begin."""
+CHANGES_FREE = 4
+"""Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
+MOVED = 0.1
+"""A break-even that fell by this much since a problem was turned off is reason to look at it again at once."""
+HOPEFUL = 0.95
+"""The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
+ACCEPTED_PRIOR, PRIOR_WEIGHT = 0.5, 4.0
+"""What is thought of a problem before its first verdicts, and how many verdicts that counts. The mean of the problems so far
+takes the place of 0.5."""
+FORGET = 0.995
+"""How the mean acceptance of all problems forgets, a verdict."""
+VERDICTS_MAX = 64.0
+"""Verdicts that are remembered of a problem: acceptance changes along a track."""
+RATE_TOKENS = 2_000
+"""Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
+CORRECTION_WEIGHT, CORRECTION_MAX = 0.25, 2.0
+EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.15
+"""Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
+grows with the load is under this share of what an iteration costs by itself."""
+
+
+class Decision(NamedTuple):
+    """What a track does next, and why, in one line."""
+
+    mode: Mode
+    reason: str
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A running mean that forgets."""
+
+    value: float
+    weight: float = 1.0
+
+    def add(self, value: float) -> None:
+        self.weight = min(self.weight + 1.0, 200.0)
+        self.value += (value - self.value) / self.weight
+
+
+@dataclass(slots=True)
+class _Problem:
+    """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
+
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``off_at``: the
+    break-even when it was turned off. ``changes``: how often it was turned on or off.
+    """
+
+    kept: float = 0.0
+    lost: float = 0.0
+    speculates: bool = False
+    reason: str = "nothing is known of this problem yet"
+    since: int = 0
+    again: int = 0
+    off_at: float = 2.0
+    changes: int = 0
+    tracks: int = 0
+    probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+
+    @property
+    def verdicts(self) -> float:
+        return self.kept + self.lost
+
+    def verdict(self, kept: bool) -> None:
+        if self.verdicts >= VERDICTS_MAX:
+            self.kept *= 1 - 1 / VERDICTS_MAX
+            self.lost *= 1 - 1 / VERDICTS_MAX
+        self.kept += kept
+        self.lost += not kept
+
+
+class Controller:
+    """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
+
+    On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times: what
+    was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
+    """
+
+    def __init__(self, lanes: Mapping[Role, Lane], admission: Admission, overlap: Overlap) -> None:
+        self._lanes = lanes
+        self._admission = admission
+        self._overlap = overlap
+        self._problems: dict[str, _Problem] = {}
+        self._fits = {role: CostFit() for role in lanes}
+        self._token_s = {role: _Mean(0.0, 0.0) for role in lanes}
+        unknown = StepShape()
+        self._shape = {
+            name: _Mean(getattr(unknown, name))
+            for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite", "context")
+        }
+        self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
+        self._seen: dict[Role, _Totals] = {}
+        self._both_s = 0.0
+        self._looked_s = self._decided_s = float("-inf")
+        self._drafted = False
+        self._tokens = 0
+        self._rate_from: tuple[float, int] | None = None
+        self._found = {True: _Mean(1.0), False: _Mean(1.0)}
+        self.threshold, self.gain = 2.0, 1.0
+        """The break-even acceptance of the last decision, and the gain predicted there."""
+        self._hopeless = self._eager = False
+
+    # ------------------------------------------------------------------------------------------------------- what is seen
+
+    def see(self, event: Event) -> None:
+        """Learns from an event of any sample."""
+        match event:
+            case TrackStarted():
+                problem = self._problems.setdefault(event.problem, _Problem())
+                problem.tracks += 1
+            case TrackFinished():
+                problem = self._problems[event.problem]
+                problem.tracks -= 1
+                problem.probing.discard((event.repeat, event.track))
+                if not problem.tracks:
+                    del self._problems[event.problem]
+            case StepDrafted():
+                self._drafted = True
+                self._read("read_draft", Role.DRAFT, event.operations)
+            case StepScored():
+                self._read("read_score", Role.TARGET, event.operations)
+            case StepWritten():
+                self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
+            case StepCommitted():
+                self._commit(event)
+            case _:
+                pass
+
+    def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if operation.output_tokens > 1:
+                self._token_s[role].add(operation.engine_s / operation.output_tokens)
+            if operation.prompt_tokens:
+                self._shape["context"].add(operation.prompt_tokens)
+        if name is not None:
+            self._shape[name].add(sum(one.prompt_tokens - one.cached_tokens for one in operations))
+
+    def _commit(self, event: StepCommitted) -> None:
+        self._tokens += event.tokens
+        problem = self._problems[event.problem]
+        problem.since += 1
+        problem.probing.discard((event.repeat, event.track))
+        if event.origin in ("draft", "rewrite"):
+            kept = event.origin == "draft"
+            problem.verdict(kept)
+            self._kept = self._kept * FORGET + kept
+            self._verdicts = self._verdicts * FORGET + 1
+            self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
+            if kept:
+                self._shape["drafted"].add(event.tokens)
+        if event.origin in ("write", "rewrite"):
+            self._shape["written"].add(event.tokens)
+
+    # -------------------------------------------------------------------------------------------------------- what is said
+
+    def decide(self, name: str, repeat: int, track: str) -> Decision:
+        """What this track does next. Raises KeyError for a track that was not seen to start."""
+        now = now_s()
+        if now - self._looked_s >= LOOK_S:
+            self._look(now)
+            if now - self._decided_s >= DECIDE_S:
+                self._decide(now)
+        problem = self._problems[name]
+        if problem.speculates:
+            eager = self._eager and self._acceptance(problem) >= EAGER_ACCEPTANCE
+            return Decision("eager" if eager else "speculate", problem.reason)
+        if (repeat, track) in problem.probing or self._probes(problem):
+            problem.probing.add((repeat, track))
+            return Decision("speculate", "one step, to see whether drafts pay")
+        return Decision("write", problem.reason)
+
+    def _probes(self, problem: _Problem) -> bool:
+        if not self._drafted:
+            # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
+            return not any(other.probing for other in self._problems.values())
+        if self._fits[Role.DRAFT].costs is None or self._hopeless:
+            return False
+        if problem.verdicts + len(problem.probing) < PROBES:
+            return True
+        moved = self.threshold < problem.off_at - MOVED
+        if problem.probing or not (moved or problem.since >= problem.again):
+            return False
+        problem.since = 0
+        problem.off_at = self.threshold
+        problem.again = max(PROBE_AGAIN, 2 * problem.again)
+        return True
+
+    def _acceptance(self, problem: _Problem) -> float:
+        mean = self._kept / self._verdicts
+        return (problem.kept + mean * PRIOR_WEIGHT) / (problem.verdicts + PRIOR_WEIGHT)
+
+    # ------------------------------------------------------------------------------------------------------------- inside
+
+    def _look(self, now: float) -> None:
+        """Takes the engines' counters since the last look into what their iterations cost."""
+        self._looked_s = now
+        both_s = self._overlap.both_s
+        together, self._both_s = both_s - self._both_s, both_s
+        for role, lane in self._lanes.items():
+            stats = lane.stats()
+            totals = _Totals(
+                sum(one.busy_s for one in stats),
+                sum(one.engine.iterations for one in stats),
+                sum(one.engine.prompt_tokens + one.engine.output_tokens for one in stats),
+                sum(one.engine.batched for one in stats),
+            )
+            before = self._seen.get(role, _Totals(0.0, 0, 0, 0))
+            self._seen[role] = totals
+            busy_s = totals.busy_s - before.busy_s
+            iterations = float(totals.iterations - before.iterations)
+            if not totals.iterations and self._token_s[role].value:  # an engine that does not count them
+                iterations = busy_s / self._token_s[role].value
+            self._fits[role].add(
+                Look(
+                    busy_s,
+                    iterations,
+                    totals.new_tokens - before.new_tokens,
+                    (totals.batched - before.batched) * self._shape["context"].value,
+                    min(together, busy_s),
+                )
+            )
+
+    def _decide(self, now: float) -> None:
+        target = self._fits[Role.TARGET].costs
+        draft = self._fits[Role.DRAFT].costs
+        if target is None or draft is None or not self._drafted:
+            return
+        self._decided_s = now
+        shape = self._step
+        seated = min(1.0, self._admission.seated / max(1, sum(p.tracks for p in self._problems.values())))
+        known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
+        everyone = sum(problem.tracks for problem in self._problems.values()) * seated
+        self._measure(
+            now, self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
+        )
+        correction = self._found[True].value / self._found[False].value
+        groups = self._groups(seated, self._acceptance)
+        threshold, gain = best_threshold(groups, shape, target, draft, correction=correction)
+        self.threshold, self.gain = (threshold, gain) if gain >= GAIN_ON else (2.0, 1.0)
+        _, best = best_threshold([Group(everyone, HOPEFUL)], shape, target, draft, correction=correction)
+        self._hopeless = best < GAIN_ON and not any(problem.speculates for problem in known.values())
+        for problem in known.values():
+            self._turn(problem)
+        load = predict(
+            self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
+        )
+        self._eager = (
+            draft.slowdown + target.slowdown < EAGER_COST
+            and (target.p + target.k * shape.context) * load.target_load < EAGER_COST * target.w
+            and (draft.p + draft.k * shape.context) * load.draft_load < EAGER_COST * draft.w
+        )
+
+    def _turn(self, problem: _Problem) -> None:
+        """Turns a problem on or off by the break-even of the moment."""
+        accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
+        rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
+        if problem.speculates and accepted < self.threshold - MARGIN:
+            problem.speculates = False
+            problem.changes += 1
+            problem.since, problem.off_at = 0, self.threshold
+            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+        elif not problem.speculates and accepted >= self.threshold:
+            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.off_at - MOVED
+            if settled and problem.since < problem.again:
+                return
+            problem.speculates = True
+            problem.changes += 1
+        problem.reason = (
+            f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
+            if problem.speculates
+            else f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
+        )
+
+    def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
+        """All tracks at work, put together by acceptance in steps of 0.05."""
+        tracks: Counter[float | None] = Counter()
+        for problem in self._problems.values():
+            accepted = acceptance(problem)
+            tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks
+        return [Group(count * seated, accepted) for accepted, count in tracks.items()]
+
+    def _measure(
+        self, now: float, groups: list[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts
+    ) -> None:
+        """Compares the rate since the last time with what would have been predicted of it."""
+        if self._rate_from is None:
+            self._rate_from = now, self._tokens
+            return
+        since, tokens = self._rate_from
+        if self._tokens - tokens < RATE_TOKENS:
+            return
+        self._rate_from = now, self._tokens
+        everyone = sum(group.tracks for group in groups)
+        speculating = sum(group.tracks for group in groups if group.acceptance is not None)
+        if not everyone or 0 < speculating < everyone / 2:
+            return
+        predicted = predict(groups, shape, target, draft).rate
+        ratio = (self._tokens - tokens) / (now - since) / predicted
+        found = self._found[speculating > 0]
+        found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+
+    @property
+    def _step(self) -> StepShape:
+        values = {name: mean.value for name, mean in self._shape.items()}
+        return StepShape(**values, lost=values["drafted"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    busy_s: float
+    iterations: int
+    new_tokens: int
+    batched: int

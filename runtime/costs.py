@@ -1,0 +1,120 @@
+"""What an engine's iterations cost, learned while it works.
+
+An iteration takes ``w + p * new tokens + k * context tokens``, and longer where another engine works on the same device. Between
+two looks at an engine, the seconds in which it was busy are that, summed over the iterations there were: four unknowns and one
+equation a look. They are fitted by least squares with old looks fading, and none is ever negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MEMORY = 0.98
+"""What a look counts after the next one."""
+PRIOR = 4.0
+"""How many looks the first guess counts: that an iteration's cost is all its own, whatever is in it."""
+HOLD, HOLD_SLOWDOWN = 0.05, 0.02
+"""How hard the guess holds, beside the weight of a column. It lets go with time, but for the slowdown: an engine that never
+worked alone cannot be told from a slow one, and is better taken for that.
+"""
+SLOWDOWN_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """Seconds: ``w`` an iteration, ``p`` a new token, ``k`` a token of context in an iteration.
+
+    ``slowdown``: by what share an iteration takes longer while another engine works.
+    """
+
+    w: float
+    p: float = 0.0
+    k: float = 0.0
+    slowdown: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an engine did between two looks at it. ``context``: tokens of context, summed over iterations and requests.
+
+    ``both_s``: seconds of ``busy_s`` in which another engine was busy too.
+    """
+
+    busy_s: float
+    iterations: float
+    new_tokens: float
+    context: float
+    both_s: float
+
+
+@dataclass(slots=True)
+class CostFit:
+    """The running estimate for one engine. ``costs``: None until the first look."""
+
+    _gram: list[list[float]] = field(default_factory=lambda: [[0.0] * 4 for _ in range(4)])
+    _right: list[float] = field(default_factory=lambda: [0.0] * 4)
+    _looks: int = 0
+    _costs: EngineCosts | None = None
+
+    @property
+    def costs(self) -> EngineCosts | None:
+        return self._costs
+
+    def add(self, look: Look) -> None:
+        """Looks without an iteration say nothing."""
+        if look.iterations <= 0 or look.busy_s <= 0:
+            return
+        # Each look counts the same, however long it took: all is taken per iteration.
+        scale = 1.0 / look.iterations
+        row = [1.0, look.new_tokens * scale, look.context * scale, 0.0]
+        seconds = look.busy_s * scale
+        alone = self._costs or EngineCosts(seconds)
+        row[3] = look.both_s / look.busy_s * (alone.w + alone.p * row[1] + alone.k * row[2])
+        for i in range(4):
+            self._right[i] = self._right[i] * MEMORY + row[i] * seconds
+            for j in range(4):
+                self._gram[i][j] = self._gram[i][j] * MEMORY + row[i] * row[j]
+        self._looks += 1
+        self._costs = self._solve(seconds)
+
+    def _solve(self, seconds: float) -> EngineCosts:
+        # A look's columns differ by orders of magnitude: scale them, and hold each unknown near its guess.
+        scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
+        guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
+        letting_go = HOLD * PRIOR / (PRIOR + self._looks)
+        hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
+        active = [i for i in range(4) if self._gram[i][i] > 0]
+        while active:
+            matrix = [
+                [self._gram[i][j] / (scales[i] * scales[j]) + (hold[i] if i == j else 0.0) for j in active]
+                for i in active
+            ]
+            right = [self._right[i] / scales[i] + hold[i] * guess[i] * scales[i] for i in active]
+            solved = _solve(matrix, right)
+            found = {i: value / scales[i] for i, value in zip(active, solved, strict=True)}
+            negative = [i for i in active if found[i] < 0]
+            if not negative:
+                break
+            active.remove(min(negative, key=lambda i: found[i] * scales[i]))
+        else:
+            found = {0: seconds}
+        return EngineCosts(
+            found.get(0, 0.0), found.get(1, 0.0), found.get(2, 0.0), min(SLOWDOWN_MAX, found.get(3, 0.0))
+        )
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Gaussian elimination with pivots; the matrices are small and, by what is added to their diagonal, regular."""
+    size = len(right)
+    rows = [[*matrix[i], right[i]] for i in range(size)]
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        for r in range(i + 1, size):
+            factor = rows[r][i] / rows[i][i]
+            for c in range(i, size + 1):
+                rows[r][c] -= factor * rows[i][c]
+    result = [0.0] * size
+    for i in reversed(range(size)):
+        result[i] = (rows[i][size] - sum(rows[i][c] * result[c] for c in range(i + 1, size))) / rows[i][i]
+    return result
