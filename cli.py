@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import evaluating, originals, solving, tools
+from speclrm.commands import benching, evaluating, originals, solving, tools
 from speclrm.commands.settings import configurable
 
 
@@ -60,6 +60,7 @@ app.command("faults")(solving.faults)
 models_app.command("list")(tools.models_list)
 models_app.command("pull")(tools.models_pull)
 models_app.command("path")(tools.models_path)
+benching.add_to(app)
 originals.add_to(app)
 
 

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, overload
 
 from speclrm.runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from speclrm.runtime.protocols import Question, Role, StepPrompts, Tokenizer, TrackPlan
 
 DECODE_PREFIX = 6
 """Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
 own incremental detokenizer uses the same idea with 5 (v1/engine/detokenizer.py)."""
+
+
+class Ids(Sequence[int]):
+    """A context as it stood at one moment, with more ids behind it.
+
+    It shares the context's memory: a request waits, and is in the engine, without a copy of what may be thousands of
+    ids. The context only grows, so what stands before ``length`` stays as it was.
+    """
+
+    __slots__ = ("_behind", "_ids", "_length")
+
+    def __init__(self, ids: array[int], length: int, behind: tuple[int, ...]) -> None:
+        self._ids = ids
+        self._length = length
+        self._behind = behind
+
+    def __len__(self) -> int:
+        return self._length + len(self._behind)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tolist())
+
+    def tolist(self) -> list[int]:
+        """All ids, copied."""
+        ids = self._ids[: self._length].tolist()
+        ids.extend(self._behind)
+        return ids
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return self.tolist()[index]
+        place = range(len(self))[index]
+        return self._ids[place] if place < self._length else self._behind[place - self._length]
 
 
 class Context:
@@ -30,12 +69,9 @@ class Context:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def ids(self, *more: Sequence[int]) -> list[int]:
-        """A copy of all ids, with more behind them."""
-        result = self._ids.tolist()
-        for part in more:
-            result.extend(part)
-        return result
+    def ids(self, *more: Sequence[int]) -> Ids:
+        """All ids as they are now, with more behind them."""
+        return Ids(self._ids, len(self._ids), tuple(chain.from_iterable(more)))
 
     def append(self, ids: Sequence[int]) -> None:
         self._ids.extend(ids)

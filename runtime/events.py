@@ -285,3 +285,8 @@ Event = Annotated[
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 """Reads an event of any kind: ``EVENT.validate_json(line)``."""
+
+
+def to_line(event: EventBase) -> bytes:
+    """The event as a line of a trace. The serializer itself is asked, since ``model_dump_json`` decodes its bytes first."""
+    return event.__pydantic_serializer__.to_json(event) + b"\n"

@@ -14,7 +14,7 @@ import aiofiles
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import TraceError
-from speclrm.runtime.events import SampleFinished
+from speclrm.runtime.events import SampleFinished, to_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ class Journal:
         await self.aclose()
 
     def emit(self, event: Event) -> None:
-        self._lines.append(event.model_dump_json().encode() + b"\n")
+        self._lines.append(to_line(event))
         self._sync_asked |= isinstance(event, SampleFinished)
         if len(self._lines) >= BUFFER_EVENTS_MAX:
             self._drained.clear()

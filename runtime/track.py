@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from speclrm.runtime.admission import Seat
+    from speclrm.runtime.context import Ids
     from speclrm.runtime.events import Operation
     from speclrm.runtime.protocols import Delta, Problem, Strategy, Tokenizer, Vocabulary
     from speclrm.runtime.scheduler import Scheduler
@@ -67,7 +68,9 @@ def step_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: b
     """
     if step_end(text, blank=blank) is None:
         return None
-    low, high = 1, len(ids)
+    if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
+        return len(ids)  # as nearly always: the engine stopped there
+    low, high = 1, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
         if step_end(tokenizer.decode(ids[:middle]), blank=blank) is not None:
@@ -316,6 +319,8 @@ class RuntimeTrack:
 
     def _ids_for(self, step: Step, role: Role) -> Sequence[int]:
         """The step in the ids of a model; text is tokenised anew only for a model that did not write it, and once."""
+        if step.role is role:
+            return step.ids
         key = step, role
         if key not in self._translated:
             source = self._contexts[step.role].tokenizer
@@ -460,7 +465,7 @@ class RuntimeTrack:
         self,
         role: Role,
         purpose: Purpose,
-        ids: list[int],
+        ids: Ids,
         max_tokens: int,
         *,
         temperature: float | None = None,

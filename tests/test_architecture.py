@@ -43,15 +43,23 @@ def test_the_runtime_knows_neither_strategies_nor_evaluators_nor_the_parts_above
         "speclrm.api",
         "speclrm.cli",
         "speclrm.commands",
+        "speclrm.bench",
         "speclrm.display",
     )
     assert not [name for name in imports(path) if name.startswith(above) or name == "speclrm"]
 
 
+@pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
+def test_benchmarks_know_neither_the_commands_nor_the_screen(path: Path) -> None:
+    assert not [
+        name for name in imports(path) if name.startswith(("speclrm.cli", "speclrm.commands", "speclrm.display"))
+    ]
+
+
 def test_only_the_vllm_engine_imports_vllm() -> None:
     users = {
         str(path.relative_to(ROOT))
-        for folder in ("runtime", "strategies", "evaluators")
+        for folder in ("runtime", "strategies", "evaluators", "commands", "bench")
         for path in modules(folder)
         if any(name.partition(".")[0] == "vllm" for name in imports(path))
     } | {path.name for path in ROOT.glob("*.py") if any(name.partition(".")[0] == "vllm" for name in imports(path))}

@@ -1,0 +1,110 @@
+"""Engines that cost nothing: what is left of a run on them is the runtime's own work."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.protocols import Delta, EngineStats, Request, Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from speclrm.runtime.protocols import Message
+
+_BLANK_LINE = 0x2029  # the paragraph separator stands for a blank line
+_END = 0x2028
+STEP_TOKENS = 32
+"""Of a drafted step: what 1.5B models write on average between two blank lines (docs/simulation.md)."""
+DELTA_TOKENS = 8
+"""As vLLM is asked for (runtime/engines/vllm.py)."""
+
+
+class CharacterTokenizer:
+    """A token a character, converted in one call each way: about the cheapest that there can be."""
+
+    def __init__(self) -> None:
+        self.vocabulary = Vocabulary(
+            size=0x110000,
+            fingerprint="characters",
+            blank_line_ids=frozenset({_BLANK_LINE}),
+            newline_ids=frozenset({ord("\n")}),
+            end_ids=frozenset({_END}),
+            special_ids=frozenset({_END}),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return array("I", text.replace("\n\n", chr(_BLANK_LINE)).encode("utf-32-le")).tolist()
+
+    def begin(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return array("I", ids).tobytes().decode("utf-32-le").replace(chr(_BLANK_LINE), "\n\n")
+
+    def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
+        text = "".join(f"{message['role']}: {message['content']}{chr(_END)}" for message in messages)
+        return self.encode(text[:-1] if continue_final else f"{text}assistant: ")
+
+
+def _deltas(letter: str) -> tuple[Delta, ...]:
+    ids = (*[ord(letter)] * (STEP_TOKENS - 1), _BLANK_LINE)
+    chunks = [ids[start : start + DELTA_TOKENS] for start in range(0, STEP_TOKENS, DELTA_TOKENS)]
+    first, *middle, last = chunks
+    return (Delta(first, cached_tokens=0), *map(Delta, middle), Delta(last, "stop"))
+
+
+class EmptyEngine:
+    """Answers at once: a score with full marks, a step of ``STEP_TOKENS`` in deltas of ``DELTA_TOKENS``.
+
+    Before each delta the loop gets a turn, as with every engine that takes time; so all tracks are at work together.
+    """
+
+    def __init__(self, name: str, *, max_num_seqs: int = 256, max_model_len: int = 100_000) -> None:
+        self.name = name
+        self.tokenizer = CharacterTokenizer()
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self._steps = tuple(_deltas(letter) for letter in "abcdefghij")
+        self._running = 0
+        self._progress = 0
+        self._output_tokens = 0
+        self._closed = False
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        self._running += 1
+        try:
+            if request.allowed_ids:
+                await asyncio.sleep(0)
+                logprobs = dict.fromkeys(request.logprob_ids, -5.0)
+                best = request.allowed_ids[-1]
+                logprobs[best] = -0.1
+                self._told(1)
+                yield Delta((best,), "length", logprobs, 0)
+                return
+            number = request.id.rsplit("/", 2)[1]  # a step that repeats the one before would end its track
+            for delta in self._steps[int(number[-1])]:
+                await asyncio.sleep(0)
+                self._told(len(delta.ids))
+                yield delta
+        finally:
+            self._running -= 1
+
+    def _told(self, tokens: int) -> None:
+        self._progress += 1
+        self._output_tokens += tokens
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            name=self.name,
+            running=self._running,
+            waiting=0,
+            prompt_tokens=0,
+            output_tokens=self._output_tokens,
+            progress=self._progress,
+            alive=not self._closed,
+        )
+
+    async def aclose(self) -> None:
+        self._closed = True
