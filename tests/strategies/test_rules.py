@@ -11,7 +11,7 @@ from support import boxed
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Problem
 from speclrm.runtime.state import CommittedStep, SampleState, TrackState
-from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
+from speclrm.strategies.acceptance import REWRITTEN_SCORES, accepts
 from speclrm.strategies.catalog import defaults, strategy
 from speclrm.strategies.methods import METHODS
 from speclrm.strategies.plan import draw_methods, tracks_for
@@ -101,8 +101,8 @@ def test_the_vote(classes: list[list[str]], means: dict[str, float | None], winn
     assert vote(sample(**means), classes) == winner
 
 
-def test_a_rewritten_step_counts_nine_in_the_vote() -> None:
-    assert REWRITTEN_SCORE == 9.0
+def test_a_rewritten_step_counts_as_the_best_of_its_scorers_scale_in_the_vote() -> None:
+    assert REWRITTEN_SCORES == {"judge": 9.0, "likelihood": 0.0}
 
 
 def test_there_are_twelve_methods_in_one_sentence_each() -> None:
