@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold
+from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold, way_of_scoring
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
@@ -24,7 +24,7 @@ from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
-from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.context import judge_of, judge_suffix, open_prompt, question_ids
 from speclrm.runtime.engines.presets import is_simulated, simulated_engines
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
@@ -34,6 +34,7 @@ from speclrm.runtime.protocols import Engine, Problem, Role
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
+from speclrm.strategies.acceptance import RANGES
 from speclrm.strategies.catalog import defaults
 from speclrm.strategies.catalog import strategy as make_strategy
 from speclrm.strategies.methods import LONGEST_METHOD
@@ -229,7 +230,7 @@ def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
             prompts[f"{role.value}, first step of track {plan.track}"] = (
                 tokenizer.decode(open_prompt(tokenizer, plan)) if tokenizer else _plain(plan.messages)
             )
-            if role is Role.TARGET and Role.DRAFT in chosen.roles:
+            if role is Role.TARGET and Role.DRAFT in chosen.roles and chosen.prompts.scorer == "judge":
                 words = chosen.prompts
                 prompts["target, behind each drafted step"] = (
                     tokenizer.decode(judge_suffix(tokenizer, words).ids)
@@ -264,7 +265,7 @@ async def calibrate(
 
 async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
     """The same on a runtime that is open already."""
-    first = await _scored(runtime, options, sinks, 0.0, options.seed)
+    first = await _scored(runtime, options, sinks, RANGES[options.scorer][0], options.seed)
     # The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
     # behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant).
     threshold, _ = choose_threshold(sorted(first.scores), options.acceptance)
@@ -275,6 +276,8 @@ async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequ
         target=options.target or "",
         draft=options.draft or "",
         score_method=options.score_method,
+        scorer=options.scorer,
+        judge=options.judge,
         threshold=threshold,
         acceptance=acceptance,
         scores=tuple(scores),
@@ -299,7 +302,7 @@ async def _scored(
 # ------------------------------------------------------------------------------------------------------- preparations
 
 
-def _calibration_work(options: CalibrateOptions, threshold: float = 0.0) -> tuple[Family, list[Problem]]:
+def _calibration_work(options: CalibrateOptions, threshold: float | None = None) -> tuple[Family, list[Problem]]:
     if options.draft is None:
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
     chosen = strategy(
@@ -307,6 +310,8 @@ def _calibration_work(options: CalibrateOptions, threshold: float = 0.0) -> tupl
         tracks=options.tracks,
         score_threshold=threshold,
         score_method=options.score_method,
+        scorer=options.scorer,
+        judge=options.judge,
         token_budget=options.token_budget,
         max_step_tokens=options.max_step_tokens,
         closing=False,
@@ -401,7 +406,11 @@ def _strategy(options: RunOptions) -> Family:
             **{
                 **given,
                 "score_threshold": kept_threshold(
-                    options.target or "", options.draft or "", chosen.recipe.score_method
+                    options.target or "",
+                    options.draft or "",
+                    scorer=chosen.recipe.scorer,
+                    judge=chosen.recipe.judge,
+                    method=chosen.recipe.score_method,
                 ),
             },
         )
@@ -461,8 +470,8 @@ async def _size(
             for tokenizer in tokenizers.values()
         ]
     suffixes = [len(target.encode(chosen.prompts.closing)) + chosen.limits.closing_tokens]
-    if Role.DRAFT in names:
-        suffixes.append(len(judge_suffix(target, chosen.prompts).ids) + 1)
+    if Role.DRAFT in names and (judge := judge_of(target, chosen.prompts)) is not None:
+        suffixes.append(len(judge.ids) + 1)
     fingerprints = {tokenizer.vocabulary.fingerprint for tokenizer in tokenizers.values()}
     settings = engine_settings(
         machine,
@@ -586,4 +595,5 @@ __all__ = [
     "run_in",
     "solve",
     "strategy",
+    "way_of_scoring",
 ]

@@ -313,9 +313,12 @@ def figures(summary: RunSummary) -> list[str]:
             f"{summary.token_acceptance or 0:.1%} of tokens), {summary.rewritten} rewritten"
             + (f", {summary.closings} closing" if summary.closings else "")
         )
-        lines.append(
-            "scores      " + " ".join(f"{digit}:{count}" for digit, count in enumerate(summary.scores) if count)
-        )
+        scores = " ".join(f"{digit}:{count}" for digit, count in enumerate(summary.scores) if count)
+        if summary.likelihood is not None:
+            scores = f"{summary.likelihood:.2f} nats a token on average, by likelihood"
+        lines.append(f"scores      {scores or 'none'}")
+        if summary.sure or summary.doubtful:
+            lines.append(f"gate        {summary.sure} drafts kept and {summary.doubtful} left to the target unscored")
     else:
         lines.append(
             f"steps       {summary.written} written" + (f", {summary.closings} closing" if summary.closings else "")

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from speclrm.runtime.runtime import CONCURRENCY
 from speclrm.strategies.plan import PlanKind
+from speclrm.strategies.prompts import JudgeLayout
 from speclrm.strategies.recipe import Fidelity, PromptStyle
-from speclrm.strategies.scoring import ScoreMethod
+from speclrm.strategies.scoring import ScoreMethod, Scorer
 from speclrm.strategies.stopping import Fast
 
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -53,10 +54,17 @@ class RecipeOptions(Options):
     prompt_style: PromptStyle | None = None
     fast: Fast | None = None
     fidelity: Fidelity | None = None
+    scorer: Scorer | None = None
+    judge: JudgeLayout | None = None
     score_threshold: float | Literal["auto"] | None = None
     score_method: ScoreMethod | None = None
     token_budget: int | None = None
     max_step_tokens: int | None = None
+    min_step_tokens: int | None = None
+    gate_sure: float | None = None
+    gate_doubt: float | None = None
+    gate_entropy: float | None = None
+    gate_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     step_limit: int | None = None
@@ -98,5 +106,7 @@ class CalibrateOptions(EngineOptions):
     token_budget: int = Field(default=256, ge=1)
     max_step_tokens: int = Field(default=128, ge=1)
     score_method: ScoreMethod = "average"
+    scorer: Scorer = "judge"
+    judge: JudgeLayout = "auto"
     acceptance: float = Field(default=0.6, gt=0, lt=1)
     seed: int = 1_000_003

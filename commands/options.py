@@ -62,6 +62,20 @@ ScoreMethod = Annotated[
         help="The judge's best digit, or the expected one over digits.", show_default="greedy", rich_help_panel=STRATEGY
     ),
 ]
+Scorer = Annotated[
+    Literal["judge", "likelihood"] | None,
+    typer.Option(
+        help="A digit of the target's, or how likely it finds the step.", show_default="judge", rich_help_panel=STRATEGY
+    ),
+]
+Judge = Annotated[
+    Literal["auto", "turn", "inline"] | None,
+    typer.Option(
+        help="Where the judge is asked: in a turn of its own, or in a short note behind the step.",
+        show_default="auto",
+        rich_help_panel=STRATEGY,
+    ),
+]
 Display = Annotated[
     DisplayKind | None,
     typer.Option(

@@ -148,7 +148,7 @@ def read_threshold(text: str | None) -> float | str | None:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"--score-threshold {text!r} is neither a number from 0 to 9 nor auto.") from None
+        raise UsageError(f"--score-threshold {text!r} is neither a number nor auto.") from None
 
 
 def read_seed(text: str) -> int | None:
@@ -179,9 +179,10 @@ def print_calibration(console: Console, result: Any) -> None:
     for score in result.scores:
         counts[round(score)] = counts.get(round(score), 0) + 1
     spread = " ".join(f"{digit}:{count}" for digit, count in sorted(counts.items()))
+    judged = f"; digits had {result.mass:.0%} of the judge's probability" if result.scorer == "judge" else ""
     for line in (
         f"calibration {len(result.scores)} scores of drafted steps, from {result.scores[0]:.2f} to {result.scores[-1]:.2f}, "
-        f"rounded {spread}; digits had {result.mass:.0%} of the judge's probability",
+        f"rounded {spread}{judged}",
         f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

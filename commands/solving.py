@@ -17,9 +17,11 @@ from speclrm.commands.options import (
     Display,
     Draft,
     Dtype,
+    Judge,
     LogFile,
     LogLevelOption,
     ScoreMethod,
+    Scorer,
     complete_dataset,
     complete_fault,
     complete_model,
@@ -201,9 +203,15 @@ def run(
             rich_help_panel=STRATEGY,
         ),
     ] = None,
+    scorer: Scorer = None,
+    judge: Judge = None,
     score_threshold: Annotated[
         str | None,
-        typer.Option(help="0 to 9, or auto: what `calibrate` kept.", show_default="7", rich_help_panel=STRATEGY),
+        typer.Option(
+            help="0 to 9 for a judge, nats a token (at most 0) for a likelihood, or auto: what `calibrate` kept.",
+            show_default="7, or -1 for a likelihood",
+            rich_help_panel=STRATEGY,
+        ),
     ] = None,
     score_method: ScoreMethod = None,
     token_budget: Annotated[
@@ -212,6 +220,44 @@ def run(
     ] = None,
     max_step_tokens: Annotated[
         int | None, typer.Option(help="A step is cut there.", show_default="512", rich_help_panel=STRATEGY)
+    ] = None,
+    min_step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="A blank line behind fewer tokens ends no step.", show_default="none", rich_help_panel=STRATEGY
+        ),
+    ] = None,
+    gate_sure: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep drafts unscored whose mean log-probability is at least this.",
+            show_default="off",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    gate_doubt: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave drafts unscored to the target whose mean log-probability is under this.",
+            show_default="off",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    gate_entropy: Annotated[
+        float | None,
+        typer.Option(
+            help="The same for drafts whose first token's entropy (nats, at most 2.99) is above this.",
+            show_default="off",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    gate_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="With --gate-doubt: leave such a draft from so many tokens on.",
+            show_default="at its end",
+            rich_help_panel=STRATEGY,
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature.", show_default="0.6", rich_help_panel=STRATEGY)
@@ -311,10 +357,17 @@ def run(
             methods=_names(methods, upper=True) or None,
             duplicates=duplicates,
             fast=fast,
+            scorer=scorer,
+            judge=judge,
             score_threshold=read_threshold(score_threshold),
             score_method=score_method,
             token_budget=token_budget,
             max_step_tokens=max_step_tokens,
+            min_step_tokens=min_step_tokens,
+            gate_sure=gate_sure,
+            gate_doubt=gate_doubt,
+            gate_entropy=gate_entropy,
+            gate_tokens=gate_tokens,
             temperature=temperature,
             top_p=top_p,
             step_limit=step_limit,

@@ -31,6 +31,8 @@ def calibrate(
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens of a track.")] = 256,
     max_step_tokens: Annotated[int, typer.Option(min=1, help="A step is cut there.")] = 128,
     score_method: Annotated[Literal["greedy", "average"], typer.Option(help="As in `run`.")] = "average",
+    scorer: Annotated[Literal["judge", "likelihood"], typer.Option(help="As in `run`.")] = "judge",
+    judge: Annotated[Literal["auto", "turn", "inline"], typer.Option(help="As in `run`.")] = "auto",
     acceptance: Annotated[float, typer.Option(help="The share of drafts to keep.")] = 0.6,
     dtype: Dtype = "auto",
     display: Display = None,
@@ -52,6 +54,8 @@ def calibrate(
             token_budget=token_budget,
             max_step_tokens=max_step_tokens,
             score_method=score_method,
+            scorer=scorer,
+            judge=judge,
             acceptance=acceptance,
             dtype=dtype,
         )
@@ -65,8 +69,11 @@ def calibrate(
             print_json({"kind": "calibration", **result.model_dump(mode="json")})
         else:
             print_calibration(stdout(), result)
-            kept = api.calibration_path(result.target, result.draft, result.score_method)
-            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto --score-method {result.score_method}`")
+            way = api.way_of_scoring(result.scorer, result.judge, result.score_method)
+            kept = api.calibration_path(result.target, result.draft, way)
+            how = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {result.score_method}"
+            how += "" if judge == "auto" else f" --judge {judge}"
+            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
 
     guard(start)
 

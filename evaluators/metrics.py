@@ -19,6 +19,7 @@ from speclrm.runtime.events import (
     SampleFinished,
     StepCommitted,
     StepDrafted,
+    StepGated,
     StepScored,
     StepWritten,
     TrackFinished,
@@ -120,6 +121,9 @@ class RunSummary(_Model):
     token_acceptance: float | None = None
     scores: tuple[int, ...] = (0,) * 10
     digit_mass: float | None = None
+    likelihood: float | None = None
+    sure: int = 0
+    doubtful: int = 0
     tokens: dict[str, TokenCounts] = {}
     phases: dict[str, PhaseTime] = {}
     seconds: float = 0.0
@@ -144,6 +148,7 @@ class Summary:
         self._count: Counter[str] = Counter()
         self._scores = [0] * 10
         self._mass = 0.0
+        self._likelihood = 0.0
         self._run = RunStarted(run="", started="", config={}, versions={}, machine={})
         self._end: RunFinished | None = None
         self._t = 0.0
@@ -188,9 +193,15 @@ class Summary:
             case StepScored():
                 self._spend("target", "score", event.operations)
                 self._tokens["target"]["judge"] += sum(op.output_tokens for op in event.operations)
-                self._scores[min(9, max(0, round(event.value)))] += 1
-                self._count["scored"] += 1
-                self._mass += event.mass
+                if event.scorer == "likelihood":
+                    self._count["read"] += 1
+                    self._likelihood += event.value
+                else:
+                    self._scores[min(9, max(0, round(event.value)))] += 1
+                    self._count["scored"] += 1
+                    self._mass += event.mass
+            case StepGated():
+                self._count[event.verdict] += 1
             case StepCommitted():
                 self._commit(event, (*sample, event.track))
             case OperationDropped():
@@ -290,6 +301,9 @@ class Summary:
             token_acceptance=self._count["accepted_tokens"] / decided_tokens if decided_tokens else None,
             scores=tuple(self._scores),
             digit_mass=self._mass / self._count["scored"] if self._count["scored"] else None,
+            likelihood=self._likelihood / self._count["read"] if self._count["read"] else None,
+            sure=self._count["sure"],
+            doubtful=self._count["doubtful"],
             tokens={role: TokenCounts(**counts) for role, counts in sorted(self._tokens.items())},
             phases={
                 name: PhaseTime(requests=int(requests), queue_s=round(queue_s, 6), engine_s=round(engine_s, 6))

@@ -12,7 +12,7 @@ from speclrm.runtime.lanes import Flight
 from speclrm.runtime.protocols import Question, Request
 from speclrm.runtime.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
-from speclrm.runtime.track import split_ending
+from speclrm.runtime.steps import split_ending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -156,10 +156,22 @@ def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
     A raw judge has no turn: its text follows the step.
 
     Raises:
-        ModelError: the model's tokenizer has no single ids for the ten digits, or its chat template does not let a
-            turn of the user follow one of the assistant.
+        ModelError: the model's tokenizer has no single ids for the ten digits, it writes a judge of a limited length
+            in more, or its chat template does not let a turn of the user follow one of the assistant.
     """
-    return _digits(tokenizer, tokenizer.encode(prompts.judge) if prompts.raw else _turn(tokenizer, prompts), prompts)
+    turn = tokenizer.encode(prompts.judge) if prompts.raw else _turn(tokenizer, prompts)
+    suffix = _digits(tokenizer, turn, prompts)
+    if prompts.judge_ids_max is not None and len(suffix.ids) > prompts.judge_ids_max:
+        raise ModelError(
+            f"The target's tokenizer writes the inline judge in {len(suffix.ids)} tokens, and it may have "
+            f"{prompts.judge_ids_max}: it is there to be short. Use --judge turn with this model."
+        )
+    return suffix
+
+
+def judge_of(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix | None:
+    """The judge's suffix, or None where steps are scored without a judge. Raises ModelError."""
+    return judge_suffix(tokenizer, prompts) if prompts.scorer == "judge" else None
 
 
 def _turn(tokenizer: Tokenizer, prompts: StepPrompts) -> list[int]:

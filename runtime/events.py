@@ -149,16 +149,36 @@ class TrackStarted(TrackEvent):
 
 
 class StepDrafted(StepEvent):
+    """``mean_logprob``: of the sampled tokens, natural log, before temperature; ``first_entropy``: of the first one, in
+    nats; None where no gate asked for them. ``left``: given up as doubtful before its end, so not a whole step.
+    """
+
     kind: Literal["step_drafted"] = "step_drafted"
     text: str
     ids: TokenIds
     ended: bool
     operations: tuple[Operation, ...]
+    mean_logprob: float | None = None
+    first_entropy: float | None = None
+    left: bool = False
+
+
+class StepGated(StepEvent):
+    """A draft that its writer's own confidence decided about, without a score: ``sure`` ones are kept, ``doubtful`` ones
+    left to the target. ``tokens``: how many ``mean_logprob`` is taken over.
+    """
+
+    kind: Literal["step_gated"] = "step_gated"
+    verdict: Literal["sure", "doubtful"]
+    mean_logprob: float
+    first_entropy: float | None
+    tokens: int
 
 
 class StepScored(StepEvent):
-    """``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``: log-probabilities of
-    0 to 9 as the model gave them; ``said``: the token that it wrote.
+    """``scorer`` ``judge``: ``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``:
+    log-probabilities of 0 to 9 as the model gave them; ``said``: the token that it wrote. ``likelihood``: ``value`` is
+    the mean natural-log likelihood of the step's ids under the target; there are no digits, and ``mass`` is 1.
     """
 
     kind: Literal["step_scored"] = "step_scored"
@@ -166,6 +186,7 @@ class StepScored(StepEvent):
     mass: float
     digits: tuple[float, ...]
     said: str = ""
+    scorer: Literal["judge", "likelihood"] = "judge"
     operations: tuple[Operation, ...]
 
 
@@ -269,6 +290,7 @@ Event = Annotated[
     | MethodsChosen
     | TrackStarted
     | StepDrafted
+    | StepGated
     | StepScored
     | StepWritten
     | StepCommitted

@@ -21,7 +21,7 @@ from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
 
@@ -52,6 +52,9 @@ class Flight:
     finish: Finish | None = None
     logprobs: Mapping[int, float] | None = None
     cached_tokens: int = 0
+    sampled_logprobs: list[float] = field(default_factory=list[float])
+    first_entropy: float | None = None
+    prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
     engine_s: float = 0.0
     _reported_tokens: int = 0
@@ -64,6 +67,11 @@ class Flight:
             self.logprobs = delta.logprobs
         if delta.cached_tokens is not None:
             self.cached_tokens = delta.cached_tokens
+        self.sampled_logprobs.extend(delta.sampled_logprobs)
+        if delta.first_entropy is not None:
+            self.first_entropy = delta.first_entropy
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
 
     @property
     def unreported_tokens(self) -> int:

@@ -89,7 +89,8 @@ class Delta:
     ``logprobs`` maps each of the request's ``logprob_ids`` to its natural-log probability, on the first delta.
     ``cached_tokens``: how many prompt tokens the engine took from its prefix cache, where it says so.
     ``sampled_logprobs``: one for each of ``ids``, where the request asked for them. ``first_entropy`` (nats) and
-    ``prompt_logprobs`` (one for each prompt id from ``likelihood_from`` on): on the first delta, where asked for.
+    ``prompt_logprobs`` (one for each prompt id from ``likelihood_from`` on): on the first delta, where asked for. An
+    engine that cannot tell an entropy gives None.
     """
 
     ids: tuple[int, ...]
@@ -245,11 +246,29 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure the draft model was of what it wrote.
+
+    ``tokens``: over how many; ``mean_logprob``: their mean natural-log probability, at most 0, before temperature;
+    ``first_entropy``: of the step's first token, in nats, None where it was not asked for.
+    """
+
+    tokens: int
+    mean_logprob: float
+    first_entropy: float | None = None
+
+
+Verdict = Literal["sure", "doubtful"]
+"""What the gate makes of a draft's confidence: kept without a score, or left to the target without one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
 
     ``ended``: the model closed its text or turn after this step. ``removed``: ids that count against the budget though
-    they are not in it.
+    they are not in it. ``confidence``: of a draft, where the strategy's gate needs it. ``left``: the draft was given up
+    as doubtful before its end, so this is a part of a step and nothing to commit.
     """
 
     role: Role
@@ -259,14 +278,17 @@ class Step:
     ended: bool
     kind: Literal["draft", "rewrite", "write", "closing"]
     removed: int = 0
+    confidence: Confidence | None = None
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The target's opinion of a step: 0 (worst) to 9 (best).
+    """The target's opinion of a step: a judge's digit, 0 (worst) to 9 (best), or the mean natural-log likelihood of the
+    step's ids, at most 0.
 
     ``mass``: the probability that the judge gave to the ten digits together before the restriction, 0 to 1;
-    a low mass means that the judge's prompt does not work with this model.
+    a low mass means that the judge's prompt does not work with this model. 1 for a likelihood.
     """
 
     value: float
@@ -295,7 +317,11 @@ class Track(Protocol):
         ...
 
     async def score(self, step: Step) -> Score:
-        """The target model judges the step in one token."""
+        """The target model judges the step in one token, or reads it for its likelihood."""
+        ...
+
+    async def gate(self, step: Step, verdict: Verdict) -> None:
+        """The draft's own confidence decides about its step; it will not be scored."""
         ...
 
     async def rewrite(self, step: Step) -> Step:
@@ -365,6 +391,13 @@ class Strategy(Protocol):
         """The judge's opinion. ``digits``: (10,), natural-log probabilities of 0 to 9; ``said``: the token it wrote."""
         ...
 
+    def gate(self, confidence: Confidence, *, whole: bool) -> Verdict | None:
+        """What a draft's own confidence decides, or None where it decides nothing.
+
+        Not ``whole``: the draft is still being written; it is left as soon as this says ``doubtful``.
+        """
+        ...
+
     def answer(self, state: TrackState, problem: Problem, reason: FinishReason) -> str | None:
         """The answer, as written by the model, of a track that ends for that reason; None where it has none to vote."""
         ...
@@ -389,6 +422,8 @@ class StepPrompts:
     ``judge``: what the judge's turn asks. ``judge_reply``: how the judge's answer opens; a digit follows.
     ``closing``: what follows the reasoning when the answer is asked for. ``raw``: the judge's text follows the step as
     it is, without a turn of its own. ``any_token``: the judge may write what it likes, not digits alone.
+    ``judge_ids_max``: the most ids that the judge's text and opening words may have together. ``scorer``: whether there is
+    a judge at all, or the step's likelihood is its score.
     """
 
     judge: str
@@ -396,12 +431,16 @@ class StepPrompts:
     closing: str
     raw: bool = False
     any_token: bool = False
+    judge_ids_max: int | None = None
+    scorer: Literal["judge", "likelihood"] = "judge"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The bounds and the sampling of a track. Lengths are in tokens.
 
+    ``min_step_tokens``: a step that a blank line would end sooner goes on. ``confidence``, ``first_entropy``: what drafts
+    are asked for beside their tokens, for the gate.
     ``original_marks``: where there are any, steps are cut as SSR's code did it: a piece with nothing visible is a step,
     the last step may run over the budget, and ``</think>`` is taken out of steps that hold none of these marks.
     """
@@ -412,6 +451,9 @@ class Limits:
     temperature: float
     top_p: float
     original_marks: tuple[str, ...] = ()
+    min_step_tokens: int = 0
+    confidence: bool = False
+    first_entropy: bool = False
 
 
 class Equivalence(Protocol):

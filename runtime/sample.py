@@ -9,7 +9,7 @@ import structlog
 
 from speclrm.runtime.asking import ask
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.context import judge_suffix, prompt_ids
+from speclrm.runtime.context import judge_of, prompt_ids
 from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError
 from speclrm.runtime.events import (
     Event,
@@ -76,7 +76,7 @@ class Sample:
         self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
         plans = await self._plan()
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
-        judge = judge_suffix(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
+        judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
             async with asyncio.TaskGroup() as group:
                 for plan in plans:

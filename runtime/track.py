@@ -1,13 +1,11 @@
 """The verbs of a track: build the operation, await its lane, emit the event; nothing else.
 
-What a step is: text up to and including the first blank line that follows something visible. The engine ends it at a
-token that holds a blank line; one that is put together from two tokens is cut here, by ids. A piece with nothing
-visible in it, or a limit that cuts a character in two, makes no step of its own.
+What a step is stands in ``steps.py``. A piece with nothing visible in it, one shorter than a step may be, or a limit that
+cuts a character in two, makes no step of its own.
 """
 
 from __future__ import annotations
 
-import re
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -20,6 +18,7 @@ from speclrm.runtime.events import (
     OperationDropped,
     StepCommitted,
     StepDrafted,
+    StepGated,
     StepKind,
     StepScored,
     StepWritten,
@@ -28,6 +27,7 @@ from speclrm.runtime.lanes import Flight
 from speclrm.runtime.protocols import Request, Role, Score, Step
 from speclrm.runtime.scheduler import Purpose, priority
 from speclrm.runtime.seeds import derive_seed, operation_id
+from speclrm.runtime.steps import confidence, split_ending, step_length, stop_ids, whole_characters, without_think_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -35,75 +35,13 @@ if TYPE_CHECKING:
     from speclrm.runtime.admission import Seat
     from speclrm.runtime.context import Ids
     from speclrm.runtime.events import Operation
-    from speclrm.runtime.protocols import Delta, Problem, Strategy, Tokenizer, Vocabulary
+    from speclrm.runtime.protocols import Delta, Problem, Strategy, Verdict
     from speclrm.runtime.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
-
-_NEWLINES = re.compile(r"\n+")
-_THINK_CLOSE = "</think>"
-_CUT_CHARACTER = "\ufffd"
-_UTF8_TAIL = 3
-"""A character has at most four bytes, so at most three ids of one byte each can be left over."""
 
 BLANK_PIECES_MAX = 4
 """Pieces without anything visible in a row, after which a step is taken as empty: a model that writes only newlines
 must not keep its track for ever."""
-
-
-def step_end(text: str, *, blank: bool = False) -> int | None:
-    """Where the first step of a text ends: behind the first blank line that follows something visible.
-
-    With ``blank``, nothing visible is asked for.
-    """
-    start = 0 if blank else len(text) - len(text.lstrip())
-    at = text.find("\n\n", start)
-    newlines = _NEWLINES.match(text, at) if at >= 0 else None
-    return newlines.end() if newlines else None
-
-
-def step_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool = False) -> int | None:
-    """How many of the ids make the first step, or None while no blank line ends it.
-
-    The step owns the token that completes the blank line, with whatever else that token holds.
-    """
-    if step_end(text, blank=blank) is None:
-        return None
-    if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
-        return len(ids)  # as nearly always: the engine stopped there
-    low, high = 1, len(ids) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if step_end(tokenizer.decode(ids[:middle]), blank=blank) is not None:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
-    """How many of the ids make a text that does not end inside a character."""
-    for length in range(len(ids), max(len(ids) - _UTF8_TAIL, 0) - 1, -1):
-        if not tokenizer.decode(ids[:length]).endswith(_CUT_CHARACTER):
-            return length
-    return len(ids)  # the model did write U+FFFD
-
-
-def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[int], bool]:
-    """The ids up to the first mark that is neither text nor a think mark, and whether there was one.
-
-    A model that writes such a mark (the start of another turn, say) has ended its own text.
-    """
-    marks = vocabulary.special_ids - {vocabulary.think_open, vocabulary.think_close}
-    for index, token in enumerate(ids):
-        if token in marks:
-            return ids[:index], True
-    return ids, False
-
-
-def stop_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids that end a step inside the engine: a blank line, or a mark that is not text."""
-    marks = vocabulary.special_ids - vocabulary.end_ids - {vocabulary.think_open, vocabulary.think_close}
-    return tuple(sorted(vocabulary.blank_line_ids | marks))
 
 
 class _Where(TypedDict):
@@ -139,6 +77,7 @@ class RuntimeTrack:
         self._limits = strategy.limits
         self._prompts = strategy.prompts
         self._read_score = strategy.score
+        self._gate = strategy.gate
         self._lanes = scheduler.lanes
         self._admission = scheduler.admission
         self._controller = scheduler.controller
@@ -192,12 +131,35 @@ class RuntimeTrack:
         await self._end_writing()
         await self._hold()
         step, operations = await self._step(Role.DRAFT, "draft")
+        sure = step.confidence
         self._emit(
             StepDrafted(
-                **self._where(), step=step.index, text=step.text, ids=step.ids, ended=step.ended, operations=operations
+                **self._where(),
+                step=step.index,
+                text=step.text,
+                ids=step.ids,
+                ended=step.ended,
+                operations=operations,
+                mean_logprob=sure and sure.mean_logprob,
+                first_entropy=sure and sure.first_entropy,
+                left=step.left,
             )
         )
         return step
+
+    async def gate(self, step: Step, verdict: Verdict) -> None:
+        if step.confidence is None:
+            raise AssertionError("a step of unknown confidence cannot be gated")
+        self._emit(
+            StepGated(
+                **self._where(),
+                step=step.index,
+                verdict=verdict,
+                mean_logprob=step.confidence.mean_logprob,
+                first_entropy=step.confidence.first_entropy,
+                tokens=step.confidence.tokens,
+            )
+        )
 
     async def rewrite(self, step: Step) -> Step:
         new, operations = await self._step(Role.TARGET, "rewrite")
@@ -205,9 +167,11 @@ class RuntimeTrack:
         return new
 
     async def score(self, step: Step) -> Score:
+        await self._room()
+        if self._prompts.scorer == "likelihood":
+            return await self._score_by_likelihood(step)
         if self._judge is None:
             raise AssertionError("a track without a judge was asked for a score")
-        await self._room()
         context = self._contexts[Role.TARGET]
         ids = self._ids_for(step, Role.TARGET)
         flight = self._flight(
@@ -224,17 +188,32 @@ class RuntimeTrack:
         digits = tuple(logprobs[token] for token in self._judge.digit_ids)
         said = context.tokenizer.decode(flight.ids)
         score = self._read_score(digits, said)
-        self._emit(
-            StepScored(
-                **self._where(),
-                step=step.index,
-                value=score.value,
-                mass=score.mass,
-                digits=digits,
-                said=said,
-                operations=(flight.report(),),
-            )
+        self._emit_scored(step, score, flight, digits, said)
+        return score
+
+    async def _score_by_likelihood(self, step: Step) -> Score:
+        """The mean log-probability of the step's ids. A draft that ended its text without a word is as likely as it is
+        that the target would end there, too.
+        """
+        context = self._contexts[Role.TARGET]
+        opening, ids = self._opening(Role.TARGET), self._ids_for(step, Role.TARGET)
+        ends = () if ids else tuple(sorted(context.tokenizer.vocabulary.end_ids))
+        flight = self._flight(
+            Role.TARGET,
+            "score",
+            context.ids(opening, ids),
+            1,
+            temperature=0.0,
+            logprob_ids=ends,
+            likelihood_from=len(context) + len(opening) if ids else None,
         )
+        await self._run(Role.TARGET, "score", flight)
+        if flight.prompt_logprobs:
+            value = sum(flight.prompt_logprobs) / len(flight.prompt_logprobs)
+        else:
+            value = max((flight.logprobs or {}).values(), default=0.0)
+        score = Score(value, 1.0)
+        self._emit_scored(step, score, flight)
         return score
 
     async def write(self) -> Step:
@@ -335,70 +314,92 @@ class RuntimeTrack:
         limit = self._limits.max_step_tokens
         if not original:
             limit = min(limit, self._limits.token_budget - self.state.tokens)
+        least = self._limits.min_step_tokens
         ids: list[int] = []
+        sampled: list[float] = []
+        entropy: float | None = None
         operations: list[Operation] = []
-        ended = False
-        for part in range(BLANK_PIECES_MAX):
+        ended = left = False
+        # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
+        for part in range(max(least, BLANK_PIECES_MAX)):
             await self._room()
             flight = self._flight(
-                role, purpose, context.ids(ids), limit - len(ids), stop_ids=self._stop_ids[role], part=part
+                role,
+                purpose,
+                context.ids(ids),
+                limit - len(ids),
+                stop_ids=self._stop_ids[role],
+                sampled_logprobs=role is Role.DRAFT and self._limits.confidence,
+                first_entropy=role is Role.DRAFT and self._limits.first_entropy and part == 0,
+                part=part,
             )
             try:
-                length = await self._run_step(role, purpose, flight, ids)
+                length, left = await self._run_step(role, purpose, flight, ids, sampled, entropy)
             except BaseException as error:
                 for operation in operations:  # the pieces before this one were for nothing too
                     self._emit_dropped(operation, role, purpose, self._reason(error))
                 raise
             operations.append(flight.report())
+            entropy = entropy if flight.first_entropy is None else flight.first_entropy
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
             ids.extend(new)
+            sampled.extend(flight.sampled_logprobs[: len(new)])
             if flight.finish == "length":
                 del ids[whole_characters(tokenizer, ids) :]
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
-            if original or ended or len(ids) >= limit or flight.finish == "length" or tokenizer.decode(ids).strip():
+            if original or ended or left or len(ids) >= limit or flight.finish == "length":
+                break
+            if len(ids) >= least if tokenizer.decode(ids).strip() else part + 1 >= BLANK_PIECES_MAX:
                 break
         removed = 0
         if original:
             # The original counts what was generated: a mark that it takes out, and the one that ends a text, too.
             generated = len(ids) + ended
-            ids = self._without_think_close(tokenizer, ids)
+            ids = without_think_close(tokenizer, ids, self._limits.original_marks)
             removed = max(0, generated - len(ids))
         kind: StepKind = purpose
-        return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed), tuple(operations)
+        sure = confidence(sampled[: len(ids)], entropy)
+        step = Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed, sure, left)
+        return step, tuple(operations)
 
-    def _without_think_close(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-        text = tokenizer.decode(ids)
-        if _THINK_CLOSE not in text or any(mark in text for mark in self._limits.original_marks):
-            return ids
-        kept = [token for token in ids if token != tokenizer.vocabulary.think_close]
-        left = tokenizer.decode(kept)
-        # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
-        return tokenizer.encode(left.replace(_THINK_CLOSE, "")) if _THINK_CLOSE in left else kept
-
-    async def _run_step(self, role: Role, purpose: Purpose, flight: Flight, before: list[int]) -> int | None:
-        """Takes a flight to the end of its step and returns the step's length in ids, counted with those ``before``.
+    async def _run_step(
+        self,
+        role: Role,
+        purpose: Purpose,
+        flight: Flight,
+        before: list[int],
+        sampled: list[float],
+        entropy: float | None,
+    ) -> tuple[int | None, bool]:
+        """Takes a flight to the end of its step and returns the step's length in ids, counted with those ``before``; and
+        whether it was left as doubtful, which ``sampled`` and ``entropy`` of the pieces before tell, too.
 
         The engine stops at a token that holds a blank line by itself. A blank line of two tokens, which is how some
         tokenizers write every one, is seen here, and the request is left.
         """
         tokenizer = self._contexts[role].tokenizer
+        blank, least = bool(self._limits.original_marks), self._limits.min_step_tokens
         length = None
         try:
             async with self._lanes[role].fly(flight) as deltas:
                 async for _ in deltas:
                     ids = [*before, *flight.ids]
-                    text = tokenizer.decode(ids)
-                    length = step_length(tokenizer, ids, text, blank=bool(self._limits.original_marks))
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
                     if length is not None:
                         break
+                    entropy = entropy if flight.first_entropy is None else flight.first_entropy
+                    so_far = confidence([*sampled, *flight.sampled_logprobs], entropy)
+                    if flight.finish is None and so_far and self._gate(so_far, whole=False) == "doubtful":
+                        self._ready_s = now_s()
+                        return None, True
             self._ready_s = now_s()
         except BaseException as error:
             self._drop(flight, role, purpose, error)
             raise
-        return length
+        return length, False
 
     def _next_written(self, flight: Flight, taken: int) -> Step | None:
         """The next whole step of the open write, or None while more tokens are needed."""
@@ -407,7 +408,7 @@ class RuntimeTrack:
         ids, ended = split_ending(flight.ids[taken:], tokenizer.vocabulary)
         if not ids and not ended and flight.finish is None:
             return None
-        length = step_length(tokenizer, ids, tokenizer.decode(ids))
+        length = step_length(tokenizer, ids, tokenizer.decode(ids), least=self._limits.min_step_tokens)
         if length is not None:
             # What follows may be nothing but an end; then this step is the last.
             rest, marked = split_ending(flight.ids[taken + length :], tokenizer.vocabulary)
@@ -472,6 +473,9 @@ class RuntimeTrack:
         stop_ids: tuple[int, ...] = (),
         allowed_ids: tuple[int, ...] = (),
         logprob_ids: tuple[int, ...] = (),
+        sampled_logprobs: bool = False,
+        first_entropy: bool = False,
+        likelihood_from: int | None = None,
         part: int = 0,
     ) -> Flight:
         name = operation_id(self.problem.id, self._repeat, self._track, self._index, purpose, part)
@@ -493,6 +497,9 @@ class RuntimeTrack:
             stop_ids=stop_ids,
             allowed_ids=allowed_ids,
             logprob_ids=logprob_ids,
+            sampled_logprobs=sampled_logprobs,
+            first_entropy=first_entropy,
+            likelihood_from=likelihood_from,
             priority=priority(purpose, self._order),
         )
         return Flight(request, engine.name, place, self._ready_s)
@@ -509,6 +516,22 @@ class RuntimeTrack:
 
     def _where(self) -> _Where:
         return {"problem": self.problem.id, "repeat": self._repeat, "track": self._track}
+
+    def _emit_scored(
+        self, step: Step, score: Score, flight: Flight, digits: tuple[float, ...] = (), said: str = ""
+    ) -> None:
+        self._emit(
+            StepScored(
+                **self._where(),
+                step=step.index,
+                value=score.value,
+                mass=score.mass,
+                digits=digits,
+                said=said,
+                scorer=self._prompts.scorer,
+                operations=(flight.report(),),
+            )
+        )
 
     def _emit_written(
         self, kind: Literal["rewrite", "write", "closing"], step: Step, operations: tuple[Operation, ...]

@@ -55,7 +55,11 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
             )
         given = {**ORIGINAL, **given}
     try:
-        return family(Recipe.model_validate({**recipe.model_dump(), **given}), find_answer, ALIASES.get(name, name))
+        return family(
+            Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given}),
+            find_answer,
+            ALIASES.get(name, name),
+        )
     except ValidationError as error:
         problems = "; ".join(_told(dict(item)) for item in error.errors())
         raise SettingsError(f"Strategy {name}: {problems}.") from error

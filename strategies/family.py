@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, StepPrompts, TrackPlan
+from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, TrackPlan
 from speclrm.strategies import original
+from speclrm.strategies.acceptance import Gate
 from speclrm.strategies.choosing import ask_for_methods, read_methods
 from speclrm.strategies.methods import NO_METHOD
 from speclrm.strategies.plan import draw_methods, repeat_codes, tracks_for
-from speclrm.strategies.prompts import RAW_PROMPTS, STEP_PROMPTS
+from speclrm.strategies.prompts import step_prompts
 from speclrm.strategies.roles import ROLES
 from speclrm.strategies.scoring import read_score
 from speclrm.strategies.stopping import end_of_track, enough
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Problem, Question, Track
+    from speclrm.runtime.protocols import Confidence, Problem, Question, StepPrompts, Track, Verdict
     from speclrm.runtime.state import SampleState, TrackState
     from speclrm.strategies.recipe import Recipe
 
@@ -91,9 +93,10 @@ class Family(ABC):
 
     @property
     def prompts(self) -> StepPrompts:
-        prompts = RAW_PROMPTS if self._raw else STEP_PROMPTS
         # The original lets the judge write any token and takes what is no digit as a 0.
-        return StepPrompts(prompts.judge, prompts.judge_reply, prompts.closing, prompts.raw, any_token=self._original)
+        return replace(
+            step_prompts(self.recipe.judge, raw=self._raw), any_token=self._original, scorer=self.recipe.scorer
+        )
 
     @property
     def limits(self) -> Limits:
@@ -105,6 +108,9 @@ class Family(ABC):
             temperature=recipe.temperature,
             top_p=recipe.top_p,
             original_marks=original.FINISHED_MARKS if self._original else (),
+            min_step_tokens=recipe.min_step_tokens,
+            confidence=recipe.gate != Gate(),
+            first_entropy=recipe.gate_entropy is not None,
         )
 
     @abstractmethod
@@ -131,6 +137,9 @@ class Family(ABC):
         if self._original and self.recipe.score_method == "greedy":
             return original.score(said)
         return read_score(digits, self.recipe.score_method)
+
+    def gate(self, confidence: Confidence, *, whole: bool) -> Verdict | None:
+        return self.recipe.gate.verdict(confidence, whole=whole)
 
     # -------------------------------------------------------------------------------------------------------- the answer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.protocols import Message, StepPrompts
 
@@ -29,6 +29,21 @@ STEP_PROMPTS = StepPrompts(
     closing=_CLOSING,
 )
 
+JudgeLayout = Literal["auto", "turn", "inline"]
+"""``turn``: the judge is asked in a turn of the conversation. ``inline``: a note in the open reasoning, right behind the
+step. ``auto``: the better of the two (docs/scoring.md); with raw prompts the layout that belongs to them."""
+
+AUTO_LAYOUT: Literal["turn", "inline"] = "turn"
+INLINE_IDS_MAX = 16
+"""Longer than that, a note costs as much as a turn."""
+INLINE_PROMPTS = StepPrompts(
+    judge="[Reviewer's grade for this step, 0 to 9",
+    judge_reply=": ",
+    closing=_CLOSING,
+    raw=True,
+    judge_ids_max=INLINE_IDS_MAX,
+)
+
 RAW_OPENING = "\n<think>"
 """Between the prompt and the first step in SSR's layout."""
 RAW_PROMPTS = StepPrompts(
@@ -39,6 +54,13 @@ RAW_PROMPTS = StepPrompts(
     closing=_CLOSING,
     raw=True,
 )
+
+
+def step_prompts(layout: JudgeLayout, *, raw: bool) -> StepPrompts:
+    """``raw``: whether the prompts are plain text in SSR's layout."""
+    if raw:
+        return RAW_PROMPTS
+    return INLINE_PROMPTS if (AUTO_LAYOUT if layout == "auto" else layout) == "inline" else STEP_PROMPTS
 
 
 def conversation(problem: Problem, hint: str, *, role: bool = False) -> tuple[Message, ...]:

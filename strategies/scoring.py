@@ -1,4 +1,4 @@
-"""How the judge's ten log-probabilities become a score from 0 to 9."""
+"""What scores a step, and how the judge's ten log-probabilities become a score from 0 to 9."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ScoreMethod = Literal["greedy", "average"]
+
+Scorer = Literal["judge", "likelihood"]
+"""``judge``: a digit that the target writes behind the step. ``likelihood``: how likely the step's ids are under the
+target, on average; nothing is written or read beside the step."""
 
 
 def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:

@@ -1,6 +1,7 @@
 """The draft writes each step, the target judges it and rewrites what is not good enough.
 
-After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: no track waits for another.
+After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: no track waits for another. With a gate,
+steps of which the draft itself is sure, or doubtful, need no score.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Role
-from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
+from speclrm.strategies.acceptance import REWRITTEN_SCORES, accepts
 from speclrm.strategies.family import Family
 from speclrm.strategies.prompts import RAW_OPENING
 
 if TYPE_CHECKING:
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Track
+    from speclrm.runtime.protocols import Step, Track
 
 
 class Speculative(Family):
@@ -25,14 +26,24 @@ class Speculative(Family):
     raw_opening: str = RAW_OPENING
 
     async def run_track(self, track: Track) -> FinishReason:
+        best = REWRITTEN_SCORES[self.recipe.scorer]
         while (reason := self.end(track.state)) is None:
             if not await track.speculates():
-                await track.commit(await track.write(), REWRITTEN_SCORE)
+                await track.commit(await track.write(), best)
                 continue
             step = await track.draft()
-            score = await track.score(step)
-            if accepts(score.value, self.recipe.score_threshold):
-                await track.commit(step, score.value)
+            kept, score = await self._judged(track, step)
+            if kept:
+                await track.commit(step, score)
             else:
-                await track.commit(await track.rewrite(step), REWRITTEN_SCORE)
+                await track.commit(await track.rewrite(step), best)
         return await self.closed(track, reason)
+
+    async def _judged(self, track: Track, step: Step) -> tuple[bool, float | None]:
+        """Whether the step is kept, and its score. A draft that is sure, or doubtful, of itself is not scored."""
+        verdict = self.gate(step.confidence, whole=not step.left) if step.confidence else None
+        if verdict is not None:
+            await track.gate(step, verdict)
+            return verdict == "sure", None
+        score = await track.score(step)
+        return accepts(score.value, self.recipe.score_threshold), score.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
     """The winning track: of the only largest class if it has more than one member, else of the best mean score.
 
     Within the largest class the best mean score represents it; between equals the track that finished first. Tracks
-    without scores (a target alone) count as 0. The rule is SSR's; equality of answers is mathematical here.
+    without scores (a target alone; drafts that were all sure of themselves) stand behind those with scores. The rule is
+    SSR's; equality of answers is mathematical here.
     """
     if not classes:
         return None
@@ -24,6 +26,7 @@ def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
     finished = {name: place for place, name in enumerate(sample.finished_tracks)}
 
     def rank(name: str) -> tuple[float, int]:
-        return sample.tracks[name].mean_score or 0.0, -finished[name]
+        score = sample.tracks[name].mean_score
+        return -math.inf if score is None else score, -finished[name]
 
     return max(electorate, key=rank)

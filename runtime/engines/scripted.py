@@ -18,6 +18,8 @@ from speclrm.runtime.protocols import Delta, EngineStats, Finish, Message, Reque
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from speclrm.runtime.protocols import Tokenizer
+
 _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<think>", "</think>")
 _FIRST_SPECIAL = 256
 _BLANK_LINE = _FIRST_SPECIAL + len(_SPECIAL)
@@ -81,13 +83,18 @@ class Reply:
     """What the engine answers to one request.
 
     ``text``: all that the model would write; limits and stop ids cut it. ``score``: for a request restricted to
-    digits, the expected digit, 0 to 9; ``mass``: the probability of all digits together. ``wait_s``: before the first
-    token. ``error``: raised instead of an answer.
+    digits, the expected digit, 0 to 9; ``mass``: the probability of all digits together. ``logprobs``: natural-log
+    probabilities of the tokens in turn, the last one again for all that follow; ``entropy``: of the first, in nats;
+    ``likelihood``: the log-probability of each id of the prompt that is asked about. ``wait_s``: before the first token.
+    ``error``: raised instead of an answer.
     """
 
     text: str = ""
     score: float | None = None
     mass: float = 1.0
+    logprobs: Sequence[float] = (0.0,)
+    entropy: float = 0.0
+    likelihood: float = 0.0
     wait_s: float = 0.0
     token_s: float | None = None
     error: Exception | None = None
@@ -100,7 +107,8 @@ Script = Callable[[Request, str], Reply]
 def by_step(steps: Sequence[str], *, scores: Sequence[float] = (), closing: str = "0}") -> Script:
     """The same steps and scores for each track, chosen by the step's number in the request's id.
 
-    A whole write (no stop ids) gets all steps from there on. A request beyond the last step gets an end.
+    Of a request that asks for a likelihood the score is just that. A whole write (no stop ids) gets all steps from there
+    on. A request beyond the last step gets an end.
     """
 
     def script(request: Request, prompt: str) -> Reply:
@@ -108,7 +116,7 @@ def by_step(steps: Sequence[str], *, scores: Sequence[float] = (), closing: str 
         index = int(step)
         match kind.partition(".")[0]:
             case "score":
-                return Reply(score=scores[index])
+                return Reply(score=scores[index], likelihood=scores[index])
             case "closing":
                 return Reply(closing)
             case "write":
@@ -140,14 +148,14 @@ class ScriptedEngine:
         script: Script,
         *,
         name: str = "scripted",
-        tokenizer: ByteTokenizer | None = None,
+        tokenizer: Tokenizer | None = None,
         token_s: float = 0.01,
         chunk_tokens: int = 8,
         max_model_len: int = 100_000,
         max_num_seqs: int = 256,
     ) -> None:
         self.name = name
-        self.tokenizer = tokenizer or ByteTokenizer()
+        self.tokenizer: Tokenizer = tokenizer or ByteTokenizer()
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self._script = script
@@ -179,6 +187,7 @@ class ScriptedEngine:
             token_s = self._token_s if reply.token_s is None else reply.token_s
             ids, finish = self._output(request, reply)
             logprobs = self._logprobs(request, reply)
+            likelihood = self._likelihood(request, reply)
             # An answer of no tokens still ends.
             for start in range(0, max(len(ids), 1), self._chunk_tokens):
                 chunk = ids[start : start + self._chunk_tokens]
@@ -192,6 +201,9 @@ class ScriptedEngine:
                     finish if last else None,
                     logprobs if start == 0 else None,
                     0 if start == 0 else None,
+                    self._sampled(reply, start, start + len(chunk)) if request.sampled_logprobs else (),
+                    reply.entropy if request.first_entropy and start == 0 else None,
+                    likelihood if start == 0 else None,
                 )
         finally:
             counters.running -= 1
@@ -225,6 +237,17 @@ class ScriptedEngine:
             token: math.log(max(shares.get(digit, 0.0) * reply.mass, floor))
             for digit, token in enumerate(request.logprob_ids)
         }
+
+    @staticmethod
+    def _sampled(reply: Reply, start: int, end: int) -> tuple[float, ...]:
+        last = len(reply.logprobs) - 1
+        return tuple(reply.logprobs[min(place, last)] for place in range(start, end))
+
+    @staticmethod
+    def _likelihood(request: Request, reply: Reply) -> tuple[float, ...] | None:
+        if request.likelihood_from is None:
+            return None
+        return (reply.likelihood,) * (len(request.prompt_ids) - request.likelihood_from)
 
     def stats(self) -> EngineStats:
         counters = self._counters

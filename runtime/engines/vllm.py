@@ -13,6 +13,7 @@ import difflib
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import multiprocessing.spawn
 import os
@@ -20,6 +21,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +36,7 @@ from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, 
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
 
     from speclrm.runtime.protocols import Tokenizer
     from speclrm.runtime.settings import EngineSettings
@@ -44,6 +46,10 @@ log = structlog.get_logger(__name__)
 STREAM_INTERVAL = 8
 """Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); handing
 them on eight at a time costs the loop little and still tells, after an abort, what had been generated."""
+
+ENTROPY_TOP = 20
+"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says otherwise.
+GlimpRouter (arXiv 2601.05110) takes as many."""
 
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
@@ -466,6 +472,32 @@ def _stat_logger(counters: _Counters) -> Any:
     return Logger
 
 
+def entropy_of(logprobs: Sequence[float]) -> float | None:
+    """The entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
+
+    None where there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids brings no
+    others for any request (v1/sample/sampler.py).
+    """
+    weights = [math.exp(value) for value in logprobs if value > -math.inf]
+    if len(weights) < ENTROPY_TOP:
+        return None
+    total = sum(weights)
+    return -sum(weight / total * math.log(weight / total) for weight in weights if weight > 0)
+
+
+def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
+    """Puts what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were cached,
+    ``end`` where that is not known.
+    """
+    cached = output.num_cached_tokens
+    if cached is None or cached < 0:
+        return end
+    first = max(start, cached + 1)
+    # One entry a place, the prompt's own id, but none for the first place.
+    values.update(zip(range(first, end), output.prompt_logprobs[first:end].logprobs, strict=True))
+    return cached
+
+
 class VllmEngine:
     """An AsyncLLMEngine behind the ``Engine`` protocol. Made by ``start_engines``.
 
@@ -499,25 +531,35 @@ class VllmEngine:
         watchdog.hold()
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        first = True
+        async with aclosing(self._outputs(request, request.prompt_ids)) as outputs:
+            async for output in outputs:
+                delta = self._delta(request, output, first=first)
+                if first and request.likelihood_from is not None:
+                    delta = await self._with_likelihood(request, request.likelihood_from, output, delta)
+                first = False
+                yield delta
+
+    async def _outputs(self, request: Request, prompt_ids: Sequence[int], **changes: Any) -> AsyncGenerator[Any, None]:
+        """What vLLM answers to a prompt; ``changes`` are to the request's own sampling parameters."""
         from vllm.exceptions import VLLMError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
 
         self._check(request)
         try:
-            sampling = self._sampling(request)
+            sampling = self._sampling(request, **changes)
         except (VLLMError, ValueError, TypeError) as error:
             raise self._refused(request, error) from error
         # An operation that is queued again keeps its id; the engine needs another.
         name = f"{request.id}#{next(self._numbers)}"
         outputs = self.engine.generate(
-            {"prompt_token_ids": list(request.prompt_ids)}, sampling, name, priority=request.priority
+            {"prompt_token_ids": list(prompt_ids)}, sampling, name, priority=request.priority
         )
-        first, finished = True, False
+        finished = False
         try:
             async for output in outputs:
                 finished = output.finished
-                yield self._delta(request, output, first=first)
-                first = False
+                yield output
         except VllmDead as error:
             raise self._dead() from error
         # vLLM's own errors are no ValueErrors, and what it does not expect comes as the cause of an empty one.
@@ -529,6 +571,31 @@ class VllmEngine:
             await outputs.aclose()
             if not finished and not self._closed:
                 await self._abort(name)
+
+    async def _with_likelihood(self, request: Request, start: int, output: Any, delta: Delta) -> Delta:
+        """The delta with the log-probabilities of the prompt's ids from ``start`` on.
+
+        vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
+        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): with n cached tokens the first id with a value is
+        n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
+        track had the same one scored. What is missing is asked for from the back: the prompt cut off before it, which
+        is never found whole since vLLM computes a prompt's last token always. That costs a block each time.
+        """
+        ids = request.prompt_ids
+        values: dict[int, float] = {}
+        end = len(ids)
+        cached = _read_prompt(output, start, end, values)
+        while cached >= start:
+            if cached >= end:
+                raise RequestError(f"Engine {self.name} does not say which part of request {request.id} it had cached.")
+            end = cached
+            async with aclosing(self._outputs(request, ids[:end], max_tokens=1, logprob_token_ids=[ids[end]])) as more:
+                async for part in more:
+                    cached = _read_prompt(part, start, end, values)
+                    values[end] = part.outputs[0].logprobs[0][ids[end]].logprob
+        return dataclasses.replace(
+            delta, prompt_logprobs=tuple(values[place] for place in range(start, len(ids))), cached_tokens=cached
+        )
 
     async def _abort(self, name: str) -> None:
         """Ends the request in the engine, whatever state it is in.
@@ -563,25 +630,38 @@ class VllmEngine:
             "says what fits this machine. What was committed is in the trace."
         )
 
-    def _sampling(self, request: Request) -> Any:
+    def _sampling(self, request: Request, **changes: Any) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         ends = self.tokenizer.vocabulary.end_ids
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
+        likelihood = request.likelihood_from is not None
+        if request.likelihood_from is not None and not 0 < request.likelihood_from < len(request.prompt_ids):
+            raise ValueError(
+                f"there is no likelihood from token {request.likelihood_from} of {len(request.prompt_ids)}"
+            )
+        options: dict[str, Any] = {
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
             # Checked inside the engine (v1/core/sched/utils.py); stop strings would be found here, too late.
-            stop_token_ids=[*request.stop_ids, *ends],
-            ignore_eos=True,  # the end ids stand among the stop ids
-            allowed_token_ids=list(request.allowed_ids) or None,
-            logprob_token_ids=list(request.logprob_ids) or None,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            stream_interval=STREAM_INTERVAL,
-        )
+            "stop_token_ids": [*request.stop_ids, *ends],
+            "ignore_eos": True,  # the end ids stand among the stop ids
+            "allowed_token_ids": list(request.allowed_ids) or None,
+            "logprob_token_ids": list(request.logprob_ids) or None,
+            # 0: of the sampled token alone. More of them are sorted out at every token, though one position is asked.
+            "logprobs": ENTROPY_TOP if request.first_entropy else 0 if request.sampled_logprobs else None,
+            "prompt_logprobs": 0 if likelihood else None,
+            # By default a request for those would compute its whole prompt anew.
+            "skip_reading_prefix_cache": False,
+            "flat_logprobs": likelihood or request.sampled_logprobs or request.first_entropy,
+            # With it, the uninitialised ids of cached places kill vLLM's output handler, and with that the engine.
+            "detokenize": False,
+            "output_kind": RequestOutputKind.DELTA,
+            "stream_interval": STREAM_INTERVAL,
+        }
+        return SamplingParams(**{**options, **changes})
 
     def _delta(self, request: Request, output: Any, *, first: bool) -> Delta:
         completion = output.outputs[0]
@@ -593,11 +673,20 @@ class VllmEngine:
                 ids, finish = ids[:-1], "end"
             elif completion.finish_reason not in ("stop", "length"):
                 raise RequestError(f"Engine {self.name} ended request {request.id}: {completion.finish_reason}.")
-        logprobs = None
-        if first and request.logprob_ids and completion.logprobs:
-            position = completion.logprobs[0]
+        logprobs: dict[int, float] | None = None
+        entropy: float | None = None
+        sampled: tuple[float, ...] = ()
+        found = completion.logprobs
+        if first and request.logprob_ids and found:
+            position = found[0]
             logprobs = {token: position[token].logprob for token in request.logprob_ids}
-        return Delta(ids, finish, logprobs, output.num_cached_tokens)
+        if found and (request.sampled_logprobs or request.first_entropy):
+            # Of each position the sampled token stands first (v1/engine/logprobs.py), then the most probable ones.
+            starts = found.start_indices
+            sampled = tuple(found.logprobs[start] for start in starts[: len(ids)]) if request.sampled_logprobs else ()
+            if first and request.first_entropy:
+                entropy = entropy_of(found.logprobs[starts[0] + 1 : found.end_indices[0]])
+        return Delta(ids, finish, logprobs, output.num_cached_tokens, sampled, entropy)
 
     async def warm_up(self) -> None:
         """The first request for digits compiles what it needs, which takes seconds: not on the first step's time."""

@@ -16,7 +16,7 @@ from support import make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
-from speclrm.runtime.engines.vllm import start_engines
+from speclrm.runtime.engines.vllm import entropy_of, start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, MethodsChosen
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
@@ -174,6 +174,8 @@ def multiprocessing_executable() -> str:
         ("baseline", {}),
         ("parallel", {"plan": "roles", "prompt_style": "raw"}),
         ("speculative", {"fast": 2}),
+        ("speculative", {"scorer": "likelihood", "score_threshold": -6.0, "min_step_tokens": 12}),
+        ("speculative", {"gate_sure": -5.0, "gate_doubt": -5.5, "gate_entropy": 2.95, "gate_tokens": 4}),
         ("speculative-methods", {}),
         ("speculative-methods", {"fidelity": "original", "score_method": "greedy"}),
     ],
@@ -309,6 +311,103 @@ async def test_probabilities_come_with_the_first_delta_only(target: VllmEngine) 
         deltas = deltas if len(deltas) > 1 else await collect(target, asked)
     assert [delta.logprobs is not None for delta in deltas] == [True] + [False] * (len(deltas) - 1)
     assert len(deltas) > 1
+
+
+async def test_each_generated_token_comes_with_its_probability_where_that_is_asked(target: VllmEngine) -> None:
+    deltas = await collect(target, request(target, max_tokens=20, sampled_logprobs=True))
+    assert [len(delta.sampled_logprobs) for delta in deltas] == [len(delta.ids) for delta in deltas]
+    told = [value for delta in deltas for value in delta.sampled_logprobs]
+    written = [token for delta in deltas for token in delta.ids]
+    assert all(value < 0 for value in told)
+    # Before temperature, and so what the engine thinks of the same ids as a prompt.
+    start = len(target.tokenizer.encode(PROMPT))
+    whole = [*target.tokenizer.encode(PROMPT), *written]
+    (read,) = await collect(target, Request("read", whole, 1, likelihood_from=start))
+    assert read.prompt_logprobs == pytest.approx(told, abs=2e-3)
+    plain = await collect(target, request(target, max_tokens=20))
+    assert {delta.sampled_logprobs for delta in plain} == {()}
+
+
+async def test_the_first_token_comes_with_its_entropy_and_only_the_first(target: VllmEngine) -> None:
+    deltas = await collect(target, request(target, max_tokens=20, first_entropy=True, sampled_logprobs=True))
+    entropy = deltas[0].first_entropy
+    assert entropy is not None
+    assert 2.5 < entropy < math.log(20)  # a random model is as unsure as can be, but for its few likely tokens
+    assert {delta.first_entropy for delta in deltas[1:]} <= {None}
+    assert all(len(delta.sampled_logprobs) == len(delta.ids) for delta in deltas)
+    ids = target.tokenizer.encode(PROMPT)
+    every = tuple(range(target.tokenizer.vocabulary.size))
+    (first,) = await collect(target, Request("all", ids, 1, logprob_ids=every[:128]))
+    (second,) = await collect(target, Request("more", ids, 1, logprob_ids=every[128:256]))
+    (third,) = await collect(target, Request("rest", ids, 1, logprob_ids=every[256:]))
+    known = {**(first.logprobs or {}), **(second.logprobs or {}), **(third.logprobs or {})}
+    assert entropy == pytest.approx(entropy_of(sorted(known.values())[-20:]), abs=2e-2)
+
+
+def test_an_entropy_is_that_of_the_twenty_most_probable_tokens_made_to_sum_to_one() -> None:
+    assert entropy_of([-5.0] * 20) == pytest.approx(math.log(20))
+    assert entropy_of([0.0, *[-1000.0] * 19]) == pytest.approx(0.0)
+    assert entropy_of([-0.1, *[-math.inf] * 30]) is None
+
+
+@pytest.mark.parametrize("border", [31, 32, 33, 63, 64, 65])
+async def test_a_likelihood_is_right_whatever_was_cached_before(target: VllmEngine, border: int) -> None:
+    """Blocks have 32 tokens here. What vLLM takes from its cache has no logits, and the memory for it holds garbage."""
+    words = target.tokenizer.encode(f"We add the numbers {border} times and get 12 of them. " * 10)
+    context, step = words[:border], words[border : border + 45]
+    asked = Request(f"step {border}", [*context, *step], 1, likelihood_from=border)
+    (alone,) = await collect(target, replace(asked, prompt_ids=[*context, *step]))
+    again = await collect(target, asked)  # another track, with the same step: now it is cached itself
+    after = await collect(target, replace(asked, prompt_ids=[*context, *step, *words[:40]]))
+    for delta in (*again, *after):
+        assert delta.prompt_logprobs is not None
+        assert delta.prompt_logprobs[: len(step)] == pytest.approx(alone.prompt_logprobs, abs=2e-3)
+        # What had to be computed again counts as not cached.
+        assert (delta.cached_tokens or 0) < border
+    assert len(alone.prompt_logprobs or ()) == len(step)
+    # Token by token, from the other side: what the engine says before each of them.
+    for place in (0, 1, 30, 44):
+        (single,) = await collect(target, Request("single", [*context, *step[:place]], 1, logprob_ids=(step[place],)))
+        assert single.logprobs is not None
+        assert (alone.prompt_logprobs or ())[place] == pytest.approx(single.logprobs[step[place]], abs=2e-3)
+
+
+async def test_only_the_block_before_a_step_is_computed_again_for_its_likelihood(target: VllmEngine) -> None:
+    words = target.tokenizer.encode("The quality of the step by step numbers is so so. " * 20)
+    await collect(target, Request("before", words[:200], 1))
+    (delta,) = await collect(target, Request("step", words[:230], 1, likelihood_from=200))
+    assert delta.cached_tokens == 192
+    (delta,) = await collect(target, Request("at a border", words[:222], 1, likelihood_from=192))
+    assert delta.cached_tokens == 160
+
+
+async def test_likelihoods_digits_and_tokens_are_asked_side_by_side_and_do_not_disturb_each_other(
+    target: VllmEngine,
+) -> None:
+    """One batch has them all, and vLLM gives a batch with chosen ids no others: an entropy is then not known."""
+    digits = judge_suffix(target.tokenizer, STEP_PROMPTS).digit_ids
+    ids = target.tokenizer.encode("Side by side we solve the problem. " * 6)
+    kinds = {
+        "digit": Request("digit", ids, 1, allowed_ids=digits, logprob_ids=digits),
+        "read": Request("read", ids, 1, likelihood_from=len(ids) - 20),
+        "draft": Request("draft", ids, 8, 1.0, seed=1, sampled_logprobs=True),
+        "gated": Request("gated", ids, 8, 1.0, seed=1, sampled_logprobs=True, first_entropy=True),
+    }
+    alone = {name: await collect(target, one) for name, one in kinds.items()}
+    mixed = await asyncio.gather(*(collect(target, one) for _ in range(6) for one in kinds.values()))
+    for deltas, name in zip(mixed, [*kinds] * 6, strict=True):
+        before, now = alone[name][0], deltas[0]
+        assert list((now.logprobs or {}).values()) == pytest.approx(list((before.logprobs or {}).values()), abs=2e-3)
+        assert list(now.prompt_logprobs or ()) == pytest.approx(list(before.prompt_logprobs or ()), abs=2e-3)
+        assert now.sampled_logprobs[:1] == pytest.approx(before.sampled_logprobs[:1], abs=2e-3)
+        assert now.first_entropy is None or now.first_entropy == pytest.approx(before.first_entropy, abs=2e-3)
+
+
+@pytest.mark.parametrize("start", [0, -1, 10_000])
+async def test_a_likelihood_of_nothing_is_refused(target: VllmEngine, start: int) -> None:
+    with pytest.raises(RequestError, match="no likelihood"):
+        await collect(target, request(target, max_tokens=1, likelihood_from=start))
+    assert target.stats().alive
 
 
 async def test_the_programs_own_metrics_are_left_alone(target: VllmEngine) -> None:

@@ -28,6 +28,7 @@ SAMPLES: list[EventBase] = [
     events.MethodsChosen(**WHERE, codes=("A", "B"), chosen_by="seed"),
     events.TrackStarted(**TRACK, hint="try", prompt_ids={"draft": (1, 2, 151_643)}),
     events.StepDrafted(**STEP, text="x\n\n", ids=(1, 2), ended=False, operations=(OPERATION,)),
+    events.StepGated(**STEP, verdict="doubtful", mean_logprob=-2.5, first_entropy=None, tokens=8),
     events.StepScored(**STEP, value=6.5, mass=0.9, digits=(-1.0,) * 10, operations=(OPERATION,)),
     events.StepWritten(**STEP, write_kind="rewrite", text="y", ids=(4_000_000_000,), ended=True, operations=()),
     events.StepCommitted(**STEP, origin="draft", tokens=3, score=None),

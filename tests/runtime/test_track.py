@@ -9,7 +9,7 @@ from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten
 from speclrm.runtime.protocols import Request, Role
-from speclrm.runtime.track import step_end, step_length, whole_characters
+from speclrm.runtime.steps import step_end, step_length, whole_characters
 from speclrm.strategies.prompts import STEP_PROMPTS
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]

@@ -9,12 +9,13 @@ import pytest
 from support import boxed
 
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.protocols import Problem
+from speclrm.runtime.protocols import Confidence, Problem, StepPrompts
 from speclrm.runtime.state import CommittedStep, SampleState, TrackState
-from speclrm.strategies.acceptance import REWRITTEN_SCORE, accepts
+from speclrm.strategies.acceptance import REWRITTEN_SCORES, Gate, accepts
 from speclrm.strategies.catalog import defaults, strategy
 from speclrm.strategies.methods import METHODS
 from speclrm.strategies.plan import draw_methods, tracks_for
+from speclrm.strategies.prompts import AUTO_LAYOUT, RAW_PROMPTS
 from speclrm.strategies.scoring import read_score
 from speclrm.strategies.stopping import end_of_track
 from speclrm.strategies.voting import vote
@@ -57,6 +58,48 @@ def test_a_step_at_the_threshold_is_kept(score: float, kept: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("gate", "mean", "entropy", "tokens", "whole", "verdict"),
+    [
+        (Gate(), -9.0, 2.9, 50, True, None),
+        (Gate(sure=-0.5), -0.5, None, 50, True, "sure"),
+        (Gate(sure=-0.5), -0.6, None, 50, True, None),
+        (Gate(sure=-0.5), -0.1, None, 50, False, None),  # what is not whole is not kept
+        (Gate(doubt=-2), -2.1, None, 50, True, "doubtful"),
+        (Gate(doubt=-2), -2.0, None, 50, True, None),
+        (Gate(doubt=-2), -9.0, None, 50, False, None),  # judged at its end, unless told otherwise
+        (Gate(doubt=-2, tokens=8), -9.0, None, 7, False, None),
+        (Gate(doubt=-2, tokens=8), -9.0, None, 8, False, "doubtful"),
+        (Gate(entropy=2), -0.1, 2.1, 1, False, "doubtful"),
+        (Gate(entropy=2), -0.1, 2.0, 1, True, None),
+        (Gate(entropy=2, sure=-1), -0.1, 2.1, 50, True, "doubtful"),  # doubt counts more
+        (Gate(entropy=2, sure=-1), -0.1, None, 50, True, "sure"),  # not every engine can tell an entropy
+        (Gate(sure=-0.5, doubt=-2), -1.0, None, 50, True, None),
+    ],
+)
+def test_a_drafts_own_confidence_decides_or_leaves_it_to_the_scorer(
+    gate: Gate, mean: float, entropy: float | None, tokens: int, whole: bool, verdict: str | None
+) -> None:
+    assert gate.verdict(Confidence(tokens, mean, entropy), whole=whole) == verdict
+
+
+def test_thresholds_have_the_scale_of_their_scorer() -> None:
+    assert strategy("speculative", boxed).recipe.score_threshold == 7.0
+    assert strategy("speculative", boxed, scorer="likelihood").recipe.score_threshold == -1.0
+    assert strategy("speculative", boxed, scorer="likelihood", score_threshold=-0.25).recipe.score_threshold == -0.25
+
+
+def test_the_judge_is_asked_in_the_layout_that_was_chosen() -> None:
+    def prompts(**options: object) -> StepPrompts:
+        return strategy("speculative", boxed, **options).prompts
+
+    assert prompts() == prompts(judge=AUTO_LAYOUT)
+    assert (prompts(judge="turn").raw, prompts(judge="turn").judge_ids_max) == (False, None)
+    assert (prompts(judge="inline").raw, prompts(judge="inline").judge_ids_max) == (True, 16)
+    assert prompts(prompt_style="raw").judge == prompts(fidelity="original").judge == RAW_PROMPTS.judge
+    assert prompts(prompt_style="raw").judge_ids_max is None
+
+
+@pytest.mark.parametrize(
     ("state", "reason"),
     [
         (track(), None),
@@ -95,14 +138,15 @@ def sample(**means: float | None) -> SampleState:
         ([["a", "b"], ["c", "d"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0}, "c"),  # no unique majority
         ([["a", "b"], ["c", "d"], ["e"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0, "e": 9.0}, "e"),
         ([["a"], ["b"]], {"a": None, "b": None}, "a"),  # no scores: the first to finish
+        ([["a"], ["b"]], {"a": None, "b": -2.5}, "b"),  # likelihoods are under 0, and no score is none of them
     ],
 )
 def test_the_vote(classes: list[list[str]], means: dict[str, float | None], winner: str | None) -> None:
     assert vote(sample(**means), classes) == winner
 
 
-def test_a_rewritten_step_counts_nine_in_the_vote() -> None:
-    assert REWRITTEN_SCORE == 9.0
+def test_a_rewritten_step_counts_as_the_best_of_its_scorers_scale_in_the_vote() -> None:
+    assert REWRITTEN_SCORES == {"judge": 9.0, "likelihood": 0.0}
 
 
 def test_there_are_twelve_methods_in_one_sentence_each() -> None:
@@ -142,6 +186,22 @@ def test_the_defaults_are_those_of_the_original_experiments() -> None:
         ("speculative", {"score_threshold": 9.5}, "score_threshold = 9.5"),
         ("speculative", {"score_threshold": -1}, "score_threshold = -1"),
         ("speculative", {"score_threshold": float("nan")}, "score_threshold"),
+        (
+            "speculative",
+            {"scorer": "likelihood", "score_threshold": 7.0},
+            "with scorer likelihood it is from -100 to 0",
+        ),
+        ("speculative", {"scorer": "likelihood", "judge": "inline"}, "scorer likelihood asks no judge"),
+        ("speculative", {"judge": "inline", "prompt_style": "raw"}, "raw prompts have a layout of their own"),
+        ("speculative", {"judge": "turn", "fidelity": "original"}, "raw prompts have a layout of their own"),
+        ("speculative", {"fidelity": "original", "scorer": "likelihood"}, "fidelity original has no scorer"),
+        ("speculative", {"fidelity": "original", "gate_sure": -1}, "fidelity original has no gate_sure"),
+        ("speculative", {"fidelity": "original", "min_step_tokens": 8}, "fidelity original has no min_step_tokens"),
+        ("speculative", {"gate_tokens": 8}, "give gate_doubt, too"),
+        ("speculative", {"gate_sure": -2, "gate_doubt": -1}, "gate_sure = -2 is under gate_doubt = -1"),
+        ("speculative", {"gate_sure": 0.5}, "gate_sure = 0.5"),
+        ("speculative", {"gate_entropy": 3.1}, "gate_entropy = 3.1"),
+        ("speculative", {"min_step_tokens": 513}, "min_step_tokens = 513 is more than max_step_tokens = 512"),
         ("speculative", {"methods": ("A", "Z")}, "no method is called Z"),
         ("speculative", {"tracks": 0}, "tracks = 0"),
         ("baseline", {"token_budget": 0}, "token_budget = 0"),

@@ -1,0 +1,108 @@
+"""Where a step ends, in text and in ids.
+
+A step is text up to and including the first blank line that follows something visible. The engine ends it at a token
+that holds a blank line; one that is put together from two tokens is found here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.protocols import Confidence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.runtime.protocols import Tokenizer, Vocabulary
+
+_THINK_CLOSE = "</think>"
+_NEWLINES = re.compile(r"\n+")
+_CUT_CHARACTER = "\ufffd"
+_UTF8_TAIL = 3
+"""A character has at most four bytes, so at most three ids of one byte each can be left over."""
+
+
+def step_end(text: str, *, blank: bool = False) -> int | None:
+    """Where the first step of a text ends: behind the first blank line that follows something visible.
+
+    With ``blank``, nothing visible is asked for.
+    """
+    start = 0 if blank else len(text) - len(text.lstrip())
+    at = text.find("\n\n", start)
+    newlines = _NEWLINES.match(text, at) if at >= 0 else None
+    return newlines.end() if newlines else None
+
+
+def step_length(
+    tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool = False, least: int = 0
+) -> int | None:
+    """How many of the ids make the first step, or None while no blank line ends it.
+
+    The step owns the token that completes the blank line, with whatever else that token holds. A blank line behind
+    fewer than ``least`` ids does not end it.
+    """
+    length = 0
+    while (piece := _piece_length(tokenizer, ids[length:], text, blank=blank)) is not None:
+        length += piece
+        if length >= least:
+            return length
+        text = tokenizer.decode(ids[length:])
+    return None
+
+
+def _piece_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool) -> int | None:
+    if step_end(text, blank=blank) is None:
+        return None
+    if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
+        return len(ids)  # as nearly always: the engine stopped there
+    low, high = 1, len(ids) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if step_end(tokenizer.decode(ids[:middle]), blank=blank) is not None:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many of the ids make a text that does not end inside a character."""
+    for length in range(len(ids), max(len(ids) - _UTF8_TAIL, 0) - 1, -1):
+        if not tokenizer.decode(ids[:length]).endswith(_CUT_CHARACTER):
+            return length
+    return len(ids)  # the model did write U+FFFD
+
+
+def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[int], bool]:
+    """The ids up to the first mark that is neither text nor a think mark, and whether there was one.
+
+    A model that writes such a mark (the start of another turn, say) has ended its own text.
+    """
+    marks = vocabulary.special_ids - {vocabulary.think_open, vocabulary.think_close}
+    for index, token in enumerate(ids):
+        if token in marks:
+            return ids[:index], True
+    return ids, False
+
+
+def stop_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The ids that end a step inside the engine: a blank line, or a mark that is not text."""
+    marks = vocabulary.special_ids - vocabulary.end_ids - {vocabulary.think_open, vocabulary.think_close}
+    return tuple(sorted(vocabulary.blank_line_ids | marks))
+
+
+def without_think_close(tokenizer: Tokenizer, ids: list[int], marks: Sequence[str]) -> list[int]:
+    """The ids without ``</think>``, unless the text holds one of the marks: how SSR's code cleans a step."""
+    text = tokenizer.decode(ids)
+    if _THINK_CLOSE not in text or any(mark in text for mark in marks):
+        return ids
+    kept = [token for token in ids if token != tokenizer.vocabulary.think_close]
+    left = tokenizer.decode(kept)
+    # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
+    return tokenizer.encode(left.replace(_THINK_CLOSE, "")) if _THINK_CLOSE in left else kept
+
+
+def confidence(logprobs: Sequence[float], first_entropy: float | None) -> Confidence | None:
+    """Of a step's sampled tokens; None where there are none, or none were asked about."""
+    return Confidence(len(logprobs), sum(logprobs) / len(logprobs), first_entropy) if logprobs else None
