@@ -25,7 +25,7 @@ from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
-from speclrm.runtime.engines.presets import DATA_PREFIX, is_simulated, simulated_engines, world_settings
+from speclrm.runtime.engines.presets import DATA_PREFIX, check_names, is_simulated, simulated_engines, world_settings
 from speclrm.runtime.engines.world import SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepScored
@@ -343,14 +343,20 @@ def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, 
 
 
 def _simulated(options: EngineOptions) -> bool:
-    """Whether the engines are simulated. Raises SettingsError where some are and some are not."""
+    """Whether the engines are simulated. Raises SettingsError where some are and some are not, ModelError for an unknown one."""
     kinds = {is_simulated(name) for name in (options.target, options.draft) if name is not None}
     if len(kinds) > 1:
         raise SettingsError(
             f"{options.target} and {options.draft}: one is simulated and one is real, and their times have nothing to do "
             "with each other. Give two of one kind."
         )
+    if kinds == {True}:
+        check_names(_names(options))
     return kinds == {True}
+
+
+def _names(options: EngineOptions) -> dict[Role, str]:
+    return {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
 
 
 def _check_simulated(options: RunOptions) -> None:
@@ -438,7 +444,7 @@ async def _size(
 ) -> _Sized:
     from speclrm.runtime.tokenizer import load_tokenizer
 
-    names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
+    names = _names(options)
     if Role.TARGET not in names:
         raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
     if _simulated(options):

@@ -54,7 +54,7 @@ JUDGE_ERROR = 0.2
 
 
 def beta_weights(alpha: float, beta: float, points: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """A grid over 0 to 1 with the probability of each cell, from the density in the middle of cells that are narrow at the ends."""
+    """A grid over 0 to 1, narrow at the ends, with the probability of each cell."""
     edges = np.sin(np.linspace(0, np.pi / 2, points + 1)) ** 2
     edges = np.sin(edges * np.pi / 2) ** 2
     middle = (edges[1:] + edges[:-1]) / 2
@@ -68,7 +68,7 @@ def coverage(alpha: float, beta: float, k: int) -> float:
 
 
 def fit_spread() -> tuple[float, float]:
-    grid = np.arange(0.10, 1.51, 0.05)
+    grid = [0.05 * step for step in range(2, 31)]
     return min(
         product(grid, grid),
         key=lambda pair: sum((coverage(*pair, k) - value) ** 2 for k, value in COVERAGE.items()),
@@ -90,7 +90,7 @@ def fit_same_mistake(concentration: float, names: Iterable[str]) -> float:
     def error(same: float) -> float:
         return sum((majority(mean, concentration, same) - vote) ** 2 for mean, vote in pairs)
 
-    return float(min(np.arange(0.05, 1.0, 0.01), key=error))
+    return min((step / 100 for step in range(5, 100)), key=error)
 
 
 def digits(low: int, high: int, mean: float) -> list[float]:

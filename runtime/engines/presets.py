@@ -69,6 +69,12 @@ def is_simulated(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def check_names(names: Mapping[Role, str]) -> None:
+    """Raises ModelError for a simulated engine that there is not."""
+    for role, name in names.items():
+        _fit(name, role)
+
+
 def presets_dir() -> Path:
     """Where measured presets are kept by name."""
     return cache_dir() / "presets"

@@ -8,11 +8,11 @@ What it imitates of vLLM's scheduler (v1/core/sched/scheduler.py, ``schedule``),
 - prompts are found in the prefix cache by full blocks, and the last token is always computed;
 - where a running sequence needs room that is not there, the one of the lowest priority, of equals the youngest, is put back and
   computed anew later, and nobody is admitted in that iteration;
-- what arrives or is aborted takes effect at the next border of two iterations, also what answers the iteration that just ended: by
-  the time it arrives the next one has begun.
+- what arrives or is aborted takes effect at the next border of two iterations, also what answers the iteration that just
+  ended: by the time it arrives the next one has begun.
 
-An iteration lasts ``w + p * new tokens + k * context tokens``, context tokens being those whose keys and values are there already.
-Left out: asynchronous scheduling, which hides the scheduler's own time behind the device's.
+An iteration lasts ``w + p * new tokens + k * context tokens``, context tokens being those whose keys and values are there
+already. Left out: asynchronous scheduling, which hides the scheduler's own time behind the device's.
 
 Meant for a loop with virtual time: while all running sequences only decode, many iterations are one timer.
 """

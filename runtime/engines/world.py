@@ -36,14 +36,15 @@ class WorldSettings:
     """What a world is like. The defaults stand for QwQ-32B with drafts by R1-Distill-Qwen-1.5B on AIME 2024, 8192 tokens.
 
     ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or above
-    their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of that as standard
-    deviation. ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of the target is
-    right; tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for a good one, and the
-    other way round. ``harm``: the chance that one bad step that was let through makes a right track wrong. ``same_mistake``: the
-    share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs, 0.5 to 1: how well a draft's mean
-    log-probability, its first token's entropy, and the step's likelihood under the target tell good drafts from bad ones.
-    ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to the highest; without, digits are
-    drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths; without, lengths are exponential.
+    their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of that as
+    standard deviation. ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of
+    the target is right; tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for
+    a good one, and the other way round. ``harm``: the chance that one bad step that was let through makes a right track
+    wrong. ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs,
+    0.5 to 1: how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the target
+    tell good drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to
+    the highest; without, digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths;
+    without, lengths are exponential.
     """
 
     acceptance: Annotated[tuple[_Share, ...], Field(min_length=1)]
@@ -53,7 +54,8 @@ class WorldSettings:
     steps: _Positive = 150.0
     steps_spread: _Share = 0.2  # assumed
     # Least squares over the coverage of QwQ-32B alone at 8192 tokens on AIME 2024, pass@1, 2, 3, 5, 9 of 38.5, 46.9, 52.6, 60.6
-    # and 70.0 % (the history of SSR's repository, plots before 587a3ae): 36.8, 48.2, 54.3, 61.3, 68.2 % (benchmarks/fit_world.py).
+    # and 70.0 % (the history of SSR's repository, plots before 587a3ae): 36.8, 48.2, 54.3, 61.3, 68.2 %
+    # (benchmarks/fit_world.py).
     solved_alpha: _Positive = 0.35
     solved_beta: _Positive = 0.60
     # Assumed: no rate of a one-token judge's errors by step was found. SpecReason (arXiv 2504.07891) shows its score to rise with
@@ -62,11 +64,11 @@ class WorldSettings:
     # Accuracy 22.3 % at threshold 3 and 39.3 % at 7 (arXiv 2504.07891, QwQ-32B with R1-Distill-Qwen-1.5B, AIME) against the bad
     # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/fit_world.py).
     harm: _Share = 0.0104
-    # The majority of 64 against pass@1 on AIME 2024 (deepseek-ai/DeepSeek-R1, README.md, four models of 14B to 70B), with the spread
-    # above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/fit_world.py).
+    # The majority of 64 against pass@1 on AIME 2024 (deepseek-ai/DeepSeek-R1, README.md, four models of 14B to 70B), with the
+    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/fit_world.py).
     same_mistake: _Share = 0.36
-    # Assumed, all three. ConfSpec (arXiv 2602.18447) and GlimpRouter (arXiv 2601.05110) found such signals useful; no AUROC against
-    # the quality of single steps was found in them. Chosen low, so that a gate has something to lose.
+    # Assumed, all three. ConfSpec (arXiv 2602.18447) and GlimpRouter (arXiv 2601.05110) found such signals useful; no AUROC
+    # against the quality of single steps was found in them. Chosen low, so that a gate has something to lose.
     confidence_auroc: _Auroc = 0.70
     entropy_auroc: _Auroc = 0.65
     likelihood_auroc: _Auroc = 0.75
@@ -86,14 +88,14 @@ MIXES: dict[str, WorldSettings] = {
 }
 """By the name of a simulated dataset: ``sim:aime-mix``."""
 
-# The digits of accepted and of rejected steps: of all distributions over 7 to 9 and over 0 to 6 with the means 7.5 and 4.0 of those
-# 167 runs the least assuming ones (benchmarks/fit_world.py). 88 % of drafts would then pass at threshold 3.
+# The digits of accepted and of rejected steps: of all distributions over 7 to 9 and over 0 to 6 with the means 7.5 and 4.0 of
+# those 167 runs the least assuming ones (benchmarks/fit_world.py). 88 % of drafts would then pass at threshold 3.
 _ACCEPTED = {7: 0.616, 8: 0.268, 9: 0.116}
 _REJECTED = {0: 0.057, 1: 0.074, 2: 0.096, 3: 0.125, 4: 0.162, 5: 0.212, 6: 0.274}
 _OTHER_DIGITS = math.log(0.1 / 9)  # a tenth of the probability beside the digit: assumed
 
-# Mean log-probabilities of steps are lognormal: their quintiles were -0.38, -0.24, -0.16 and -0.09 for steps of Qwen2.5-Coder-0.5B
-# under the 1.5B (measured on a CPU, greedy judge, arithmetic). The entropy's median of a nat is assumed.
+# Mean log-probabilities of steps are lognormal: their quintiles were -0.38, -0.24, -0.16 and -0.09 for steps of
+# Qwen2.5-Coder-0.5B under the 1.5B (measured on a CPU, greedy judge, arithmetic). The entropy's median of a nat is assumed.
 _LOGPROB_MEDIAN, _LOGPROB_SPREAD = 0.2, 0.85
 _ENTROPY_MEDIAN, _ENTROPY_SPREAD = 1.0, 0.85
 
