@@ -25,8 +25,8 @@ from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_of, judge_suffix, open_prompt, question_ids
-from speclrm.runtime.engines.presets import is_simulated, simulated_engines
-from speclrm.runtime.engines.world import MIXES, SimulatedWorld
+from speclrm.runtime.engines.presets import DATA_PREFIX, check_names, is_simulated, simulated_engines, world_settings
+from speclrm.runtime.engines.world import SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.machine import read_machine
@@ -55,7 +55,6 @@ Notify = Callable[[str, float | None, float | None], None]
 
 PROMPT_TOKENS = 1024
 """Room for a problem, where it is not known which will come."""
-SIMULATED_DATA = "sim:"
 DEFAULT_MIX = "aime-mix"
 RUNS_FOLDER = Path("runs")
 ENGINE_LOGS_KEPT = 20
@@ -331,7 +330,7 @@ def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, 
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
     selection = Selection(options.problem_ids, options.sample, options.limit)
-    if options.dataset.startswith(SIMULATED_DATA):
+    if options.dataset.startswith(DATA_PREFIX):
         _check_simulated(options)
         return options, chosen, select(options.dataset, _simulated_problems(options), selection, options.seed or 0)
     problems = load(
@@ -349,14 +348,20 @@ def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, 
 
 
 def _simulated(options: EngineOptions) -> bool:
-    """Whether the engines are simulated. Raises SettingsError where some are and some are not."""
+    """Whether the engines are simulated. Raises SettingsError where some are and some are not, ModelError for an unknown one."""
     kinds = {is_simulated(name) for name in (options.target, options.draft) if name is not None}
     if len(kinds) > 1:
         raise SettingsError(
             f"{options.target} and {options.draft}: one is simulated and one is real, and their times have nothing to do "
             "with each other. Give two of one kind."
         )
+    if kinds == {True}:
+        check_names(_names(options))
     return kinds == {True}
+
+
+def _names(options: EngineOptions) -> dict[Role, str]:
+    return {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
 
 
 def _check_simulated(options: RunOptions) -> None:
@@ -367,25 +372,31 @@ def _check_simulated(options: RunOptions) -> None:
         )
 
 
+def _mix(dataset: str) -> str:
+    """The name of a simulated dataset's world."""
+    return dataset.removeprefix(DATA_PREFIX).partition("?")[0]
+
+
 def _simulated_problems(options: RunOptions) -> list[Problem]:
     """The problems of ``sim:MIX`` or ``sim:MIX?size=N``."""
-    mix, _, query = options.dataset.removeprefix(SIMULATED_DATA).partition("?")
+    settings = world_settings(_mix(options.dataset))
+    query = options.dataset.partition("?")[2]
     size = query.removeprefix("size=") or "11"
-    if mix not in MIXES or not size.isdigit() or query.partition("=")[0] not in ("", "size"):
+    if not size.isdigit() or query.partition("=")[0] not in ("", "size"):
         raise SettingsError(
-            f"There is no dataset {options.dataset!r}. Simulated ones are {', '.join(SIMULATED_DATA + name for name in MIXES)}, "
-            "with ?size=N behind the name for another number of problems."
+            f"There is no dataset {options.dataset!r}. Behind the name of a simulated one may stand ?size=N, for another "
+            "number of problems."
         )
-    return SimulatedWorld(MIXES[mix], options.seed or 0).problems(int(size))
+    return SimulatedWorld(settings, options.seed or 0).problems(int(size))
 
 
 def _world(options: EngineOptions, problems: Iterable[Problem]) -> SimulatedWorld:
-    """What simulated models say: the dataset's mix where it has one, and its answers."""
+    """What simulated models say: as the dataset's world has it where there is one, with the problems' answers."""
     dataset = options.dataset if isinstance(options, RunOptions) else ""
     seed = options.seed or 0 if isinstance(options, RunOptions) else 0
-    mix = dataset.removeprefix(SIMULATED_DATA).partition("?")[0]
+    mix = _mix(dataset) if dataset.startswith(DATA_PREFIX) else DEFAULT_MIX
     truths = {problem.id: problem.answer for problem in problems if problem.answer is not None}
-    return SimulatedWorld(MIXES.get(mix, MIXES[DEFAULT_MIX]), seed, truths)
+    return SimulatedWorld(world_settings(mix), seed, truths)
 
 
 def _strategy(options: RunOptions) -> Family:
@@ -442,7 +453,7 @@ async def _size(
 ) -> _Sized:
     from speclrm.runtime.tokenizer import load_tokenizer
 
-    names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
+    names = _names(options)
     if Role.TARGET not in names:
         raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
     if _simulated(options):

@@ -1,11 +1,16 @@
-"""Simulated engines by name, each number with its source, and the devices that they run on."""
+"""Simulated engines by name: built in, each number with its source, or measured on some machine and kept in a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speclrm.runtime.engines.simulated import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.world import MIXES, WorldSettings
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.models import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.protocols import Role
 
 PREFIX = "sim/"
+DATA_PREFIX = "sim:"
 
 PRESETS: dict[str, EngineCost] = {
     # Assumed from first principles for a card of the H200 class, not measured: 65.5 GB of bfloat16 weights read at about 4.1 TB/s
@@ -27,23 +33,128 @@ PRESETS: dict[str, EngineCost] = {
 
 SHARED = {"draft": 0.40, "target": 0.75}
 """The speed of each role's engine on a shared device while the other works: time slicing, in which the draft, bound by its host,
-leaves gaps. Assumed, to be replaced by a measurement."""
+leaves gaps. Assumed; a measured preset brings its own."""
+
+
+class EngineFit(BaseModel):
+    """One engine of a preset. ``share``: its speed, 0 to 1, while the other engine works too. ``residual``: of the fit of
+    its costs, root mean square over what was measured, relative to each measurement; ``measurements``: how many.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cost: EngineCost
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    residual: Annotated[float, Field(ge=0)] | None = None
+    measurements: int = 0
+
+
+class Preset(BaseModel):
+    """The form of a preset's file: what two engines cost on some machine, and what their models say.
+
+    ``one_device``: whether both worked on the same device. ``measured``: where and when, in words: machine, models, versions,
+    date. ``world``: what ``--dataset sim:NAME`` takes from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    engines: dict[Literal["draft", "target"], EngineFit]
+    one_device: bool = False
+    measured: dict[str, str] = {}
+    world: WorldSettings | None = None
 
 
 def is_simulated(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def check_names(names: Mapping[Role, str]) -> None:
+    """Raises ModelError for a simulated engine that there is not."""
+    for role, name in names.items():
+        _fit(name, role)
+
+
+def presets_dir() -> Path:
+    """Where measured presets are kept by name."""
+    return cache_dir() / "presets"
+
+
+def kept_presets() -> list[str]:
+    return sorted(path.stem for path in presets_dir().glob("*.json"))
+
+
+def read_preset(name: str) -> Preset:
+    """``name``: a path that ends in .json, or a name kept in the user's cache. Raises ModelError."""
+    path = Path(name).expanduser() if name.endswith(".json") else presets_dir() / f"{name}.json"
+    try:
+        return Preset.model_validate_json(path.read_bytes())
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
+        raise ModelError(f"There is no preset at {path}{why}. {_known()}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(
+            f"{path} is not a preset of this version: {where}: {first['msg']}. Make it anew with `speclrm calibrate`. {_known()}"
+        ) from error
+
+
+def write_preset(preset: Preset, path: Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(preset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def world_settings(name: str) -> WorldSettings:
+    """The world of a dataset ``sim:NAME``: a mix, or a preset's. Raises ModelError."""
+    if name in MIXES:
+        return MIXES[name]
+    if not name.endswith(".json") and name not in kept_presets():
+        raise ModelError(f"There is no simulated dataset {DATA_PREFIX + name!r}. {_known_data()}")
+    world = read_preset(name).world
+    if world is None:
+        raise ModelError(f"The preset {name} holds costs alone and no world of problems. {_known_data()}")
+    return world
+
+
 def simulated_engines(
     names: Mapping[Role, str], world: SimulatedWorld, *, shared_device: bool
 ) -> dict[Role, SimulatedEngine]:
-    """An engine for each role, each on a device of its own or both on one. Raises ModelError for an unknown preset."""
-    device = Device({names[role]: SHARED[role.value] for role in names}) if shared_device else None
-    engines: dict[Role, SimulatedEngine] = {}
-    for role, name in names.items():
-        cost = PRESETS.get(name.removeprefix(PREFIX))
-        if cost is None:
-            known = ", ".join(f"{PREFIX}{preset}" for preset in PRESETS)
-            raise ModelError(f"There is no simulated engine {name!r}. There are: {known}.")
-        engines[role] = SimulatedEngine(name, cost, world, world.tokenizer, device)
-    return engines
+    """An engine for each role, each on a device of its own or both on one. Raises ModelError for an unknown preset.
+
+    Two engines of one measured preset share a device where they did so when they were measured.
+    """
+    fits = {role: _fit(name, role) for role, name in names.items()}
+    one_device = len(set(names.values())) == 1 and all(together for _, together in fits.values())
+    device = Device() if shared_device or one_device else None
+    return {
+        role: SimulatedEngine(name, fits[role][0].cost, world, world.tokenizer, device, share=fits[role][0].share)
+        for role, name in names.items()
+    }
+
+
+def _fit(name: str, role: Role) -> tuple[EngineFit, bool]:
+    """What is known of an engine, and whether it was measured beside the other on one device."""
+    short = name.removeprefix(PREFIX)
+    if (cost := PRESETS.get(short)) is not None:
+        return EngineFit(cost=cost, share=SHARED[role.value]), False
+    if not short.endswith(".json") and short not in kept_presets():
+        raise ModelError(f"There is no simulated engine {name!r}. {_known()}")
+    preset = read_preset(short)
+    fit = preset.engines.get(role.value)
+    if fit is None:
+        raise ModelError(f"The preset {name} has no {role.value} engine. {_known()}")
+    return fit, preset.one_device
+
+
+def _known() -> str:
+    names = ", ".join(PREFIX + name for name in (*PRESETS, *kept_presets()))
+    return f"There are: {names}; {PREFIX}PATH.json takes a file written by `speclrm calibrate`."
+
+
+def _known_data() -> str:
+    names = ", ".join(DATA_PREFIX + name for name in (*MIXES, *kept_presets()))
+    return f"Simulated ones are {names}; {DATA_PREFIX}PATH.json takes a preset's file."

@@ -9,131 +9,100 @@ from __future__ import annotations
 
 import math
 import random
-import re
+from bisect import bisect
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Annotated
 
-from speclrm.runtime.protocols import Message, Problem, Vocabulary
+from pydantic import Field
+
+from speclrm.runtime.engines.packed import PackedTokenizer
+from speclrm.runtime.protocols import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from speclrm.runtime.protocols import Request
 
-# ----------------------------------------------------------------------------------------------------------- the tokenizer
-
-_ASCII_BITS = 7
-_PIECE = re.compile(r"\n\n| ?[A-Za-z]{1,3}|.", re.DOTALL)
-_WIDE = 1 << 28
-_BLANK_LINE = 1 << 29
-_MARKS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
-_FIRST_MARK = _BLANK_LINE + 1
-_MARK = re.compile("|".join(map(re.escape, _MARKS)))
-
-
-class PackedTokenizer:
-    """Up to four characters a token, which is about what English has; a blank line and the marks of a chat are one each.
-
-    An id holds its characters, seven bits each, so nothing has to be kept and any text reads back.
-    """
-
-    def __init__(self) -> None:
-        self.vocabulary = Vocabulary(
-            size=_FIRST_MARK + len(_MARKS),
-            fingerprint="packed",
-            blank_line_ids=frozenset({_BLANK_LINE}),
-            newline_ids=frozenset({ord("\n")}),
-            end_ids=frozenset({_FIRST_MARK}),
-            special_ids=frozenset(range(_FIRST_MARK, _FIRST_MARK + len(_MARKS))),
-        )
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        start = 0
-        for mark in _MARK.finditer(text):
-            ids.extend(map(_pack, _PIECE.findall(text[start : mark.start()])))
-            ids.append(_FIRST_MARK + _MARKS.index(mark.group()))
-            start = mark.end()
-        ids.extend(map(_pack, _PIECE.findall(text[start:])))
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(map(_unpack, ids))
-
-    def begin(self, text: str) -> list[int]:
-        return self.encode(text)
-
-    def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
-        text = "<|end|>".join(f"<|{message['role']}|>{message['content']}" for message in messages)
-        return self.encode(text if continue_final else f"{text}<|end|><|assistant|>")
-
-
-@lru_cache(maxsize=65_536)
-def _pack(piece: str) -> int:
-    if piece == "\n\n":
-        return _BLANK_LINE
-    if not piece.isascii() or piece == "\0":
-        return _WIDE + ord(piece)
-    return sum(ord(character) << (_ASCII_BITS * place) for place, character in enumerate(piece))
-
-
-@lru_cache(maxsize=65_536)
-def _unpack(token: int) -> str:
-    if token >= _FIRST_MARK:
-        return _MARKS[token - _FIRST_MARK]
-    if token == _BLANK_LINE:
-        return "\n\n"
-    if token >= _WIDE:
-        return chr(token - _WIDE)
-    characters: list[str] = []
-    while token:
-        characters.append(chr(token & 127))
-        token >>= _ASCII_BITS
-    return "".join(characters)
-
-
-# --------------------------------------------------------------------------------------------------------------- the world
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Auroc = Annotated[float, Field(ge=0.5, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class WorldSettings:
-    """``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more.
+    """What a world is like. The defaults stand for QwQ-32B with drafts by R1-Distill-Qwen-1.5B on AIME 2024, 8192 tokens.
 
-    Lengths in tokens; ``steps``: of a track, on average. ``solved_alpha``, ``solved_beta``: the Beta distribution over
-    problems of the chance that a track of the target is right; tracks of one problem share it, and nothing else.
-    ``judge_error``: how often a bad step passes for a good one, and the other way round. ``harm``: the chance that one bad
-    step that was let through makes a right track wrong. ``same_mistake``: the share of wrong tracks that give the problem's
-    most tempting wrong answer.
+    ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or above
+    their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of that as
+    standard deviation. ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of
+    the target is right; tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for
+    a good one, and the other way round. ``harm``: the chance that one bad step that was let through makes a right track
+    wrong. ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs,
+    0.5 to 1: how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the target
+    tell good drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to
+    the highest; without, digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths;
+    without, lengths are exponential.
     """
 
-    acceptance: tuple[float, ...]
-    draft_step: float = 32.0
-    target_step: float = 35.0
-    steps: float = 150.0
-    solved_alpha: float = 0.35
-    solved_beta: float = 0.60
-    judge_error: float = 0.1
-    harm: float = 0.01
-    same_mistake: float = 0.3
+    acceptance: Annotated[tuple[_Share, ...], Field(min_length=1)]
+    # Step lengths (exponential: assumed) and steps a track: means of 167 runs, as at MIXES.
+    draft_step: Annotated[float, Field(gt=1)] = 32.0
+    target_step: Annotated[float, Field(gt=1)] = 35.0
+    steps: _Positive = 150.0
+    steps_spread: _Share = 0.2  # assumed
+    # Least squares over the coverage of QwQ-32B alone at 8192 tokens on AIME 2024, pass@1, 2, 3, 5, 9 of 38.5, 46.9, 52.6, 60.6
+    # and 70.0 % (the history of SSR's repository, plots before 587a3ae): 36.8, 48.2, 54.3, 61.3, 68.2 %
+    # (benchmarks/fit_world.py).
+    solved_alpha: _Positive = 0.35
+    solved_beta: _Positive = 0.60
+    # Assumed: no rate of a one-token judge's errors by step was found. SpecReason (arXiv 2504.07891) shows its score to rise with
+    # that of a process reward model, without a rate. One in five is chosen so that accepting is not made to look safe.
+    judge_error: _Share = 0.2
+    # Accuracy 22.3 % at threshold 3 and 39.3 % at 7 (arXiv 2504.07891, QwQ-32B with R1-Distill-Qwen-1.5B, AIME) against the bad
+    # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/fit_world.py).
+    harm: _Share = 0.0104
+    # The majority of 64 against pass@1 on AIME 2024 (deepseek-ai/DeepSeek-R1, README.md, four models of 14B to 70B), with the
+    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/fit_world.py).
+    same_mistake: _Share = 0.36
+    # Assumed, all three. ConfSpec (arXiv 2602.18447) and GlimpRouter (arXiv 2601.05110) found such signals useful; no AUROC
+    # against the quality of single steps was found in them. Chosen low, so that a gate has something to lose.
+    confidence_auroc: _Auroc = 0.70
+    entropy_auroc: _Auroc = 0.65
+    likelihood_auroc: _Auroc = 0.75
+    scores: tuple[Annotated[float, Field(ge=0, le=9)], ...] = ()
+    draft_lengths: tuple[_Positive, ...] = ()
+    target_lengths: tuple[_Positive, ...] = ()
 
 
 _AIME_MIX = (0.89, 0.37, 0.09, 0.22, 0.62, 0.36, 0.24, 0.41, 0.68, 0.82, 0.40)
 MIXES: dict[str, WorldSettings] = {
     # Acceptance by problem in 167 runs of QwQ-32B with R1-Distill-1.5B at threshold 7 on AIME 2024 (RuthvikAtte/specreason,
-    # results/experiment_summary.json); step lengths and steps a track from the same telemetry. The spread of the chance to
-    # solve a problem: least squares over the coverage of QwQ-32B alone at 8192 tokens on AIME 2024, pass@1, 2, 3, 5, 9 of 38.5,
-    # 46.9, 52.6, 60.6 and 70.0 % (SSR's repository, plots before 587a3ae); Beta(0.35, 0.60) gives 36.8, 48.2, 54.3, 61.3, 68.2 %.
-    # judge_error, harm and same_mistake are assumptions.
+    # results/experiment_summary.json).
     "aime-mix": WorldSettings(_AIME_MIX),
+    # Round numbers, for schedules.
     "a70": WorldSettings((0.70,)),
     "a85": WorldSettings((0.85,)),
 }
 """By the name of a simulated dataset: ``sim:aime-mix``."""
 
+# The digits of accepted and of rejected steps: of all distributions over 7 to 9 and over 0 to 6 with the means 7.5 and 4.0 of
+# those 167 runs the least assuming ones (benchmarks/fit_world.py). 88 % of drafts would then pass at threshold 3.
+_ACCEPTED = {7: 0.616, 8: 0.268, 9: 0.116}
+_REJECTED = {0: 0.057, 1: 0.074, 2: 0.096, 3: 0.125, 4: 0.162, 5: 0.212, 6: 0.274}
+_OTHER_DIGITS = math.log(0.1 / 9)  # a tenth of the probability beside the digit: assumed
+
+# Mean log-probabilities of steps are lognormal: their quintiles were -0.38, -0.24, -0.16 and -0.09 for steps of
+# Qwen2.5-Coder-0.5B under the 1.5B (measured on a CPU, greedy judge, arithmetic). The entropy's median of a nat is assumed.
+_LOGPROB_MEDIAN, _LOGPROB_SPREAD = 0.2, 0.85
+_ENTROPY_MEDIAN, _ENTROPY_SPREAD = 1.0, 0.85
+
 _WORDS = "the and sum mod let set now put add try use see get two one six ten all odd any".split()  # noqa: SIM905
 _GOOD, _BAD = " so ", " hm "
+_NORMAL = NormalDist()
+_IMPOSSIBLE = -30.0
 
 
 def _generator(*names: object) -> random.Random:
@@ -141,10 +110,15 @@ def _generator(*names: object) -> random.Random:
     return random.Random(int.from_bytes(key, "big"))
 
 
-def _numbered(step: int) -> int:
-    """A word of three letters for a step's number, one token."""
-    letters = [chr(ord("a") + step // 26**place % 26) for place in (2, 1, 0)]
-    return _pack(f" {''.join(letters)}")
+def _quantile(quantiles: Sequence[float], share: float) -> float:
+    """The value below which the share lies, between quantiles at even distances."""
+    place = share * (len(quantiles) - 1)
+    below = min(int(place), len(quantiles) - 2)
+    return quantiles[below] + (place - below) * (quantiles[below + 1] - quantiles[below])
+
+
+Place = tuple[str, str, str]
+"""Problem, repeat and track."""
 
 
 class SimulatedWorld:
@@ -160,6 +134,7 @@ class SimulatedWorld:
         self.tokenizer = PackedTokenizer()
         self._words = [self.tokenizer.encode(f" {word}")[0] for word in _WORDS]
         self._good, self._bad = (self.tokenizer.encode(mark) for mark in (_GOOD, _BAD))
+        (self._blank_line,) = self.tokenizer.vocabulary.blank_line_ids
 
     def problems(self, count: int) -> list[Problem]:
         """Problems with the answers that this world holds for right."""
@@ -176,70 +151,116 @@ class SimulatedWorld:
         place = int(number) if number.isdigit() else _generator(self.seed, problem).randrange(1 << 16)
         return self.settings.acceptance[place % len(self.settings.acceptance)]
 
+    def good_draft(self, where: Place, step: int) -> bool:
+        """The true quality of a draft. What the target writes is always good."""
+        accepted, error = self._rates(where[0])
+        good = (accepted - error) / (1 - 2 * error)
+        return _generator(self.seed, *where, step, "quality").random() < good
+
     # ------------------------------------------------------------------------------------------------------ as a World
 
     def write(self, request: Request) -> Sequence[int]:
-        problem, repeat, track, step, kind = request.id.rsplit("/", 4)
-        where = problem, repeat, track
-        match kind.partition(".")[0]:
+        where, step, kind = _parts(request)
+        match kind:
             case "choose":
                 return self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L")
             case "closing":
                 return self.tokenizer.encode(f"{self._answer(where, request)}}}")
             case "write":
                 ids: list[int] = []
-                for number in range(int(step), self._steps(where)):
+                for number in range(step, self._steps(where)):
                     ids.extend(self._step(where, number, "target", request))
-                return ids
+                return ids or self._step(where, step, "target", request)
             case "draft":
-                return self._step(where, int(step), "draft", request)
+                return self._step(where, step, "draft", request)
             case _:
-                return self._step(where, int(step), "target", request)
+                return self._step(where, step, "target", request)
 
     def digits(self, request: Request) -> Sequence[float]:
-        problem, repeat, track, step, _ = request.id.rsplit("/", 4)
-        passes = self._passes((problem, repeat, track), int(step))
-        digit = _generator(self.seed, problem, repeat, track, step, "digit").choice(
-            (7, 8, 9) if passes else (2, 3, 4, 5, 6)
+        where, step, _ = _parts(request)
+        accepted, error = self._rates(where[0])
+        passes = self.good_draft(where, step) != (_generator(self.seed, *where, step, "judge").random() < error)
+        draw = _generator(self.seed, *where, step, "digit").random()
+        if scores := self.settings.scores:
+            share = 1 - accepted + draw * accepted if passes else draw * (1 - accepted)
+            below, rest = divmod(_quantile(scores, share), 1)
+            weights = {int(below): 1 - rest, int(below) + 1: rest}
+            return [math.log(weight) if (weight := weights.get(digit, 0.0)) else _IMPOSSIBLE for digit in range(10)]
+        shares = _ACCEPTED if passes else _REJECTED
+        chosen = list(shares)[min(bisect(list(accumulate(shares.values())), draw), len(shares) - 1)]
+        return [math.log(0.9) if digit == chosen else _OTHER_DIGITS for digit in range(10)]
+
+    def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
+        where, step, kind = _parts(request)
+        good = kind != "draft" or self.good_draft(where, step)
+        return self._logprobs((*where, step, kind, "confidence"), len(ids), self.settings.confidence_auroc, good=good)
+
+    def entropy(self, request: Request) -> float:
+        where, step, kind = _parts(request)
+        good = kind != "draft" or self.good_draft(where, step)
+        signal = self._signal((*where, step, kind, "entropy"), self.settings.entropy_auroc, good=good)
+        return _ENTROPY_MEDIAN * math.exp(-_ENTROPY_SPREAD * signal)
+
+    def likelihood(self, request: Request) -> Sequence[float]:
+        where, step, _ = _parts(request)
+        assert request.likelihood_from is not None
+        return self._logprobs(
+            (*where, step, "likelihood"),
+            len(request.prompt_ids) - request.likelihood_from,
+            self.settings.likelihood_auroc,
+            good=self.good_draft(where, step),
         )
-        rest = math.log(0.1 / 9)
-        return [math.log(0.9) if number == digit else rest for number in range(10)]
 
     # --------------------------------------------------------------------------------------------------------- its facts
 
-    def _steps(self, where: tuple[str, str, str]) -> int:
-        """How many steps the track needs: a fifth around the average, one standard deviation."""
-        draw = _generator(self.seed, *where, "steps").gauss(self.settings.steps, self.settings.steps / 5)
+    def _steps(self, where: Place) -> int:
+        """How many steps the track needs."""
+        settings = self.settings
+        draw = _generator(self.seed, *where, "steps").gauss(settings.steps, settings.steps * settings.steps_spread)
         return max(2, round(draw))
-
-    def _good_draft(self, where: tuple[str, str, str], step: int) -> bool:
-        accepted, error = self._rates(where[0])
-        good = (accepted - error) / (1 - 2 * error)
-        return _generator(self.seed, *where, step, "quality").random() < good
-
-    def _passes(self, where: tuple[str, str, str], step: int) -> bool:
-        _, error = self._rates(where[0])
-        errs = _generator(self.seed, *where, step, "judge").random() < error
-        return self._good_draft(where, step) != errs
 
     def _rates(self, problem: str) -> tuple[float, float]:
         """The share that passes, and the judge's error, which cannot be larger than that share or its complement."""
         accepted = self.acceptance(problem)
         return accepted, min(self.settings.judge_error, accepted / 2, (1 - accepted) / 2)
 
-    def _step(self, where: tuple[str, str, str], step: int, role: str, request: Request) -> list[int]:
-        draw = _generator(self.seed, *where, step, role, "step")
-        mean = self.settings.draft_step if role == "draft" else self.settings.target_step
-        length = 1 + round(draw.expovariate(1 / (mean - 1)))
-        if step >= self._steps(where) - 1:
-            words = [draw.choice(self._words) for _ in range(max(0, length - 8))]
-            return [*words, *self.tokenizer.encode(f" \\boxed{{{self._answer(where, request)}}}")]
-        good = role != "draft" or self._good_draft(where, step)
-        mark = self._good if good else self._bad
-        words = [draw.choice(self._words) for _ in range(max(0, length - len(mark) - 2))]
-        return [*mark, *words, _numbered(step), _BLANK_LINE]  # no two steps in a row are the same by chance
+    def _signal(self, names: Sequence[object], auroc: float, *, good: bool) -> float:
+        """A normal draw whose mean is higher for good drafts, by as much as the AUROC wants: sqrt(2) of its normal quantile."""
+        apart = math.sqrt(2) * _NORMAL.inv_cdf(min(auroc, 0.999_999))
+        return _generator(self.seed, *names).gauss(apart / 2 if good else -apart / 2, 1.0)
 
-    def _answer(self, where: tuple[str, str, str], request: Request) -> str:
+    def _logprobs(self, names: Sequence[object], count: int, auroc: float, *, good: bool) -> Sequence[float]:
+        """Log-probabilities of single tokens, whose mean is the signal."""
+        mean = _LOGPROB_MEDIAN * math.exp(-_LOGPROB_SPREAD * self._signal(names, auroc, good=good))
+        draw = _generator(self.seed, *names, "tokens")
+        parts = [draw.expovariate(1.0) for _ in range(count)]
+        whole = sum(parts)
+        return [-mean * count * part / whole for part in parts]
+
+    def _length(self, draw: random.Random, role: str) -> int:
+        settings = self.settings
+        mean, lengths = (
+            (settings.draft_step, settings.draft_lengths)
+            if role == "draft"
+            else (settings.target_step, settings.target_lengths)
+        )
+        if lengths:
+            return max(1, round(_quantile(lengths, draw.random())))
+        return 1 + round(draw.expovariate(1 / (mean - 1)))
+
+    def _step(self, where: Place, step: int, role: str, request: Request) -> list[int]:
+        draw = _generator(self.seed, *where, step, role, "step")
+        length = self._length(draw, role)
+        if step >= self._steps(where) - 1:
+            box = self.tokenizer.encode(f" \\boxed{{{self._answer(where, request)}}}")
+            return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
+        mark = self._good if role != "draft" or self.good_draft(where, step) else self._bad
+        words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
+        # A word for the step's number: no two steps in a row are the same by chance.
+        letters = "".join(chr(ord("a") + step // 26**place % 26) for place in (2, 1, 0))
+        return [*mark, *words, *self.tokenizer.encode(f" {letters}"), self._blank_line]
+
+    def _answer(self, where: Place, request: Request) -> str:
         """Right or wrong by the problem's own chance; bad steps that stand in the context make it worse."""
         settings = self.settings
         chance = _generator(self.seed, where[0], "chance").betavariate(settings.solved_alpha, settings.solved_beta)
@@ -254,3 +275,9 @@ class SimulatedWorld:
         tempting = _generator(self.seed, where[0], "tempting").randrange(1000)
         wrong = tempting if draw.random() < settings.same_mistake else draw.randrange(1000)
         return str(wrong if str(wrong) != truth else (wrong + 1) % 1000)
+
+
+def _parts(request: Request) -> tuple[Place, int, str]:
+    """Place, step and kind of a request. What is asked ahead of need says what it would say later: same kind."""
+    problem, repeat, track, step, kind = request.id.rsplit("/", 4)
+    return (problem, repeat, track), int(step), kind.partition(".")[0].removesuffix("-ahead")
