@@ -16,6 +16,7 @@ from speclrm.runtime.journal import TRACE_FILE, Journal
 from speclrm.runtime.run_directory import RunRecord, create, new_record
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduler import Scheduler
+from speclrm.runtime.sinks import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -132,7 +133,8 @@ class Runtime:
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
-        ``config`` is kept with the run as it is. ``sinks`` see every event; their failures do not touch the run.
+        ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
+        what they do does not touch the run (``sinks.Subscriber``).
 
         Raises:
             RunDirectoryError: the directory cannot be used.
@@ -170,10 +172,9 @@ class Runtime:
             if directory is not None:
                 create(directory, record)
                 must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE)))
-            bus = EventBus(must, sinks)
+            listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
+            bus = EventBus(must, listeners)
             samples = await self._samples(problems, strategy, repeats, seed, concurrency, bus, record)
-        for sink in sinks:
-            await sink.aclose()
         return RunResult(record.run, samples, directory)
 
     async def _samples(
