@@ -112,12 +112,16 @@ class Blocks:
         self._free -= blocks
         return True
 
-    def publish(self, key: int) -> bool:
-        """Makes a private block known. False where another block with the same content is; then it stays private."""
+    def publish(self, key: int) -> None:
+        """Makes a private block known. Where another with the same content is, that one is used and this one given back.
+
+        So whoever uses a block uses all before it, and what is known of a context is always a beginning of it.
+        """
         if key in self._users:
-            return False
-        self._users[key] = 1
-        return True
+            self._free += 1
+            self.hold((key,))
+        else:
+            self._users[key] = 1
 
     def release(self, keys: Sequence[int], private: int) -> None:
         """Gives back blocks; ``keys`` in the order of the context."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _ASCII_BITS = 7
 _LETTERS = 26
 _WORD_LETTERS = 6
-_PIECE = re.compile(rf"\n\n| ?[a-z]{{1,{_WORD_LETTERS}}}| ?[A-Za-z]{{1,3}}|.", re.DOTALL)
+_PIECE = re.compile(rf"\n\n| ?[a-z]{{1,{_WORD_LETTERS}}}| ?[A-Za-z]{{1,3}}|[,:] | \d|.", re.DOTALL)
 _PLAIN_WORD = re.compile(rf" ?[a-z]{{1,{_WORD_LETTERS}}}")
 _WIDE = 1 << 28
 _BLANK_LINE = 1 << 29

@@ -490,9 +490,9 @@ class SimulatedEngine:
     def _publish(self, sequence: _Sequence, computed: int) -> None:
         """Full blocks among the first ``computed`` tokens can be found by others."""
         for key in sequence.keys[sequence.seen : computed // self.cost.block_size]:
-            if self._blocks.publish(key):
-                sequence.held.append(key)
-                sequence.private -= 1
+            self._blocks.publish(key)
+            sequence.held.append(key)
+            sequence.private -= 1
             sequence.seen += 1
 
 
