@@ -87,11 +87,11 @@ class Journal:
         try:
             # Exclusive: a trace is never written over.
             async with aiofiles.open(self._path, "xb", buffering=0) as file:
-                synced = now_s()
+                due = now_s() + SYNC_INTERVAL_S
                 dirty = False
                 while not (self._closing and not self._lines):
                     # A sync that is due is done even when no event comes.
-                    wait_s = max(0.0, synced + SYNC_INTERVAL_S - now_s()) if dirty else None
+                    wait_s = max(0.0, due - now_s()) if dirty else None
                     try:
                         async with asyncio.timeout(wait_s):
                             await self._wake.wait()
@@ -108,9 +108,10 @@ class Journal:
                             data = data[await file.write(data) :]
                         dirty = True
                     self._drained.set()
-                    if dirty and (sync or now_s() - synced >= SYNC_INTERVAL_S):
+                    # One sum for the wait and for this: two that round apart would wait for nothing, for ever.
+                    if dirty and (sync or now_s() >= due):
                         await asyncio.to_thread(os.fsync, file.fileno())
-                        synced = now_s()
+                        due = now_s() + SYNC_INTERVAL_S
                         dirty = False
                 if dirty:
                     await asyncio.to_thread(os.fsync, file.fileno())
