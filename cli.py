@@ -53,12 +53,12 @@ for name, function in {
     "grade": evaluating.grade,
     "calibrate": tools.calibrate,
     "demo": tools.demo,
+    "doctor": tools.doctor,
 }.items():
     app.command(name)(configurable(name)(function))
-app.command("doctor")(tools.doctor)
 app.command("faults")(solving.faults)
 models_app.command("list")(tools.models_list)
-models_app.command("pull")(tools.models_pull)
+models_app.command("pull")(configurable("models-pull")(tools.models_pull))
 models_app.command("path")(tools.models_path)
 originals.add_to(app)
 
