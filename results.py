@@ -20,7 +20,7 @@ from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.evaluators.tables import read_rows
 from speclrm.evaluators.wanted import Wanted
-from speclrm.runtime.errors import DatasetError, ResultsError
+from speclrm.runtime.errors import DatasetError, ResultsError, TraceReadError
 from speclrm.runtime.events import Outcome, RunStarted
 from speclrm.runtime.journal import TRACE_FILE
 from speclrm.runtime.protocols import Problem
@@ -87,8 +87,10 @@ def _pickled(path: Path, count: int) -> str:
 
 def read_config(directory: Path) -> dict[str, JsonValue]:
     """What a run was asked, from the beginning of its trace; nothing where that is empty. Raises TraceReadError."""
-    started = (event for event in read_trace(directory / TRACE_FILE) if isinstance(event, RunStarted))
-    return next((event.config for event in started), {})
+    for event in read_trace(directory / TRACE_FILE):
+        if isinstance(event, RunStarted):
+            return event.config
+    return {}
 
 
 def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) -> RunResults:
@@ -126,11 +128,14 @@ async def evaluate_runs(
     chosen: list[RunResults] = []
     others: Counter[str] = Counter()
     for directory in find_runs(folders):
-        config = read_config(directory)
-        if config and not wanted.takes(config):
-            others[_label(config)] += 1
-        else:
-            chosen.append(read_run(directory, notice))
+        try:
+            config = read_config(directory)
+            if config and not wanted.takes(config):
+                others[_label(config)] += 1
+            else:
+                chosen.append(read_run(directory, notice))
+        except TraceReadError as error:
+            raise TraceReadError(f"{error} Move {directory} away, or name the other runs one by one.") from None
     there = "; ".join(f"{label} ({count})" if count > 1 else label for label, count in sorted(others.items()))
     if not chosen:
         raise ResultsError(
@@ -138,7 +143,7 @@ async def evaluate_runs(
             f"`speclrm eval {folders[0]}`."
         )
     if others:
-        notice(f"{others.total()} other runs are left out, as only {wanted} was asked for: {there}")
+        notice(f"only {wanted} was asked for; left out: {there}")
     async with AsyncExitStack() as stack:
         grader: Grader | None = None
 

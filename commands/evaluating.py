@@ -26,7 +26,7 @@ def evaluate(
     directories: Annotated[
         list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of runs, or folders of such.")
     ] = None,
-    results_dir: Annotated[Path | None, typer.Option(help="The same as one more DIR.", show_default="none")] = None,
+    results_dir: Annotated[Path | None, typer.Option(help="Searched for runs at any depth, as DIR... is.")] = None,
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", "--dataset-name", help="Only runs on it.", autocompletion=complete_dataset),

@@ -116,10 +116,9 @@ def _solving(original: Original) -> Callable[..., None]:
     """
 
     def command(**values: Any) -> None:
-        if not values["dry_run"]:
-            model = str(values["target"]).rstrip("/").rpartition("/")[2]
-            now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
-            values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
+        model = str(values["target"]).rstrip("/").rpartition("/")[2]
+        now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
         run(original.strategy, **values)
 
     return _shaped(command, run, "strategy", original.defaults)

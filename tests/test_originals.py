@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -127,7 +129,7 @@ def test_every_flag_of_the_evaluations_is_taken_and_none_is_needed(tmp_path: Pat
         assert found.returncode == 0, found.stderr
         report = json.loads(found.stdout)
         assert [one["strategy"].partition("-")[0] for one in report["evaluations"]] == [strategy]
-        assert "1 other runs are left out" in report["notices"][0]
+        assert "was asked for; left out: " in report["notices"][0]
     refused = speclrm(command, "--model_size", "1.5b", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "There are: " in refused.stderr
@@ -140,6 +142,13 @@ def test_results_are_added_to_a_folder_as_the_scripts_do(tmp_path: Path) -> None
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
+    again = speclrm(
+        *("base-test", "--dataset-name", "reasoning-gym:chain_sum", "--problem-id", "0", "--model-name", "o/t"),
+        "--dry-run",
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0, again.stderr
+    assert 'output_dir = "results/baseline_vllm_test/t/reasoning-gym:chain_sum/' in again.stdout
     found = speclrm("eval", "results", "--json", cwd=tmp_path)
     report = json.loads(found.stdout)
     (one,) = report["evaluations"]
@@ -147,11 +156,40 @@ def test_results_are_added_to_a_folder_as_the_scripts_do(tmp_path: Path) -> None
     assert any("same seed" in notice for notice in report["notices"])
 
 
+def test_simulated_engines_solve_any_dataset_and_hold_its_answers_for_right(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        "".join(f'{{"id": "{n}", "problem": "x", "answer": "\\\\frac{{{n}}}{{1001}}"}}\n' for n in range(12))
+    )
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "speclrm.cli",
+                "spec_scale_reason",
+                "--dataset_name",
+                "own.jsonl",
+                "--problem_id",
+                "0-11",
+            ),
+            *("--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b", "--token_budget", "200", "--method_num", "1"),
+            *("--output_dir", "results", "--display", "none"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "results").glob("*/*/*")
+    rows = [json.loads(row) for row in (folder / "results.jsonl").read_text().splitlines()]
+    right = [row for row in rows if row["outcome"] == "correct"]
+    assert {row["outcome"] for row in rows} == {"correct", "wrong"}
+    assert all(row["answer"] == row["gold"] == f"\\frac{{{row['problem']}}}{{1001}}" for row in right)
+
+
 @pytest.mark.parametrize("command", ["base_test", "spec_scale_reason"])
 def test_models_that_cannot_run_here_are_told_with_one_that_can(tmp_path: Path, command: str) -> None:
-    import subprocess
-    import sys
-
     data = tmp_path / "d.jsonl"
     data.write_text('{"problem": "x", "answer": "1"}\n')
     done = subprocess.run(

@@ -62,7 +62,7 @@ def make_run(folder: Path, answers: dict[tuple[str, int], str], *, name: str = "
 
 
 def evaluate(folders: list[Path], **options: Any) -> list[Evaluation]:
-    notice = options.pop("notice", lambda _: None)
+    notice = options.pop("notice", [].append)
     return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice))
 
 
@@ -103,8 +103,7 @@ def test_runs_of_one_configuration_are_taken_together_and_others_apart(tmp_path:
         notices: list[str] = []
         (only,) = evaluate([tmp_path], **wanted, notice=notices.append)
         assert only.target == "org/Target-7B"
-        assert "1 other runs are left out" in notices[-1]
-        assert "baseline on own by other" in notices[-1]
+        assert "was asked for; left out: baseline on own by other" in notices[-1]
     with pytest.raises(ResultsError, match=r"No run of own, third there\. There are: baseline on own by org/Target-7B"):
         evaluate([tmp_path], dataset="own", model="third")
 
@@ -175,6 +174,8 @@ def test_a_broken_trace_is_named_by_file_and_line(tmp_path: Path, spoil: Any, me
     assert message in str(caught.value)
     assert str(trace) in str(caught.value)
     assert caught.value.exit_code == 2
+    with pytest.raises((TraceReadError, ResultsError), match=r"Move .*run away|Remove it"):
+        evaluate([tmp_path])
 
 
 def test_folders_without_runs_and_with_pickles_are_refused(tmp_path: Path) -> None:
