@@ -62,7 +62,8 @@ def make_run(folder: Path, answers: dict[tuple[str, int], str], *, name: str = "
 
 
 def evaluate(folders: list[Path], **options: Any) -> list[Evaluation]:
-    notice = options.pop("notice", [].append)
+    notices: list[str] = []
+    notice = options.pop("notice", notices.append)
     return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice))
 
 
