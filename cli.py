@@ -5,6 +5,8 @@ Heavy modules are imported inside the commands, so that help and errors come at 
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated
 
 import typer
@@ -53,19 +55,28 @@ for name, function in {
     "grade": evaluating.grade,
     "calibrate": tools.calibrate,
     "demo": tools.demo,
+    "doctor": tools.doctor,
 }.items():
     app.command(name)(configurable(name)(function))
-app.command("doctor")(tools.doctor)
 app.command("faults")(solving.faults)
 models_app.command("list")(tools.models_list)
-models_app.command("pull")(tools.models_pull)
+models_app.command("pull")(configurable("models-pull")(tools.models_pull))
 models_app.command("path")(tools.models_path)
 benching.add_to(app)
 originals.add_to(app)
 
 
+_COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
+"""Where bash, and other shells, say what is to be completed."""
+_NAMES = re.compile(r"^\S+\s+\w+|(?<=\s)--[\w-]+")
+"""In such a line: the command, and the options."""
+
+
 def main() -> None:
     """The entry point of the ``speclrm`` command."""
+    for name in _COMPLETED:  # completion looks for the names as they are written in the help
+        if line := os.environ.get(name):
+            os.environ[name] = _NAMES.sub(lambda found: _with_dashes(found.group()), line)
     app()
 
 

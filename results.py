@@ -19,15 +19,18 @@ from speclrm.evaluators.grading import Grader, plainly_same
 from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.evaluators.tables import read_rows
-from speclrm.runtime.errors import DatasetError, ResultsError
+from speclrm.evaluators.wanted import Wanted
+from speclrm.runtime.errors import DatasetError, ResultsError, TraceReadError
 from speclrm.runtime.events import Outcome, RunStarted
 from speclrm.runtime.journal import TRACE_FILE
 from speclrm.runtime.protocols import Problem
 from speclrm.runtime.reader import read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pydantic import JsonValue
 
 PICKLES = (".pickle", ".pkl")
 GRADED_AHEAD = 256
@@ -82,10 +85,18 @@ def _pickled(path: Path, count: int) -> str:
     )
 
 
+def read_config(directory: Path) -> dict[str, JsonValue]:
+    """What a run was asked, from the beginning of its trace; nothing where that is empty. Raises TraceReadError."""
+    for event in read_trace(directory / TRACE_FILE):
+        if isinstance(event, RunStarted):
+            return event.config
+    return {}
+
+
 def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) -> RunResults:
     """A run from its trace; its results.jsonl and summary.json are written anew. Raises TraceReadError."""
     fold = Summary()
-    config = {}
+    config: dict[str, JsonValue] = {}
     for event in read_trace(directory / TRACE_FILE, notice):
         if isinstance(event, RunStarted):
             config = event.config
@@ -105,28 +116,34 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) ->
 
 
 async def evaluate_runs(
-    folders: Sequence[Path],
-    *,
-    dataset: str | None = None,
-    model: str | None = None,
-    strategies: Collection[str] = (),
-    notice: Callable[[str], None] = lambda _: None,
+    folders: Sequence[Path], wanted: Wanted | None = None, *, notice: Callable[[str], None] = lambda _: None
 ) -> list[Evaluation]:
-    """An evaluation for each configuration among the runs in the folders.
-
-    ``dataset``, ``model``, ``strategies``: only runs of these; a model is named by the last part of the target's name,
-    in any case of letters.
+    """An evaluation for each configuration among the runs in the folders; runs that are not ``wanted`` are told of.
 
     Raises:
         ResultsError: there is nothing to evaluate; the message says what there is.
         TraceReadError: a trace is broken.
     """
-    runs = [read_run(directory, notice) for directory in find_runs(folders)]
-    chosen = [run for run in runs if _wanted(run, dataset, model, strategies)]
+    wanted = wanted or Wanted()
+    chosen: list[RunResults] = []
+    others: Counter[str] = Counter()
+    for directory in find_runs(folders):
+        try:
+            config = read_config(directory)
+            if config and not wanted.takes(config):
+                others[_label(config)] += 1
+            else:
+                chosen.append(read_run(directory, notice))
+        except TraceReadError as error:
+            raise TraceReadError(f"{error} Move {directory} away, or name the other runs one by one.") from None
+    there = "; ".join(f"{label} ({count})" if count > 1 else label for label, count in sorted(others.items()))
     if not chosen:
-        there = sorted({_label(run) for run in runs})
-        asked = ", ".join(filter(None, [dataset, model, " or ".join(strategies)]))
-        raise ResultsError(f"No run of {asked} there. There are: {'; '.join(there)}.")
+        raise ResultsError(
+            f"No run of {wanted} there. There are: {there}. Name one of these, or evaluate all with "
+            f"`speclrm eval {folders[0]}`."
+        )
+    if others:
+        notice(f"only {wanted} was asked for; left out: {there}")
     async with AsyncExitStack() as stack:
         grader: Grader | None = None
 
@@ -159,21 +176,8 @@ def _repeated(group: Sequence[RunResults]) -> int:
     return sum(count - 1 for count in drawn.values())
 
 
-def _wanted(run: RunResults, dataset: str | None, model: str | None, strategies: Collection[str]) -> bool:
-    config = run.config
-    return (
-        (dataset is None or str(config.get("dataset")).partition(":")[0] == dataset.partition(":")[0])
-        and (model is None or _last_part(str(config.get("target"))) == _last_part(model))
-        and (not strategies or config.get("strategy") in strategies)
-    )
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].casefold()
-
-
-def _label(run: RunResults) -> str:
-    return f"{run.config.get('strategy')} on {run.config.get('dataset')} by {run.config.get('target')}"
+def _label(config: Mapping[str, JsonValue]) -> str:
+    return f"{config.get('strategy')} on {config.get('dataset')} by {config.get('target')}"
 
 
 async def grade_file(

@@ -9,6 +9,8 @@ import typer
 
 from speclrm.commands.options import complete_dataset
 from speclrm.commands.plumbing import guard, run_async, stdout
+from speclrm.evaluators.wanted import Wanted
+from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +23,10 @@ OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_failed", "ungr
 
 
 def evaluate(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or folders of such.")],
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of runs, or folders of such.")
+    ] = None,
+    results_dir: Annotated[Path | None, typer.Option(help="Searched for runs at any depth, as DIR... is.")] = None,
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", "--dataset-name", help="Only runs on it.", autocompletion=complete_dataset),
@@ -30,26 +35,28 @@ def evaluate(
         str | None,
         typer.Option("--model", "--model-name", help="Only runs of this target: its name, or the last part of it."),
     ] = None,
+    model_size: Annotated[
+        str | None, typer.Option(help="Only runs of targets of this size, as their names end: 32b.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
 
     Runs of one configuration are taken together; each other configuration is a row of its own.
     """
-    evaluate_into(directories, json=json, dataset=dataset, model=model)
+    folders = [*(directories or ()), *filter(None, [results_dir])]
+    evaluate_into(folders, Wanted(dataset, model, model_size), json=json)
 
 
-def evaluate_into(
-    directories: Sequence[Path],
-    *,
-    json: bool,
-    dataset: str | None = None,
-    model: str | None = None,
-    strategies: Sequence[str] = (),
-) -> None:
+def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool) -> None:
     def start() -> None:
         from speclrm import results
         from speclrm.logs import configure
+
+        if not folders:
+            raise UsageError(
+                "Nothing to evaluate was named. Give the --output-dir of a run, or a folder of such: DIR..."
+            )
 
         configure("error")
         notices: list[str] = []
@@ -58,11 +65,7 @@ def evaluate_into(
             notices.append(text)
             typer.echo(f"note: {text}", err=True)
 
-        found = run_async(
-            lambda: results.evaluate_runs(
-                directories, dataset=dataset, model=model, strategies=strategies, notice=notice
-            )
-        )
+        found = run_async(lambda: results.evaluate_runs(folders, wanted, notice=notice))
         if json:
             from speclrm.display import print_json
 

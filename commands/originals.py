@@ -10,16 +10,17 @@ import inspect
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import typer
-
-from speclrm.commands.evaluating import evaluate_into
+from speclrm.commands.evaluating import evaluate, evaluate_into
 from speclrm.commands.settings import configurable
 from speclrm.commands.solving import run
+from speclrm.evaluators.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import typer
 
 PANEL = "The original experiments"
 TARGET = "Qwen/QwQ-32B"
@@ -78,7 +79,7 @@ ORIGINALS = (
         "spec-scale-reason-2",
         "speculative-methods",
         "The same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
-        {**_PAIR, "output_dir": Path("results/spec_scale_m")},
+        {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
     ),
 )
 EVALUATIONS = (
@@ -115,30 +116,33 @@ def _solving(original: Original) -> Callable[..., None]:
     """
 
     def command(**values: Any) -> None:
-        if not values["dry_run"]:
-            model = str(values["target"]).rstrip("/").rpartition("/")[2]
-            now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
-            values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
+        model = str(values["target"]).rstrip("/").rpartition("/")[2]
+        now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
         run(original.strategy, **values)
 
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(run, eval_str=True).parameters.values():
-        if parameter.name != "strategy":
-            default = original.defaults.get(parameter.name, parameter.default)
-            parameters.append(parameter.replace(default=default, kind=inspect.Parameter.KEYWORD_ONLY))
-    cast("Any", command).__signature__ = inspect.Signature(parameters)
-    return command
+    return _shaped(command, run, "strategy", original.defaults)
 
 
 def _evaluating(original: OriginalEvaluation) -> Callable[..., None]:
-    def command(
-        model_name: Annotated[str, typer.Option(help="The target's name, or its last part, in any case.")],
-        dataset_name: Annotated[str, typer.Option(help="The dataset of the runs.")] = "aime",
-        results_dir: Annotated[Path, typer.Option(help="Searched for runs, at any depth.")] = Path(
-            original.results_dir
-        ),
-        json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    ) -> None:
-        evaluate_into([results_dir], json=json, dataset=dataset_name, model=model_name, strategies=original.strategies)
+    """`eval` without its folders, with the script's."""
 
+    def command(**values: Any) -> None:
+        wanted = Wanted(values["dataset"], values["model"], values["model_size"], original.strategies)
+        evaluate_into([values["results_dir"]], wanted, json=values["json"])
+
+    defaults = {"results_dir": Path(original.results_dir), "dataset": "aime"}
+    return _shaped(command, evaluate, "directories", defaults)
+
+
+def _shaped(
+    command: Callable[..., None], like: Callable[..., None], without: str, defaults: dict[str, Any]
+) -> Callable[..., None]:
+    """The command with the options of another, but for one, and with defaults of its own."""
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(like, eval_str=True).parameters.values():
+        if parameter.name != without:
+            default = defaults.get(parameter.name, parameter.default)
+            parameters.append(parameter.replace(default=default, kind=inspect.Parameter.KEYWORD_ONLY))
+    cast("Any", command).__signature__ = inspect.Signature(parameters)
     return command

@@ -90,7 +90,7 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        _refuse(f"--config {path} cannot be read: {error.strerror}.")
+        _refuse(f"--config {path} cannot be read: {error.strerror}. Give a TOML file, or leave it out.")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         _refuse(f"--config {path} is not TOML: {error}.")
     every = {option for options in _options.values() for option in options}

@@ -146,9 +146,13 @@ def _named(name: str, problems: Sequence[Problem], text: str) -> list[Problem]:
 
 def _there(name: str, problems: Sequence[Problem]) -> str:
     if all(problem.id.isdigit() for problem in problems):
-        return f"{name} has {_ranges(sorted(int(problem.id) for problem in problems))}."
+        return (
+            f"{name} has {_ranges(sorted(int(problem.id) for problem in problems))}. Give --problem-id some of these."
+        )
     shown = ", ".join(problem.id for problem in problems[:3])
-    return f"{name} has rows 0-{len(problems) - 1}, with ids such as {shown}."
+    return (
+        f"{name} has rows 0-{len(problems) - 1}, with ids such as {shown}. Give --problem-id some of these rows or ids."
+    )
 
 
 def _ranges(numbers: Iterable[int]) -> str:

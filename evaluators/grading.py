@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CALL_LIMIT_S = 5.0
+TASK_LIMIT_S = 30.0
+"""Added to a call's limit for a task's own rule: each worker loads the tasks at the first one."""
 START_LIMIT_S = 120.0
 CACHE_MAX = 10_000
 CALLS_MAX = 64
@@ -144,7 +146,8 @@ class Grader:
         async with self._places:
             if self._pool is None:
                 raise GraderError("The grader is closed. Use it inside `async with Grader() as grader:`.")
-            future = self._pool.schedule(call, timeout=self._limit_s)
+            limit_s = self._limit_s if rule == "math" else self._limit_s + TASK_LIMIT_S
+            future = self._pool.schedule(call, timeout=limit_s)
             try:
                 verdict: bool = await asyncio.wrap_future(future)
             except asyncio.CancelledError:
@@ -153,7 +156,7 @@ class Grader:
                 raise
             except CallTimeout:
                 self.failures += 1
-                log.warning("grader_limit", seconds=self._limit_s, answer=answer[:80])
+                log.warning("grader_limit", seconds=limit_s, answer=answer[:80])
                 return None
             except Exception as error:  # noqa: BLE001  # a crashed worker, a parser's bug: never the run's problem
                 self.failures += 1

@@ -14,6 +14,8 @@ from speclrm.evaluators import notation
 WORKER_MEMORY_BYTES = 4 << 30
 FLOAT_DIGITS = 12
 """Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
+TINY = 1e-3
+"""Under it numbers are compared by their leading digits instead."""
 
 
 def prepare_worker() -> None:
@@ -22,6 +24,9 @@ def prepare_worker() -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off, as meant
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))
+    # Loading sympy is no answer's fault: where a worker was replaced on a busy machine, the next answer would pay for it
+    # with its own time limit.
+    same("1/2", "0.5")
 
 
 def same(gold: str, answer: str) -> bool:
@@ -31,6 +36,9 @@ def same(gold: str, answer: str) -> bool:
     gold, answer = notation.clean(gold), notation.clean(answer)
     if gold == answer:
         return True
+    dots = notation.with_dots(gold), notation.with_dots(answer)
+    if any(dots):
+        return dots[0] == dots[1]  # what the dots stand for is no expression: a parser drops them
     if notation.is_letter(gold):
         return notation.choice(answer) == notation.choice(gold)
     bases = notation.in_base(gold), notation.in_base(answer)
@@ -96,6 +104,8 @@ def _verify(gold: str, answer: str) -> bool:
         )
     if not all(sides):
         return False
+    if (tiny := _same_tiny(sides[0][0], sides[1][0])) is not None:
+        return tiny
     return bool(
         library.verify(
             sides[0],
@@ -106,6 +116,19 @@ def _verify(gold: str, answer: str) -> bool:
             raise_on_error=False,
         )
     )
+
+
+def _same_tiny(gold: Any, answer: Any) -> bool | None:
+    """Whether two numbers next to zero are the same; None where they are no such numbers.
+
+    Rounded to a number of decimals they would be the same all too often.
+    """
+    if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
+        return None
+    one, other = gold.evalf(2 * FLOAT_DIGITS), answer.evalf(2 * FLOAT_DIGITS)
+    if not (one.is_Float and other.is_Float and 0 < max(abs(one), abs(other)) < TINY):
+        return None
+    return bool(abs(one - other) <= max(abs(one), abs(other)) * 10.0**-FLOAT_DIGITS)
 
 
 def _plain(text: str) -> str:

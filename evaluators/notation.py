@@ -11,6 +11,9 @@ import re
 DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
 PERCENT = re.compile(r"\\?%\s*$")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
+"""Euler's number and the imaginary unit, set upright as many books do."""
+_DOTS = re.compile(r"\\[lcd]?dots[bcimo]?|\.\.\.|…")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{?(?P<period>\d+)\}?")
 _ROOT = re.compile(r"√\s*(\d+|[a-zA-Z]|\{[^{}]*\}|\([^()]*\))")
@@ -64,6 +67,7 @@ def clean(text: str) -> str:
     text = text.strip().strip("$").strip()
     text = text.replace("−", "-").replace("π", "\\pi ").replace("\\varnothing", "\\emptyset")
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = _UPRIGHT.sub(r" \1", text)
     text = text.replace("\\!", "").replace("\\$", "").removeprefix("$")
     text = _REPEATING.sub(_exact, text)
     text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].strip('(){}')}}}", text)
@@ -86,6 +90,11 @@ def _exact(match: re.Match[str]) -> str:
 
 def has_percent(text: str) -> bool:
     return PERCENT.search(text.strip().strip("$").strip()) is not None
+
+
+def with_dots(text: str) -> str | None:
+    """A text that leaves something to the reader (1, 2, ..., n), without space and with dots of one kind; else None."""
+    return re.sub(r"\s+", "", _DOTS.sub("...", text)) if _DOTS.search(text) else None
 
 
 def words(text: str) -> str:

@@ -78,7 +78,10 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
             for row in reader:
                 place = f"line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise DatasetError(f"{path} {place}: the row has not as many cells as the header has names.")
+                    raise DatasetError(
+                        f"{path} {place}: the row has not as many cells as the header has names. Put cells that hold commas "
+                        "or line ends between double quotes."
+                    )
                 yield place, dict(row)
         except csv.Error as error:
             raise DatasetError(f"{path} line {reader.line_num}: not CSV ({error}).") from error
@@ -101,4 +104,5 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
                     number += 1
                     yield f"row {number}", row
     except errors.ArrowException as error:
-        raise DatasetError(f"{path} is no whole Parquet file: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DatasetError(f"{path} is no whole Parquet file: {reason}. Write it anew, or give {FORMATS}.") from error

@@ -195,6 +195,23 @@ SAME: dict[str, list[tuple[str, str]]] = {
         ("C", "\\textbf{(C)}\\ 12"),
         ("B", "B) 12"),
     ],
+    # Shapes that users of other graders (math-verify, lm-evaluation-harness) reported as judged wrongly, with other numbers.
+    "reported elsewhere": [
+        ("(3, 7)", "(3,7)"),
+        ("[3, 8)", "[3,8)"),
+        ("\\{1,3\\} \\cup \\{2,4\\}", "\\{1,2,3,4\\}"),
+        ("5, -3, 1", "1, -3, 5"),
+        ("9a + 11", "11 + 9a"),
+        ("1, 2, \\ldots, n", "1,2,\\ldots,n"),
+        ("14, 31, \\text{ and } 57", "14, 31, 57"),
+        ("\\pm 12", "\\pm12"),
+        ("\\frac{1}{2^{60}}", "2^{-60}"),
+        ("3x + 4y + 14 = 0", "4y + 3x + 14 = 0"),
+        ("2:3", "2 : 3"),
+        ("004", "4"),
+        ("1 - \\frac{1}{\\mathrm{e}}", "1 - e^{-1}"),
+        ("\\frac{1}{30!}", "\\frac{1}{30 \\cdot 29!}"),
+    ],
 }
 
 DIFFERENT: dict[str, list[tuple[str, str]]] = {
@@ -366,6 +383,22 @@ DIFFERENT: dict[str, list[tuple[str, str]]] = {
         ("A", "12"),
         ("C", "c + 1"),
         ("A", "All of them"),
+    ],
+    "reported elsewhere": [
+        ("[3, 8)", "[3, 8]"),
+        ("\\frac{1}{2^{60}}", "\\frac{1}{2^{59}}"),
+        ("\\frac{1}{30!}", "\\frac{1}{31!}"),
+        ("n = 2, 3, 4", "n = 1, 2, 3"),
+        ("D = (0, 1)", "D = (0, 1.5)"),
+        ("14, 31, \\text{ and } 57", "15, 26, and 57"),
+        ("1 - \\frac{1}{\\mathrm{e}}", "1 + \\frac{1}{\\mathrm{e}}"),
+        ("\\pm 12", "12"),
+        ("10:00", "1:00"),
+        ("1, 2, \\ldots, n", "1, 3, 5, \\ldots, 2n-1"),
+        ("1:2:3:\\ldots", "1:4:9:\\ldots"),
+        ("3x + 4y + 14 = 0", "3x - y + 13 = 0"),
+        ("\\frac{2^{40}+1}{3 \\cdot 2^{41}}", "\\frac{1}{3 \\cdot 2^{41}}"),
+        ("2:3", "3:2"),
     ],
 }
 

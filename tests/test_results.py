@@ -12,6 +12,7 @@ from support import PROBLEM, make_strategy, operation, play
 
 from speclrm import results
 from speclrm.evaluators.metrics import summarize
+from speclrm.evaluators.wanted import Wanted
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import ResultsError, TraceReadError
 from speclrm.runtime.protocols import Problem, Request
@@ -43,7 +44,9 @@ def make_run(folder: Path, answers: dict[tuple[str, int], str], *, name: str = "
         return Reply(f"Well.\n\n\\boxed{{{answers[problem, repeat]}}}")
 
     def draft(request: Request, prompt: str) -> Reply:
-        return target(request, prompt) if operation(request)[2] else Reply("Hm.\n\n")
+        problem, _, step, _ = operation(request)
+        answer = answers[problem, int(request.id.split("/")[1])]
+        return Reply(f"\\boxed{{{answer}}}") if step else Reply("Hm.\n\n")
 
     names = list(dict.fromkeys(problem for problem, _ in answers))
     play(
@@ -59,7 +62,9 @@ def make_run(folder: Path, answers: dict[tuple[str, int], str], *, name: str = "
 
 
 def evaluate(folders: list[Path], **options: Any) -> list[Evaluation]:
-    return asyncio.run(results.evaluate_runs(folders, **options))
+    notices: list[str] = []
+    notice = options.pop("notice", notices.append)
+    return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice))
 
 
 ANSWERS = {("p", 0): "4", ("p", 1): "4.0", ("p", 2): "5", ("q", 0): "5", ("q", 1): "5", ("q", 2): "4"}
@@ -95,8 +100,11 @@ def test_runs_of_one_configuration_are_taken_together_and_others_apart(tmp_path:
         ("org/Target-7B", 2, 0.5),
         ("other", 1, 1.0),
     ]
-    (only,) = evaluate([tmp_path], model="target-7b")
-    assert only.target == "org/Target-7B"
+    for wanted in ({"model": "target-7b"}, {"model": "org/Target-7B"}, {"model_size": "7B"}):
+        notices: list[str] = []
+        (only,) = evaluate([tmp_path], **wanted, notice=notices.append)
+        assert only.target == "org/Target-7B"
+        assert "was asked for; left out: baseline on own by other" in notices[-1]
     with pytest.raises(ResultsError, match=r"No run of own, third there\. There are: baseline on own by org/Target-7B"):
         evaluate([tmp_path], dataset="own", model="third")
 
@@ -167,6 +175,8 @@ def test_a_broken_trace_is_named_by_file_and_line(tmp_path: Path, spoil: Any, me
     assert message in str(caught.value)
     assert str(trace) in str(caught.value)
     assert caught.value.exit_code == 2
+    with pytest.raises((TraceReadError, ResultsError), match=r"Move .*run away|Remove it"):
+        evaluate([tmp_path])
 
 
 def test_folders_without_runs_and_with_pickles_are_refused(tmp_path: Path) -> None:
@@ -204,6 +214,31 @@ def test_eval_prints_one_table_and_the_details(tmp_path: Path) -> None:
     done = speclrm("eval", "runs", "--dataset", "other", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "There are: baseline on own" in done.stderr
+    assert "`speclrm eval runs`" in done.stderr
+
+
+def test_eval_says_all_of_a_run_in_json(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "one", {("p", 0): "4", ("p", 1): "5"}, name="speculative")
+    done = speclrm("eval", "--results-dir", "runs", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (one,) = json.loads(done.stdout)["evaluations"]
+    assert one["by_repeat"] == [
+        {"repeat": 0, "correct": 1, "graded": 1, "accuracy": 1.0},
+        {"repeat": 1, "correct": 0, "graded": 1, "accuracy": 0.0},
+    ]
+    assert (one["accuracy"], one["pass_at"], one["majority"]) == (0.5, {"1": 0.5, "2": 1.0}, 0.5)
+    assert one["outcomes"] == {"correct": 1, "wrong": 1}
+    assert (one["acceptance"], one["rewrite_rate"], sum(one["scores"])) == (0.5, 0.5, 4)
+    assert one["tokens"]["draft"]["rejected"] > 0
+    assert one["tokens"]["target"]["judge"] == 4
+    assert one["sample_seconds"] >= 0
+    assert one["seconds"] >= 0
+
+
+def test_eval_of_nothing_says_what_to_give(tmp_path: Path) -> None:
+    done = speclrm("eval", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Give the --output-dir of a run" in done.stderr
 
 
 ROWS = [

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import typer
 from fake import speclrm
+from typer.testing import CliRunner
+
+from speclrm import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,8 +160,54 @@ def test_engine_arguments_that_are_none_are_refused(tmp_path: Path, arguments: t
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "eval", "grade", "calibrate", "demo", "base_test", "spec_eval", "models"])
-def test_each_command_has_help(tmp_path: Path, command: str) -> None:
-    done = speclrm(command, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "Usage:" in done.stdout
+def commands() -> dict[str, Any]:
+    """Every command and the commands of commands, by what is typed."""
+    found: dict[str, Any] = {}
+    for name, command in cast("Any", typer.main.get_command(cli.app)).commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {part}": one for part, one in inner.items()} if inner else {name: command}
+    return found
+
+
+def test_each_command_has_help_with_a_sentence_for_each_option() -> None:
+    runner = CliRunner()
+    for name, command in commands().items():
+        done = runner.invoke(cli.app, [*name.split(), "--help"], env={"COLUMNS": "120"})
+        assert done.exit_code == 0, name
+        assert "Usage:" in done.output
+        assert command.help, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
+
+
+def test_each_option_of_each_command_is_an_environment_variable() -> None:
+    for name, command in commands().items():
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.name != "help":
+                assert parameter.envvar == f"SPECLRM_{parameter.name.upper()}", (name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("speclrm base", ["base-test", "baseline-eval"]),
+        ("speclrm spec_scale_reason_", ["spec-scale-reason-async", "spec-scale-reason-2"]),
+        ("speclrm run spec", ["speculative", "speculative-methods", "specreason"]),
+        ("speclrm base_test --dataset_name ai", ["aime", "aime25", "aime24"]),
+        ("speclrm scale_reason --use_role", ["--use-role-prompts"]),
+        ("speclrm run speculative --reproduce-fault two", ["two-loops"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names_also_as_the_scripts_write_them(
+    tmp_path: Path, line: str, words: list[str]
+) -> None:
+    last = str(len(line.split()) - 1)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from speclrm import cli; sys.argv = ['speclrm']; cli.main()"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "_SPECLRM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": last},
+    )
+    assert done.stdout.split() == words, done.stderr
