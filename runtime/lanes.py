@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncIterator, Mapping
+    from types import TracebackType
 
     from speclrm.runtime.protocols import Delta, Engine, Finish, Request, Role
 
@@ -92,6 +92,64 @@ class LaneStats:
     busy_s: float
 
 
+class Stay:
+    """A flight's time in its lane: the block around it, and the iterator over its deltas.
+
+    Written out, where two generators would be shorter: the loop keeps a weak reference to every one, and so much
+    ceremony was a tenth of all that a step costs.
+    """
+
+    __slots__ = ("_flight", "_lane", "_scope", "_started", "_stream")
+
+    def __init__(self, lane: Lane, flight: Flight) -> None:
+        self._lane = lane
+        self._flight = flight
+
+    async def __aenter__(self) -> AsyncIterator[Delta]:
+        lane, flight = self._lane, self._flight
+        asked = now_s()
+        await lane.enter(flight.request.priority)
+        self._started = now_s()
+        flight.queue_s = self._started - asked
+        self._scope = asyncio.timeout(None)
+        await self._scope.__aenter__()
+        lane.scopes.add(self._scope)
+        self._stream = lane.engine.stream(flight.request)
+        return self
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await self._stream.__anext__()
+        self._flight.take(delta)
+        self._flight.engine_s = now_s() - self._started
+        return delta
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lane, scope = self._lane, self._scope
+        try:
+            try:
+                await self._stream.aclose()
+            except BaseException as other:
+                error = other
+                raise
+            finally:
+                lane.scopes.discard(scope)
+                await scope.__aexit__(None if error is None else type(error), error, trace)
+        except TimeoutError as late:
+            if not scope.expired():
+                raise
+            raise EngineStalledError(
+                f"Engine {lane.engine.name} showed no progress for {lane.stall_limit_s:.0f} s while request "
+                f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
+            ) from late
+        finally:
+            lane.leave()
+
+
 class Lane:
     """The queue before one engine. Its callers bound its length: each waits in it with one operation at most."""
 
@@ -101,16 +159,15 @@ class Lane:
         self.role = role
         self.engine = engine
         self.in_flight_max = in_flight_max or max(1, int(engine.max_num_seqs * SURPLUS))
-        self._stall_limit_s = stall_limit_s
+        self.stall_limit_s = stall_limit_s
         self._in_flight = 0
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = count()
-        self._scopes: set[asyncio.Timeout] = set()
+        self.scopes: set[asyncio.Timeout] = set()
         self._busy_s = 0.0
         self._busy_since = 0.0
 
-    @asynccontextmanager
-    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
+    def fly(self, flight: Flight) -> Stay:
         """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
@@ -118,35 +175,7 @@ class Lane:
         Raises:
             EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``.
         """
-        asked = now_s()
-        await self._enter(flight.request.priority)
-        started = now_s()
-        flight.queue_s = started - asked
-        scope = asyncio.timeout(None)
-        try:
-            async with scope:
-                self._scopes.add(scope)
-                try:
-                    async with aclosing(self._deltas(flight, started)) as deltas:
-                        yield deltas
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise EngineStalledError(
-                f"Engine {self.engine.name} showed no progress for {self._stall_limit_s:.0f} s while request "
-                f"{flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
-            ) from error
-        finally:
-            self._leave()
-
-    async def _deltas(self, flight: Flight, started: float) -> AsyncGenerator[Delta, None]:
-        async with aclosing(self.engine.stream(flight.request)) as stream:
-            async for delta in stream:
-                flight.take(delta)
-                flight.engine_s = now_s() - started
-                yield delta
+        return Stay(self, flight)
 
     async def run(self, flight: Flight) -> None:
         """Takes a flight to its end."""
@@ -158,19 +187,20 @@ class Lane:
         """Ends all operations in flight when the engine stands still. Runs until cancelled; one per lane."""
         seen = (-1, 0.0)
         while True:
-            await asyncio.sleep(self._stall_limit_s / 10)
+            await asyncio.sleep(self.stall_limit_s / 10)
             progress = self.engine.stats().progress
             if not self._in_flight or progress != seen[0]:
                 seen = (progress, now_s())
-            elif now_s() - seen[1] >= self._stall_limit_s:
-                for scope in self._scopes:
+            elif now_s() - seen[1] >= self.stall_limit_s:
+                for scope in self.scopes:
                     scope.reschedule(now_s())
 
     def stats(self) -> LaneStats:
         busy_s = self._busy_s + (now_s() - self._busy_since if self._in_flight else 0.0)
         return LaneStats(len(self._waiting), self._in_flight, self.in_flight_max, busy_s)
 
-    async def _enter(self, priority: int) -> None:
+    async def enter(self, priority: int) -> None:
+        """Waits for a place."""
         if self._in_flight < self.in_flight_max and not self._waiting:
             self._take_place()
             return
@@ -181,7 +211,7 @@ class Lane:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave()  # the place was given in the same moment: hand it on
+                self.leave()  # the place was given in the same moment: hand it on
             elif entry in self._waiting:
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
@@ -192,7 +222,8 @@ class Lane:
             self._busy_since = now_s()
         self._in_flight += 1
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Gives a place back, or on to the most urgent one waiting."""
         self._in_flight -= 1
         if not self._in_flight:
             self._busy_s += now_s() - self._busy_since

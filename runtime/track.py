@@ -66,7 +66,7 @@ def step_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: b
     if step_end(text, blank=blank) is None:
         return None
     if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
-        return len(ids)  # as nearly always: the engine stopped there
+        return len(ids)  # nearly always: the engine stopped there
     low, high = 1, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
@@ -90,9 +90,12 @@ def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[i
 
     A model that writes such a mark (the start of another turn, say) has ended its own text.
     """
-    marks = vocabulary.special_ids - {vocabulary.think_open, vocabulary.think_close}
+    special = vocabulary.special_ids
+    if special.isdisjoint(ids):
+        return ids, False
+    thinks = vocabulary.think_open, vocabulary.think_close
     for index, token in enumerate(ids):
-        if token in marks:
+        if token in special and token not in thinks:
             return ids[:index], True
     return ids, False
 
@@ -144,6 +147,10 @@ class RuntimeTrack:
         self._state = state
         self._contexts = {role: Context(self._lanes[role].engine.tokenizer, ids) for role, ids in prompts.items()}
         self._stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
+        self._line_ids = {
+            role: context.tokenizer.vocabulary.blank_line_ids | context.tokenizer.vocabulary.newline_ids
+            for role, context in self._contexts.items()
+        }
         self._translated: dict[tuple[Step, Role], Sequence[int]] = {}
         self._open = AsyncExitStack()
         self._writing: tuple[Flight, AsyncIterator[Delta]] | None = None
@@ -296,6 +303,7 @@ class RuntimeTrack:
         if not original:
             limit = min(limit, self._limits.token_budget - self.state.tokens)
         ids: list[int] = []
+        text = ""
         operations: list[Operation] = []
         ended = False
         for part in range(BLANK_PIECES_MAX):
@@ -318,7 +326,8 @@ class RuntimeTrack:
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
-            if original or ended or len(ids) >= limit or flight.finish == "length" or tokenizer.decode(ids).strip():
+            text = context.text_of(ids)
+            if original or ended or len(ids) >= limit or flight.finish == "length" or text.strip():
                 break
         removed = 0
         if original:
@@ -326,8 +335,9 @@ class RuntimeTrack:
             generated = len(ids) + ended
             ids = self._without_think_close(tokenizer, ids)
             removed = max(0, generated - len(ids))
+            text = context.text_of(ids)
         kind: StepKind = purpose
-        return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed), tuple(operations)
+        return Step(role, self._index, text, tuple(ids), ended, kind, removed), tuple(operations)
 
     def _without_think_close(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
         text = tokenizer.decode(ids)
@@ -345,10 +355,14 @@ class RuntimeTrack:
         tokenizers write every one, is seen here, and the request is left.
         """
         tokenizer = self._contexts[role].tokenizer
+        lines = self._line_ids[role]
         length = None
         try:
             async with self._lanes[role].fly(flight) as deltas:
                 async for _ in deltas:
+                    # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
+                    if lines.isdisjoint(flight.ids) and lines.isdisjoint(before):
+                        continue
                     ids = [*before, *flight.ids]
                     text = tokenizer.decode(ids)
                     length = step_length(tokenizer, ids, text, blank=bool(self._limits.original_marks))
