@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Delta, EngineStats, Request, Vocabulary
@@ -13,21 +12,23 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.protocols import Message
 
-_BLANK_LINE = 0x2029  # the paragraph separator stands for a blank line
-_END = 0x2028
+_BLANK_LINE, _END = 0x1E, 0x04
+"""Control characters that no text has stand for a blank line and for the end of a turn."""
 STEP_TOKENS = 32
 """Of a drafted step: what 1.5B models write on average between two blank lines (docs/simulation.md)."""
 DELTA_TOKENS = 8
 """As vLLM is asked for (runtime/engines/vllm.py)."""
 
 
-class CharacterTokenizer:
-    """A token a character, converted in one call each way: about the cheapest that there can be."""
+class CheapTokenizer:
+    """A token a byte of Latin-1, converted in one call each way: about the cheapest that there can be. What is not in
+    Latin-1 becomes a question mark.
+    """
 
     def __init__(self) -> None:
         self.vocabulary = Vocabulary(
-            size=0x110000,
-            fingerprint="characters",
+            size=256,
+            fingerprint="cheap",
             blank_line_ids=frozenset({_BLANK_LINE}),
             newline_ids=frozenset({ord("\n")}),
             end_ids=frozenset({_END}),
@@ -35,13 +36,13 @@ class CharacterTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return array("I", text.replace("\n\n", chr(_BLANK_LINE)).encode("utf-32-le")).tolist()
+        return list(text.replace("\n\n", chr(_BLANK_LINE)).encode("latin-1", "replace"))
 
     def begin(self, text: str) -> list[int]:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return array("I", ids).tobytes().decode("utf-32-le").replace(chr(_BLANK_LINE), "\n\n")
+        return bytes(ids).decode("latin-1").replace(chr(_BLANK_LINE), "\n\n")
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
         text = "".join(f"{message['role']}: {message['content']}{chr(_END)}" for message in messages)
@@ -63,7 +64,7 @@ class EmptyEngine:
 
     def __init__(self, name: str, *, max_num_seqs: int = 256, max_model_len: int = 100_000) -> None:
         self.name = name
-        self.tokenizer = CharacterTokenizer()
+        self.tokenizer = CheapTokenizer()
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self._steps = tuple(_deltas(letter) for letter in "abcdefghij")

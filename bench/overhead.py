@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Literal
 import uvloop
 
 from speclrm import api
-from speclrm.bench.empty import DELTA_TOKENS, STEP_TOKENS, CharacterTokenizer, EmptyEngine
+from speclrm.bench.empty import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.bench.figures import BenchReport, Chart, Figure, Row, figure, report, spread
 from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime.collector import rare_collections
 from speclrm.runtime.events import StepCommitted
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
@@ -147,7 +148,7 @@ def _row(loop: LoopKind, context: int, tracks: int, runs: int) -> Row:
     alone: list[float] = []
     busy: list[float] = []
     for _ in range(runs):
-        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        with rare_collections(), asyncio.Runner(loop_factory=LOOPS[loop]) as runner:  # as the command line does
             alone.append(runner.run(empty_operation_s(1)))
             busy.append(runner.run(empty_operation_s(tracks)))
             steps.append(runner.run(step_s(tracks, context)))
@@ -256,7 +257,7 @@ class Gauge:
 
 def _problems(tracks: int, context: int, strategy: Family) -> list[Problem]:
     """Problems whose prompts have ``context`` ids for the models that read them."""
-    shell = len(CharacterTokenizer().render(strategy.plan(Problem("p", ""), 0, 0)[0].messages))
+    shell = len(CheapTokenizer().render(strategy.plan(Problem("p", ""), 0, 0)[0].messages))
     text = "x" * max(1, context - shell)
     return [Problem(f"p{number}", text) for number in range(-(-tracks // strategy.recipe.tracks))]
 

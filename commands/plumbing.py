@@ -75,6 +75,7 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
     import uvloop
 
     from speclrm.runtime.clock import VirtualTimeLoop
+    from speclrm.runtime.collector import rare_collections
 
     ended: list[int] = []
 
@@ -97,7 +98,10 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
                 raise _Ended(ended[0]) from None
             raise
 
-    with asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else uvloop.new_event_loop) as runner:
+    with (
+        rare_collections(),
+        asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else uvloop.new_event_loop) as runner,
+    ):
         return runner.run(work())
 
 

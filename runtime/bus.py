@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.events import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,20 +37,18 @@ class EventBus:
         return now_s() - self._started
 
     def publish(self, event: Event) -> Event:
-        """Stamps the event with its number and time and hands it on. Returns the stamped event."""
-        stamped = event.model_copy(
-            update={"seq": self._next_seq, "attempt": self._attempt, "t": round(self.elapsed_s, 6)}
-        )
+        """Stamps a new event with its number and time, hands it on, and returns it."""
+        stamp(event, self._next_seq, self._attempt, round(self.elapsed_s, 6))
         self._next_seq += 1
         for sink in self._required:
-            sink.emit(stamped)
+            sink.emit(event)
         for sink in tuple(self._optional):
             try:
-                sink.emit(stamped)
+                sink.emit(event)
             except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
                 self._optional.remove(sink)
                 log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
-        return stamped
+        return event
 
     async def room(self) -> None:
         for sink in self._required:

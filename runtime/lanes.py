@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import Counter
-from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -21,7 +20,8 @@ from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from types import TracebackType
 
     from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
 
@@ -122,6 +122,66 @@ class LaneStats:
         return self.engine.batched / self.engine.iterations if self.engine.iterations else 0.0
 
 
+class Stay:
+    """A flight's time in its lane: the block around it, and the iterator over its deltas.
+
+    Written out, where two generators would be shorter: the loop keeps a weak reference to every one, and so much
+    ceremony was a tenth of all that a step costs.
+    """
+
+    __slots__ = ("_flight", "_queue", "_scope", "_started", "_stream")
+
+    def __init__(self, queue: _Queue, flight: Flight) -> None:
+        self._queue = queue
+        self._flight = flight
+
+    async def __aenter__(self) -> AsyncIterator[Delta]:
+        queue, flight = self._queue, self._flight
+        asked = now_s()
+        await queue.enter(flight)
+        self._started = now_s()
+        flight.queue_s = self._started - asked
+        queue.waited_s += flight.queue_s
+        queue.operations += 1
+        self._scope = asyncio.timeout(None)
+        await self._scope.__aenter__()
+        queue.scopes.add(self._scope)
+        self._stream = queue.engine.stream(flight.request)
+        return self
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await self._stream.__anext__()
+        self._flight.take(delta)
+        self._flight.engine_s = now_s() - self._started
+        return delta
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        queue, scope = self._queue, self._scope
+        try:
+            try:
+                await self._stream.aclose()
+            except BaseException as other:
+                error = other
+                raise
+            finally:
+                queue.scopes.discard(scope)
+                await scope.__aexit__(None if error is None else type(error), error, trace)
+        except TimeoutError as late:
+            if not scope.expired():
+                raise
+            raise EngineStalledError(
+                f"Engine {queue.engine.name} showed no progress for {queue.stall_limit_s:.0f} s while request "
+                f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
+            ) from late
+        finally:
+            queue.leave()
+
+
 class Lane:
     """The queues before the engines of a role. Callers bound their length: each waits with a few operations at most."""
 
@@ -146,17 +206,15 @@ class Lane:
     def engines(self) -> list[Engine]:
         return [queue.engine for queue in self.queues]
 
-    @asynccontextmanager
-    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
+    def fly(self, flight: Flight) -> Stay:
         """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
 
-        Raises:
+        Raises, from the block:
             EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``.
         """
-        async with self.queues[flight.place].fly(flight) as deltas:
-            yield deltas
+        return Stay(self.queues[flight.place], flight)
 
     async def run(self, flight: Flight) -> None:
         """Takes a flight to its end."""
@@ -204,60 +262,26 @@ class _Queue:
         self._fixed = in_flight_max is not None
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
-        self._stall_limit_s = stall_limit_s
+        self.stall_limit_s = stall_limit_s
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = count()
-        self._scopes: set[asyncio.Timeout] = set()
+        self.scopes: set[asyncio.Timeout] = set()
         self._busy_s = 0.0
         self._since_s = 0.0
         self._idle_ready_s = 0.0
-        self._waited_s = 0.0
-        self._operations = 0
-
-    @asynccontextmanager
-    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncGenerator[Delta, None], None]:
-        asked = now_s()
-        await self._enter(flight)
-        started = now_s()
-        flight.queue_s = started - asked
-        self._waited_s += flight.queue_s
-        self._operations += 1
-        scope = asyncio.timeout(None)
-        try:
-            async with scope:
-                self._scopes.add(scope)
-                try:
-                    async with aclosing(self._deltas(flight, started)) as deltas:
-                        yield deltas
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise EngineStalledError(
-                f"Engine {self.engine.name} showed no progress for {self._stall_limit_s:.0f} s while request "
-                f"{flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
-            ) from error
-        finally:
-            self._leave()
-
-    async def _deltas(self, flight: Flight, started: float) -> AsyncGenerator[Delta, None]:
-        async with aclosing(self.engine.stream(flight.request)) as stream:
-            async for delta in stream:
-                flight.take(delta)
-                flight.engine_s = now_s() - started
-                yield delta
+        self.waited_s = 0.0
+        self.operations = 0
 
     async def watch(self) -> None:
         """Ends all operations in flight when the engine stands still. Runs until cancelled; one per engine."""
         seen = (-1, 0.0)
         while True:
-            await asyncio.sleep(self._stall_limit_s / 10)
+            await asyncio.sleep(self.stall_limit_s / 10)
             progress = self.engine.stats().progress
             if not self.in_flight or progress != seen[0]:
                 seen = (progress, now_s())
-            elif now_s() - seen[1] >= self._stall_limit_s:
-                for scope in self._scopes:
+            elif now_s() - seen[1] >= self.stall_limit_s:
+                for scope in self.scopes:
                     scope.reschedule(now_s())
 
     def stats(self) -> LaneStats:
@@ -265,14 +289,14 @@ class _Queue:
             waiting=len(self._waiting),
             in_flight=self.in_flight,
             in_flight_max=self._cap,
-            operations=self._operations,
-            waited_s=self._waited_s,
+            operations=self.operations,
+            waited_s=self.waited_s,
             busy_s=self._busy_s + (now_s() - self._since_s if self.in_flight else 0.0),
             idle_ready_s=self._idle_ready_s,
             engine=self.engine.stats(),
         )
 
-    async def _enter(self, flight: Flight) -> None:
+    async def enter(self, flight: Flight) -> None:
         self._adapt()
         if self.in_flight < self._cap and not self._waiting:
             if not self.in_flight and flight.ready_s is not None:
@@ -286,7 +310,7 @@ class _Queue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave()  # the place was given in the same moment: hand it on
+                self.leave()  # the place was given in the same moment: hand it on
             elif entry in self._waiting:
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
@@ -310,7 +334,7 @@ class _Queue:
             self._overlap.change(self._role, 1)
         self.in_flight += 1
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self.in_flight -= 1
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s

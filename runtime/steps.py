@@ -79,9 +79,12 @@ def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[i
 
     A model that writes such a mark (the start of another turn, say) has ended its own text.
     """
-    marks = vocabulary.special_ids - {vocabulary.think_open, vocabulary.think_close}
+    special = vocabulary.special_ids
+    if special.isdisjoint(ids):
+        return ids, False
+    thinks = vocabulary.think_open, vocabulary.think_close
     for index, token in enumerate(ids):
-        if token in marks:
+        if token in special and token not in thinks:
             return ids[:index], True
     return ids, False
 

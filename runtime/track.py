@@ -91,6 +91,10 @@ class RuntimeTrack:
         self._state = state
         self._contexts = {role: Context(self._lanes[role].engine.tokenizer, ids) for role, ids in prompts.items()}
         self._stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
+        self._line_ids = {
+            role: context.tokenizer.vocabulary.blank_line_ids | context.tokenizer.vocabulary.newline_ids
+            for role, context in self._contexts.items()
+        }
         self._translated: dict[tuple[Step, Role], Sequence[int]] = {}
         self._open = AsyncExitStack()
         self._writing: tuple[Flight, AsyncIterator[Delta]] | None = None
@@ -319,6 +323,7 @@ class RuntimeTrack:
         ids: list[int] = []
         sampled: list[float] = []
         entropy: float | None = None
+        text = ""
         operations: list[Operation] = []
         ended = left = False
         # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
@@ -351,9 +356,10 @@ class RuntimeTrack:
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
+            text = context.text_of(ids)
             if original or ended or left or len(ids) >= limit or flight.finish == "length":
                 break
-            if len(ids) >= least if tokenizer.decode(ids).strip() else part + 1 >= BLANK_PIECES_MAX:
+            if len(ids) >= least if text.strip() else part + 1 >= BLANK_PIECES_MAX:
                 break
         removed = 0
         if original:
@@ -361,9 +367,10 @@ class RuntimeTrack:
             generated = len(ids) + ended
             ids = without_think_close(tokenizer, ids, self._limits.original_marks)
             removed = max(0, generated - len(ids))
+            text = context.text_of(ids)
         kind: StepKind = purpose
         sure = confidence(sampled[: len(ids)], entropy)
-        step = Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed, sure, left)
+        step = Step(role, self._index, text, tuple(ids), ended, kind, removed, sure, left)
         return step, tuple(operations)
 
     async def _run_step(
@@ -383,14 +390,17 @@ class RuntimeTrack:
         """
         tokenizer = self._contexts[role].tokenizer
         blank, least = bool(self._limits.original_marks), self._limits.min_step_tokens
+        lines = self._line_ids[role]
         length = None
         try:
             async with self._lanes[role].fly(flight) as deltas:
                 async for _ in deltas:
-                    ids = [*before, *flight.ids]
-                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                    if length is not None:
-                        break
+                    # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
+                    if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
+                        ids = [*before, *flight.ids]
+                        length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
+                        if length is not None:
+                            break
                     entropy = entropy if flight.first_entropy is None else flight.first_entropy
                     so_far = confidence([*sampled, *flight.sampled_logprobs], entropy)
                     if flight.finish is None and so_far and self._gate(so_far, whole=False) == "doubtful":

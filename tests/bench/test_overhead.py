@@ -10,7 +10,7 @@ import pytest
 from fake import speclrm
 
 from speclrm.bench import overhead
-from speclrm.bench.empty import STEP_TOKENS, CharacterTokenizer, EmptyEngine
+from speclrm.bench.empty import STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.bench.figures import BenchReport
 from speclrm.runtime.events import EVENT, StepCommitted, StepDrafted
 from speclrm.runtime.protocols import Request
@@ -34,7 +34,7 @@ def test_an_empty_engine_says_one_step_or_one_digit() -> None:
 
 
 def test_the_cheap_tokenizer_reads_back_what_it_wrote() -> None:
-    tokenizer = CharacterTokenizer()
+    tokenizer = CheapTokenizer()
     ids = tokenizer.encode("a\n\nü")
     assert len(ids) == 3
     assert tokenizer.decode(ids) == "a\n\nü"

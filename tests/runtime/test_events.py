@@ -65,3 +65,11 @@ def test_events_cannot_be_changed_or_extended() -> None:
         SAMPLES[0].seq = 3  # type: ignore[misc]
     with pytest.raises(ValidationError):
         EVENT.validate_json('{"kind": "engine_failed", "engine": "t", "error": "x", "more": 1}')
+
+
+def test_a_stamp_changes_the_place_in_the_run_and_nothing_else() -> None:
+    event = events.EngineFailed(engine="t", error="gone")
+    events.stamp(event, 7, 1, 2.5)
+    assert event == events.EngineFailed(seq=7, attempt=1, t=2.5, engine="t", error="gone")
+    assert EVENT.validate_json(events.to_line(event)) == event
+    assert event.model_fields_set == {"seq", "attempt", "t", "engine", "error"}
