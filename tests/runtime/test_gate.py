@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import Played, make_strategy, operation, play
@@ -26,7 +26,7 @@ def drafts(*replies: Reply) -> object:
     return draft
 
 
-def gated(*replies: Reply, scores: tuple[float, ...] = (9, 9, 9), **options: object) -> Played:
+def gated(*replies: Reply, scores: tuple[float, ...] = (9, 9, 9), **options: Any) -> Played:
     chosen = make_strategy("speculative", tracks=1, **options)
     return play(chosen, draft=drafts(*replies), target=by_step(REWRITES, scores=scores))  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_a_short_draft_ends_before_the_tokens_that_would_tell_and_is_judged_as_a
 
 
 @pytest.mark.parametrize("options", [{}, {"gate_sure": -0.5}, {"gate_entropy": 1.0}])
-def test_drafts_are_asked_for_what_the_gate_needs_and_no_more(options: dict[str, object]) -> None:
+def test_drafts_are_asked_for_what_the_gate_needs_and_no_more(options: dict[str, Any]) -> None:
     played = gated(*map(Reply, STEPS), **options)
     assert played.draft is not None
     assert played.target is not None

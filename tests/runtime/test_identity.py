@@ -113,7 +113,9 @@ text = st.text(
     st.sampled_from("ab 1+=.\n日é😀—\\") | st.characters(codec="utf-8", exclude_characters="<|\0"), max_size=40
 )
 step = st.tuples(text, st.sampled_from(["\n\n", "\n\n\n", "x\n\n", ".\n\n  ", ""])).map("".join)
-SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+SETTINGS = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 
 
 def play_on(
@@ -134,8 +136,10 @@ def play_on(
 
 def carried(played: Played, role: Role) -> list[tuple[tuple[int, ...], Request]]:
     """Of each request: the ids that the committed steps before it must give, and the request."""
+    assert played.draft is not None
+    assert played.target is not None
+    engines = played.draft, played.target
     engine = played.draft if role is Role.DRAFT else played.target
-    assert engine is not None
     (started,) = played.collector.of(TrackStarted)
     contexts = [started.prompt_ids[role.value]]
     written: StepDrafted | StepWritten | None = None
@@ -145,9 +149,7 @@ def carried(played: Played, role: Role) -> list[tuple[tuple[int, ...], Request]]
         elif isinstance(event, StepCommitted):
             assert written is not None
             own = isinstance(written, StepDrafted) is (role is Role.DRAFT)
-            same = played.draft is not None and played.target is not None
-            same = same and played.draft.tokenizer.vocabulary.fingerprint == engine.tokenizer.vocabulary.fingerprint
-            same = same and played.target.tokenizer.vocabulary.fingerprint == engine.tokenizer.vocabulary.fingerprint
+            same = len({one.tokenizer.vocabulary.fingerprint for one in engines}) == 1
             ids = written.ids if own or same else tuple(engine.tokenizer.encode(written.text))
             contexts.append((*contexts[-1], *ids))
     return [(contexts[operation(request)[2]], request) for request in engine.requests]
