@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import re
 import statistics
@@ -172,10 +173,12 @@ class Both(Family):
     name = "both"
     roles = frozenset({Role.DRAFT, Role.TARGET})
 
-    def __init__(self, recipe: Recipe, seed: int) -> None:
+    def __init__(self, recipe: Recipe, seed: int, seconds: float) -> None:
         super().__init__(recipe, find_answer)
         self.pairs: list[dict[str, Any]] = []
         self._seed = seed
+        self._seconds = seconds
+        self._started = math.inf
 
     async def run_track(self, track: Any) -> Any:
         # What was written last is what the track's state would take for the step; so the end is told from the step.
@@ -195,6 +198,9 @@ class Both(Family):
             key = f"{self._seed}/{track.problem.id}/{track.state.track}/{place}"
             chosen = draft if random.Random(key).random() < 0.5 else target
             await track.commit(chosen)
+            self._started = min(self._started, time.perf_counter())
+            if time.perf_counter() > self._started + self._seconds:
+                break
             if chosen.ended or find_answer(chosen.text) is not None or track.state.tokens >= self.recipe.token_budget:
                 break
         return "step_limit"
@@ -210,7 +216,7 @@ async def record(options: argparse.Namespace) -> None:
         gate_doubt=-100.0,
         gate_entropy=ENTROPY_MAX,
     )
-    strategy = Both(recipe, options.seed)
+    strategy = Both(recipe, options.seed, options.seconds)
     problems = load(options.dataset, limit=options.problems, seed=options.seed)
     async with runtime(options) as opened:
         await opened.run(problems, strategy, seed=options.seed)
@@ -243,6 +249,15 @@ async def ask(engine: Any, request: Request) -> Any:
 async def score(options: argparse.Namespace) -> None:
     recorded = json.loads(options.file.read_text())
     rows: list[dict[str, Any]] = []
+    if options.scores.is_file():
+        rows = json.loads(options.scores.read_text())["rows"]
+    done = {(row["pair"], row["role"]) for row in rows}
+    left = [
+        (number, pair, role)
+        for number, pair in enumerate(recorded["pairs"])
+        for role in Role
+        if (number, role.value) not in done
+    ]
     async with runtime(options) as opened:
         engines = {role: opened.scheduler.lanes[role].engine for role in Role}
         target = engines[Role.TARGET]
@@ -251,13 +266,14 @@ async def score(options: argparse.Namespace) -> None:
             layouts[name] = replace(INLINE_PROMPTS, judge=judge, judge_reply=reply)
         suffixes = {name: judge_suffix(target.tokenizer, prompts) for name, prompts in layouts.items()}
 
-        async def one(pair: dict[str, Any], role: Role) -> dict[str, Any]:
+        async def one(number: int, pair: dict[str, Any], role: Role) -> dict[str, Any]:
             step = pair["steps"][role.value]
             ids = {
                 reader: list(translate(step["ids"], step["text"], engines[role].tokenizer, engines[reader].tokenizer))
                 for reader in Role
             }
             row: dict[str, Any] = {
+                "pair": number,
                 "problem": pair["problem"],
                 "role": role.value,
                 "holds": sums_hold(step["text"]),
@@ -283,14 +299,15 @@ async def score(options: argparse.Namespace) -> None:
             return row
 
         places = asyncio.Semaphore(12)
-
-        async def bounded(pair: dict[str, Any], role: Role) -> None:
-            async with places:
-                rows.append(await one(pair, role))
-
         started = time.perf_counter()
-        await asyncio.gather(*(bounded(pair, role) for pair in recorded["pairs"] for role in Role))
-        print(f"{len(rows)} steps scored in {time.perf_counter() - started:.0f} s")
+
+        async def bounded(number: int, pair: dict[str, Any], role: Role) -> None:
+            async with places:
+                if time.perf_counter() < started + options.seconds:
+                    rows.append(await one(number, pair, role))
+
+        await asyncio.gather(*(bounded(*item) for item in left))
+        print(f"{len(rows)} of {2 * len(recorded['pairs'])} steps scored, in {time.perf_counter() - started:.0f} s")
     options.scores.write_text(json.dumps({"dataset": recorded["dataset"], "rows": rows}))
 
 
@@ -349,7 +366,9 @@ def table(options: argparse.Namespace) -> None:
         print(f"{name}: {sum(found)} good and {len(found) - sum(found)} bad steps")
     print(f"\n| scorer | {' | '.join(labels)} | range |")
     print(f"|---|{'---|' * (len(labels) + 1)}")
-    names = [name for name in rows[0] if name not in ("problem", "role", "holds", "text") and "mass" not in name]
+    names = [
+        name for name in rows[0] if name not in ("pair", "problem", "role", "holds", "text") and "mass" not in name
+    ]
     for name in sorted(names, key=lambda name: list(rows[0]).index(name)):
         values = [row[name] for row in rows if row.get(name) is not None]
         low, high = np.percentile(values, [5, 95])
@@ -532,6 +551,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="of work at the most; score goes on where it stopped"
+    )
     parser.add_argument("--all-notes", action="store_true")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("record").add_argument("file", type=Path)

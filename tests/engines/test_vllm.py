@@ -381,6 +381,18 @@ async def test_only_the_block_before_a_step_is_computed_again_for_its_likelihood
     assert delta.cached_tokens == 160
 
 
+async def test_a_long_context_is_read_before_its_step_so_that_no_logits_are_made_for_it(target: VllmEngine) -> None:
+    words = target.tokenizer.encode("A long context of many numbers and steps comes first. " * 80)[:1130]
+    before = target.stats().prompt_tokens
+    (long,) = await collect(target, Request("long", words, 1, likelihood_from=1100))
+    assert long.cached_tokens == 0  # what was read ahead was computed for this answer, too
+    assert target.stats().prompt_tokens - before > 2 * 1100 - 1  # two requests
+    (again,) = await collect(target, Request("again", words, 1, likelihood_from=1100))
+    assert again.prompt_logprobs == pytest.approx(long.prompt_logprobs, abs=2e-3)
+    (single,) = await collect(target, Request("single", words[:1100], 1, logprob_ids=(words[1100],)))
+    assert (long.prompt_logprobs or ())[0] == pytest.approx((single.logprobs or {})[words[1100]], abs=2e-3)
+
+
 async def test_likelihoods_digits_and_tokens_are_asked_side_by_side_and_do_not_disturb_each_other(
     target: VllmEngine,
 ) -> None:
