@@ -3,6 +3,7 @@
     python benchmarks/judges.py record steps.json [--dataset ...] [--problems 24] [--steps 8]
     python benchmarks/judges.py score steps.json scores.json
     python benchmarks/judges.py table scores.json [more.json ...]
+    python benchmarks/judges.py all steps.json scores.json      (score, logprobs and cache on one pair of engines)
     python benchmarks/judges.py cache
     python benchmarks/judges.py logprobs
     python benchmarks/judges.py tokenizers
@@ -206,7 +207,7 @@ class Both(Family):
         return "step_limit"
 
 
-async def record(options: argparse.Namespace) -> None:
+async def record(opened: Any, options: argparse.Namespace) -> None:
     recipe = Recipe(
         tracks=options.tracks,
         token_budget=options.budget,
@@ -218,16 +219,15 @@ async def record(options: argparse.Namespace) -> None:
     )
     strategy = Both(recipe, options.seed, options.seconds)
     problems = load(options.dataset, limit=options.problems, seed=options.seed)
-    async with runtime(options) as opened:
-        await opened.run(problems, strategy, seed=options.seed)
+    await opened.run(problems, strategy, seed=options.seed)
     options.file.write_text(json.dumps({"dataset": options.dataset, "pairs": strategy.pairs}))
     print(f"{len(strategy.pairs)} places, {2 * len(strategy.pairs)} steps, in {options.file}")
 
 
-def runtime(options: argparse.Namespace, *, draft: bool = True) -> Any:
+def runtime(options: argparse.Namespace) -> Any:
     return api.Runtime(
         target=options.target,
-        draft=options.draft if draft else None,
+        draft=options.draft,
         tracks=16,
         prompt_tokens=320,
         token_budget=options.budget,
@@ -246,7 +246,7 @@ async def ask(engine: Any, request: Request) -> Any:
         return first
 
 
-async def score(options: argparse.Namespace) -> None:
+async def score(opened: Any, options: argparse.Namespace) -> None:
     recorded = json.loads(options.file.read_text())
     rows: list[dict[str, Any]] = []
     if options.scores.is_file():
@@ -258,56 +258,55 @@ async def score(options: argparse.Namespace) -> None:
         for role in Role
         if (number, role.value) not in done
     ]
-    async with runtime(options) as opened:
-        engines = {role: opened.scheduler.lanes[role].engine for role in Role}
-        target = engines[Role.TARGET]
-        layouts: dict[str, StepPrompts] = {"turn": STEP_PROMPTS}
-        for name, (judge, reply) in list(NOTES.items())[: None if options.all_notes else 1]:
-            layouts[name] = replace(INLINE_PROMPTS, judge=judge, judge_reply=reply)
-        suffixes = {name: judge_suffix(target.tokenizer, prompts) for name, prompts in layouts.items()}
+    engines = {role: opened.scheduler.lanes[role].engine for role in Role}
+    target = engines[Role.TARGET]
+    layouts: dict[str, StepPrompts] = {"turn": STEP_PROMPTS}
+    for name, (judge, reply) in list(NOTES.items())[: None if options.all_notes else 1]:
+        layouts[name] = replace(INLINE_PROMPTS, judge=judge, judge_reply=reply)
+    suffixes = {name: judge_suffix(target.tokenizer, prompts) for name, prompts in layouts.items()}
 
-        async def one(number: int, pair: dict[str, Any], role: Role) -> dict[str, Any]:
-            step = pair["steps"][role.value]
-            ids = {
-                reader: list(translate(step["ids"], step["text"], engines[role].tokenizer, engines[reader].tokenizer))
-                for reader in Role
-            }
-            row: dict[str, Any] = {
-                "pair": number,
-                "problem": pair["problem"],
-                "role": role.value,
-                "holds": sums_hold(step["text"]),
-                "text": step["text"],
-            }
-            if role is Role.DRAFT:
-                row |= {"draft mean log-probability": pair["mean_logprob"]}
-            if pair["first_entropy"] is not None:
-                row["first-token entropy"] = -pair["first_entropy"]  # less is better
-            for name, suffix in suffixes.items():
-                prompt = [*pair["contexts"]["target"], *ids[Role.TARGET], *suffix.ids]
-                digit_ids = suffix.digit_ids
-                delta = await ask(target, Request("score", prompt, 1, allowed_ids=digit_ids, logprob_ids=digit_ids))
-                digits = [delta.logprobs[token] for token in digit_ids]
-                for method in ("greedy", "average"):
-                    row[f"{name}, {method}"] = read_score(digits, method).value
-                row[f"mass of {name}"] = read_score(digits, "greedy").mass
-            context = pair["contexts"]["target"]
-            if ids[Role.TARGET]:
-                prompt = [*context, *ids[Role.TARGET]]
-                delta = await ask(target, Request("read", prompt, 1, likelihood_from=len(context)))
-                row["likelihood"] = statistics.fmean(delta.prompt_logprobs)
-            return row
+    async def one(number: int, pair: dict[str, Any], role: Role) -> dict[str, Any]:
+        step = pair["steps"][role.value]
+        ids = {
+            reader: list(translate(step["ids"], step["text"], engines[role].tokenizer, engines[reader].tokenizer))
+            for reader in Role
+        }
+        row: dict[str, Any] = {
+            "pair": number,
+            "problem": pair["problem"],
+            "role": role.value,
+            "holds": sums_hold(step["text"]),
+            "text": step["text"],
+        }
+        if role is Role.DRAFT:
+            row |= {"draft mean log-probability": pair["mean_logprob"]}
+        if pair["first_entropy"] is not None:
+            row["first-token entropy"] = -pair["first_entropy"]  # less is better
+        context = pair["contexts"]["target"]
+        if ids[Role.TARGET]:
+            prompt = [*context, *ids[Role.TARGET]]
+            delta = await ask(target, Request("read", prompt, 1, likelihood_from=len(context)))
+            row["likelihood"] = statistics.fmean(delta.prompt_logprobs)
+        for name, suffix in suffixes.items():
+            prompt = [*context, *ids[Role.TARGET], *suffix.ids]
+            digit_ids = suffix.digit_ids
+            delta = await ask(target, Request("score", prompt, 1, allowed_ids=digit_ids, logprob_ids=digit_ids))
+            digits = [delta.logprobs[token] for token in digit_ids]
+            for method in ("greedy", "average"):
+                row[f"{name}, {method}"] = read_score(digits, method).value
+            row[f"mass of {name}"] = read_score(digits, "greedy").mass
+        return row
 
-        places = asyncio.Semaphore(12)
-        started = time.perf_counter()
+    places = asyncio.Semaphore(12)
+    started = time.perf_counter()
 
-        async def bounded(number: int, pair: dict[str, Any], role: Role) -> None:
-            async with places:
-                if time.perf_counter() < started + options.seconds:
-                    rows.append(await one(number, pair, role))
+    async def bounded(number: int, pair: dict[str, Any], role: Role) -> None:
+        async with places:
+            if time.perf_counter() < started + options.seconds:
+                rows.append(await one(number, pair, role))
 
-        await asyncio.gather(*(bounded(*item) for item in left))
-        print(f"{len(rows)} of {2 * len(recorded['pairs'])} steps scored, in {time.perf_counter() - started:.0f} s")
+    await asyncio.gather(*(bounded(*item) for item in left))
+    print(f"{len(rows)} of {2 * len(recorded['pairs'])} steps scored, in {time.perf_counter() - started:.0f} s")
     options.scores.write_text(json.dumps({"dataset": recorded["dataset"], "rows": rows}))
 
 
@@ -366,19 +365,16 @@ def table(options: argparse.Namespace) -> None:
         print(f"{name}: {sum(found)} good and {len(found) - sum(found)} bad steps")
     print(f"\n| scorer | {' | '.join(labels)} | range |")
     print(f"|---|{'---|' * (len(labels) + 1)}")
-    names = [
-        name for name in rows[0] if name not in ("pair", "problem", "role", "holds", "text") and "mass" not in name
-    ]
-    for name in sorted(names, key=lambda name: list(rows[0]).index(name)):
+    keys = sorted({name for row in rows for name in row} - {"pair", "problem", "role", "holds", "text"})
+    for name in (key for key in keys if not key.startswith("mass")):
         values = [row[name] for row in rows if row.get(name) is not None]
         low, high = np.percentile(values, [5, 95])
         cells = [with_interval(rows, name, label) for label in labels.values()]
         if name in ("first-token entropy", "draft mean log-probability"):
             cells[0] = "-"  # they are of the place, or of drafts alone
         print(f"| {name} | {' | '.join(cells)} | {low:.2f} to {high:.2f} |")
-    for name in rows[0]:
-        if name.startswith("mass"):
-            print(f"{name}: {statistics.fmean(row[name] for row in rows):.3f}")
+    for name in (key for key in keys if key.startswith("mass")):
+        print(f"{name}: {statistics.fmean(row[name] for row in rows if name in row):.3f}")
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
@@ -431,82 +427,80 @@ class _Keep:
     async def aclose(self) -> None: ...
 
 
-async def cache(options: argparse.Namespace) -> None:
+async def cache(opened: Any, options: argparse.Namespace) -> None:
     problems = load(options.dataset, limit=options.problems, seed=options.seed)
     ways: dict[str, dict[str, Any]] = {
         "turn": {"judge": "turn", "score_threshold": 7.5},
         "inline": {"judge": "inline", "score_threshold": 7.0},
         "likelihood": {"scorer": "likelihood", "score_threshold": -1.0},
     }
-    async with runtime(options) as opened:
-        engine: Any = opened.scheduler.lanes[Role.TARGET].engine
-        block = engine.engine.vllm_config.cache_config.block_size
-        watch = Watch(engine, block)
-        print(f"blocks of {block} tokens; budget {options.budget}, {options.tracks} tracks of {len(problems)} problems")
-        for number, (name, ways_options) in enumerate(ways.items()):
-            watch.rows.clear()
-            keep = _Keep([])
-            strategy = api.strategy(
-                "speculative",
-                tracks=options.tracks,
-                token_budget=options.budget,
-                max_step_tokens=64,
-                score_method="average",
-                closing=False,
-                **ways_options,
-            )
-            # Other tracks each time: what an earlier way had computed would be found by the next one.
-            fresh = [replace(problem, text=f"({number + 1}) {problem.text}") for problem in problems]
-            await opened.run(fresh, strategy, seed=options.seed, sinks=[keep])
-            scored = [event for event in keep.events if event.kind == "step_scored"]
-            steps = [len(event.ids) for event in keep.events if event.kind == "step_drafted"]
-            seconds = [event.operations[0].engine_s for event in scored]
-            scores = [row for row in watch.rows if row["kind"] == "score"]
-            found = sum(min(row["found"], row["known"]) for row in watch.rows)
-            known = sum(row["known"] for row in watch.rows)
-            suffix = 0
-            if name != "likelihood":
-                suffix = len(judge_suffix(engine.tokenizer, strategy.prompts).ids)
-            print(
-                f"{name}: {len(scores)} scores; uncached tokens a score {statistics.fmean(r['uncached'] for r in scores):.1f} "
-                f"(median {statistics.median(r['uncached'] for r in scores):.0f}, most {max(r['uncached'] for r in scores)}); "
-                f"suffix {suffix}, drafted step {statistics.fmean(steps):.1f} of the draft's tokens; "
-                f"full blocks known and found {found}/{known} = {found / max(1, known):.1%}; "
-                f"{statistics.fmean(seconds) * 1000:.0f} ms a score",
-                flush=True,
-            )
+    engine: Any = opened.scheduler.lanes[Role.TARGET].engine
+    block = engine.engine.vllm_config.cache_config.block_size
+    watch = Watch(engine, block)
+    print(f"blocks of {block} tokens; budget {options.budget}, {options.tracks} tracks of {len(problems)} problems")
+    for number, (name, ways_options) in enumerate(ways.items()):
+        watch.rows.clear()
+        keep = _Keep([])
+        strategy = api.strategy(
+            "speculative",
+            tracks=options.tracks,
+            token_budget=options.budget,
+            max_step_tokens=64,
+            score_method="average",
+            closing=False,
+            **ways_options,
+        )
+        # Other tracks each time: what an earlier way had computed would be found by the next one.
+        fresh = [replace(problem, text=f"({number + 1}) {problem.text}") for problem in problems]
+        await opened.run(fresh, strategy, seed=options.seed, sinks=[keep])
+        scored = [event for event in keep.events if event.kind == "step_scored"]
+        steps = [len(event.ids) for event in keep.events if event.kind == "step_drafted"]
+        seconds = [event.operations[0].engine_s for event in scored]
+        scores = [row for row in watch.rows if row["kind"] == "score"]
+        found = sum(min(row["found"], row["known"]) for row in watch.rows)
+        known = sum(row["known"] for row in watch.rows)
+        suffix = 0
+        if name != "likelihood":
+            suffix = len(judge_suffix(engine.tokenizer, strategy.prompts).ids)
+        print(
+            f"{name}: {len(scores)} scores; uncached tokens a score {statistics.fmean(r['uncached'] for r in scores):.1f} "
+            f"(median {statistics.median(r['uncached'] for r in scores):.0f}, most {max(r['uncached'] for r in scores)}); "
+            f"suffix {suffix}, drafted step {statistics.fmean(steps):.1f} of the draft's tokens; "
+            f"full blocks known and found {found}/{known} = {found / max(1, known):.1%}; "
+            f"{statistics.fmean(seconds) * 1000:.0f} ms a score",
+            flush=True,
+        )
 
 
 # ------------------------------------------------------------------------------------------- log-probabilities, tokenizers
 
 
-async def logprobs(options: argparse.Namespace) -> None:
-    async with runtime(options) as opened:
-        engine: Any = opened.scheduler.lanes[Role.DRAFT].engine
-        prompt = engine.tokenizer.encode("Solve the problem step by step. " * 12)
-        ends = engine.tokenizer.vocabulary.end_ids
-        ways: dict[str, dict[str, Any]] = {
-            "none": {},
-            "of the sampled tokens": {"sampled_logprobs": True},
-            "and the first entropy": {"sampled_logprobs": True, "first_entropy": True},
-        }
-        rates: dict[str, list[float]] = defaultdict(list)
+async def logprobs(opened: Any, options: argparse.Namespace) -> None:
+    engine: Any = opened.scheduler.lanes[Role.DRAFT].engine
+    prompt = engine.tokenizer.encode("Solve the problem step by step. " * 12)
+    ends = engine.tokenizer.vocabulary.end_ids
+    ways: dict[str, dict[str, Any]] = {
+        "none": {},
+        "of the sampled tokens": {"sampled_logprobs": True},
+        "and the first entropy": {"sampled_logprobs": True, "first_entropy": True},
+    }
+    rates: dict[str, list[float]] = defaultdict(list)
 
-        async def drain(number: int, given: dict[str, Any]) -> int:
-            request = Request(f"r{number}", [*prompt, *ends], 64, 0.6, 0.95, number, **given)
-            async with aclosing(engine.stream(request)) as deltas:
-                return sum([len(delta.ids) async for delta in deltas])
+    async def drain(number: int, given: dict[str, Any]) -> int:
+        request = Request(f"r{number}", [*prompt, *ends], 64, 0.6, 0.95, number, **given)
+        async with aclosing(engine.stream(request)) as deltas:
+            return sum([len(delta.ids) async for delta in deltas])
 
-        for turn in range(options.rounds + 1):
-            for name in list(ways) if turn % 2 else list(ways)[::-1]:
-                started = time.perf_counter()
-                counts = await asyncio.gather(*(drain(number, ways[name]) for number in range(12)))
-                rates[name].append(sum(counts) / (time.perf_counter() - started))
-        base = statistics.median(rates["none"][1:])
-        for name, values in rates.items():
-            middle = statistics.median(values[1:])
-            each = ", ".join(f"{value:.0f}" for value in values[1:])
-            print(f"log-probabilities {name}: {middle:.1f} tokens/s ({each}), {middle / base:.3f} of none")
+    for turn in range(options.rounds + 1):
+        for name in list(ways) if turn % 2 else list(ways)[::-1]:
+            started = time.perf_counter()
+            counts = await asyncio.gather(*(drain(number, ways[name]) for number in range(12)))
+            rates[name].append(sum(counts) / (time.perf_counter() - started))
+    base = statistics.median(rates["none"][1:])
+    for name, values in rates.items():
+        middle = statistics.median(values[1:])
+        each = ", ".join(f"{value:.0f}" for value in values[1:])
+        print(f"log-probabilities {name}: {middle:.1f} tokens/s ({each}), {middle / base:.3f} of none")
 
 
 def tokenizers(options: argparse.Namespace) -> None:
@@ -561,13 +555,23 @@ def main() -> None:
     scoring.add_argument("file", type=Path)
     scoring.add_argument("scores", type=Path)
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
+    every = commands.add_parser("all")
+    every.add_argument("file", type=Path)
+    every.add_argument("scores", type=Path)
     for name in ("cache", "logprobs", "tokenizers"):
         commands.add_parser(name)
     options = parser.parse_args()
     if options.command in ("table", "tokenizers"):
         {"table": table, "tokenizers": tokenizers}[options.command](options)
         return
-    asyncio.run({"record": record, "score": score, "cache": cache, "logprobs": logprobs}[options.command](options))
+    asyncio.run(on_engines(options))
+
+
+async def on_engines(options: argparse.Namespace) -> None:
+    parts = {"record": (record,), "score": (score,), "cache": (cache,), "logprobs": (logprobs,)}
+    async with runtime(options) as opened:
+        for part in parts.get(options.command, (score, logprobs, cache)):
+            await part(opened, options)
 
 
 if __name__ == "__main__":
