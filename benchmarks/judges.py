@@ -3,7 +3,7 @@
     python benchmarks/judges.py record steps.json [--dataset ...] [--problems 24] [--steps 8]
     python benchmarks/judges.py score steps.json scores.json
     python benchmarks/judges.py table scores.json [more.json ...]
-    python benchmarks/judges.py all steps.json scores.json      (score, logprobs and cache on one pair of engines)
+    python benchmarks/judges.py all steps.json scores.json      (all but the last on one pair of engines)
     python benchmarks/judges.py cache
     python benchmarks/judges.py logprobs
     python benchmarks/judges.py tokenizers
@@ -79,7 +79,8 @@ _LATEX = (
 def sums_hold(text: str) -> bool | None:
     """Whether all of the text's equations of plain numbers are right; None where it has none.
 
-    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is passed over.
+    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is passed over, and so
+    is what only repeats itself.
     """
     for mark, plain in _LATEX:
         text = text.replace(mark, plain)
@@ -88,16 +89,20 @@ def sums_hold(text: str) -> bool | None:
     for line in text.splitlines():
         sides = _EQUALS.split(line)
         for place, (left, right) in enumerate(pairwise(sides)):
-            one = _value(left, at_end=True)
-            other = _value(right, at_end=False)
-            # A sum somewhere: ``x = 7`` and ``7 = 7`` state nothing.
-            if one is not None and other is not None and (one[1] or other[1] or place):
-                verdicts.append(one[0] == other[0])
+            one = _beside(left, at_end=True)
+            other = _beside(right, at_end=False)
+            if one is None or other is None or one == other:
+                continue
+            # A sum somewhere: ``x = 7``, ``7 = 7`` and what only repeats itself state nothing.
+            if place or not (one.isdigit() and other.isdigit()):
+                values = _calculated(one), _calculated(other)
+                if None not in values:
+                    verdicts.append(values[0] == values[1])
     return all(verdicts) if verdicts else None
 
 
-def _value(side: str, *, at_end: bool) -> tuple[Fraction, bool] | None:
-    """The expression next to the equals sign, and whether it has an operator; None where letters touch it."""
+def _beside(side: str, *, at_end: bool) -> str | None:
+    """The expression next to the equals sign, without blanks; None where letters touch it."""
     side = side.rstrip(" $") if at_end else side.lstrip(" $")
     if at_end:
         found = next((m for m in _EXPRESSION.finditer(side) if m.end() == len(side)), None)
@@ -111,9 +116,12 @@ def _value(side: str, *, at_end: bool) -> tuple[Fraction, bool] | None:
             return None
     if not found:
         return None
-    expression = found.group().replace("$", "").replace(",", "").replace("×", "*").replace("÷", "/").strip()
+    return re.sub(r"[\s$,]", "", found.group()).replace("×", "*").replace("÷", "/")
+
+
+def _calculated(expression: str) -> Fraction | None:
     try:
-        return _calculate(expression), bool(re.search(r"\d\s*\)?\s*[-+*/]", expression))
+        return _calculate(expression)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -275,7 +283,6 @@ async def score(opened: Any, options: argparse.Namespace) -> None:
             "pair": number,
             "problem": pair["problem"],
             "role": role.value,
-            "holds": sums_hold(step["text"]),
             "text": step["text"],
         }
         if role is Role.DRAFT:
@@ -346,11 +353,11 @@ def by_origin(row: dict[str, Any]) -> bool | None:
 
 
 def by_sums(row: dict[str, Any]) -> bool | None:
-    return row["holds"]
+    return sums_hold(row["text"])
 
 
 def by_sums_of_drafts(row: dict[str, Any]) -> bool | None:
-    return row["holds"] if row["role"] == "draft" else None
+    return by_sums(row) if row["role"] == "draft" else None
 
 
 def table(options: argparse.Namespace) -> None:
@@ -365,7 +372,7 @@ def table(options: argparse.Namespace) -> None:
         print(f"{name}: {sum(found)} good and {len(found) - sum(found)} bad steps")
     print(f"\n| scorer | {' | '.join(labels)} | range |")
     print(f"|---|{'---|' * (len(labels) + 1)}")
-    keys = sorted({name for row in rows for name in row} - {"pair", "problem", "role", "holds", "text"})
+    keys = sorted({name for row in rows for name in row} - {"pair", "problem", "role", "text"})
     for name in (key for key in keys if not key.startswith("mass")):
         values = [row[name] for row in rows if row.get(name) is not None]
         low, high = np.percentile(values, [5, 95])
@@ -558,6 +565,7 @@ def main() -> None:
     every = commands.add_parser("all")
     every.add_argument("file", type=Path)
     every.add_argument("scores", type=Path)
+    every.add_argument("--parts", default="record,score,logprobs,cache")
     for name in ("cache", "logprobs", "tokenizers"):
         commands.add_parser(name)
     options = parser.parse_args()
@@ -568,10 +576,11 @@ def main() -> None:
 
 
 async def on_engines(options: argparse.Namespace) -> None:
-    parts = {"record": (record,), "score": (score,), "cache": (cache,), "logprobs": (logprobs,)}
+    parts = {"record": record, "score": score, "cache": cache, "logprobs": logprobs}
+    names = options.parts.split(",") if options.command == "all" else [options.command]
     async with runtime(options) as opened:
-        for part in parts.get(options.command, (score, logprobs, cache)):
-            await part(opened, options)
+        for name in names:
+            await parts[name](opened, options)
 
 
 if __name__ == "__main__":
