@@ -53,7 +53,7 @@ DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=4&max_digits=2"
 NOTES = {
     "inline": (INLINE_PROMPTS.judge, INLINE_PROMPTS.judge_reply),
     "inline, strict": ("[Strict reviewer: last step graded 0-9. Grade", ": "),
-    "inline, question": ("[Is the step above right? Grade 0-9]", ": "),
+    "inline, reviewer": ("[Reviewer's grade for this step, 0 to 9", ": "),
     "inline, student": ("[Grade of this student's last step, 0-9", ": "),
 }
 """Notes that were tried; the first is the one that is shipped."""
@@ -372,7 +372,7 @@ def table(options: argparse.Namespace) -> None:
         print(f"{name}: {sum(found)} good and {len(found) - sum(found)} bad steps")
     print(f"\n| scorer | {' | '.join(labels)} | range |")
     print(f"|---|{'---|' * (len(labels) + 1)}")
-    keys = sorted({name for row in rows for name in row} - {"pair", "problem", "role", "text"})
+    keys = sorted({name for row in rows for name in row} - {"pair", "problem", "role", "holds", "text"})
     for name in (key for key in keys if not key.startswith("mass")):
         values = [row[name] for row in rows if row.get(name) is not None]
         low, high = np.percentile(values, [5, 95])

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import make_strategy, parts
+from support import Collector, make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
-from speclrm.runtime.events import EVENT, MethodsChosen
+from speclrm.runtime.events import EVENT, MethodsChosen, StepDrafted, StepScored
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
@@ -230,6 +230,33 @@ async def test_contexts_are_cached_from_step_to_step(engine_pair: dict[Role, Vll
         await runtime.solve(Problem("cached", "Add 1 and 2 and 3. " * 8, "6"), chosen, sinks=[Sink()])
     counts = fold.summary().tokens["target"]
     assert counts.cached > counts.prompt / 2
+
+
+@pytest.mark.parametrize("scorer", ["judge", "likelihood"])
+async def test_a_score_computes_no_more_than_the_step_the_question_and_a_block(
+    engine_pair: dict[Role, VllmEngine], scorer: str
+) -> None:
+    collector = Collector()
+    least = -100 if scorer == "likelihood" else 0
+    chosen = make_strategy(
+        "speculative", tracks=3, token_budget=160, max_step_tokens=20, scorer=scorer, score_threshold=least
+    )
+    async with Runtime(parts(engine_pair)) as runtime:
+        problem = Problem(f"computed by {scorer}", f"Add 1 and 2 and 3, and see the {scorer}. " * 8, "6")
+        await runtime.solve(problem, chosen, sinks=[collector])
+    target = engine_pair[Role.TARGET]
+    suffix = judge_suffix(target.tokenizer, chosen.prompts).ids if scorer == "judge" else ()
+    drafts = {(event.track, event.step): event for event in collector.of(StepDrafted)}
+    scored = [event for event in collector.of(StepScored) if event.step > 0]
+    assert len(scored) > 10
+    found, known = 0, 0
+    for event in scored:
+        (operation,) = event.operations
+        step = len(drafts[event.track, event.step].ids)
+        assert operation.prompt_tokens - operation.cached_tokens <= step + len(suffix) + 32
+        found += operation.cached_tokens // 32
+        known += (operation.prompt_tokens - step - len(suffix) - (scorer == "likelihood")) // 32
+    assert found >= 0.97 * known
 
 
 @pytest.mark.parametrize(
