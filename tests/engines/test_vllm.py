@@ -417,7 +417,7 @@ async def test_a_long_context_is_read_before_its_step_so_that_no_logits_are_made
     (again,) = await collect(target, Request("again", words, 1, likelihood_from=1100))
     assert again.prompt_logprobs == pytest.approx(long.prompt_logprobs, abs=2e-3)
     (single,) = await collect(target, Request("single", words[:1100], 1, logprob_ids=(words[1100],)))
-    assert list(long.prompt_logprobs or [])[0] == pytest.approx((single.logprobs or {})[words[1100]], abs=2e-3)
+    assert next(iter(long.prompt_logprobs or [])) == pytest.approx((single.logprobs or {})[words[1100]], abs=2e-3)
 
 
 async def test_likelihoods_digits_and_tokens_are_asked_side_by_side_and_do_not_disturb_each_other(
