@@ -57,6 +57,7 @@ class Flight:
     prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
     engine_s: float = 0.0
+    answered: bool = False
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
@@ -67,6 +68,7 @@ class Flight:
             raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
         self.ids.extend(delta.ids)
         self.finish = delta.finish
+        self.answered = True
         if delta.logprobs is not None:
             self.logprobs = delta.logprobs
         if delta.cached_tokens is not None:
@@ -97,7 +99,8 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            prompt_tokens=len(self.request.prompt_ids) if first else 0,
+            # What was given up before the first token may never have been read: nothing is known of it.
+            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
