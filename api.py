@@ -306,6 +306,7 @@ def _calibration_work(options: CalibrateOptions, threshold: float | None = None)
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
     chosen = strategy(
         "speculative",
+        speculate="always",
         tracks=options.tracks,
         score_threshold=threshold,
         score_method=options.score_method,

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from speclrm.runtime.protocols import Speculate
 from speclrm.runtime.runtime import CONCURRENCY
 from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.prompts import JudgeLayout
-from speclrm.strategies.recipe import Fidelity, PromptStyle
+from speclrm.strategies.recipe import Fidelity, PromptStyle, WorkAhead
 from speclrm.strategies.scoring import ScoreMethod, Scorer
 from speclrm.strategies.stopping import Fast
 
@@ -53,6 +54,9 @@ class RecipeOptions(Options):
     duplicates: bool | None = None
     prompt_style: PromptStyle | None = None
     fast: Fast | None = None
+    speculate: Speculate | None = None
+    draft_ahead: WorkAhead | None = None
+    rewrite_ahead: WorkAhead | None = None
     fidelity: Fidelity | None = None
     scorer: Scorer | None = None
     judge: JudgeLayout | None = None

@@ -61,7 +61,12 @@ async def main(options: argparse.Namespace) -> None:
     problems = load("reasoning-gym:gsm_symbolic", limit=options.problems, seed=5)
     count = options.problems * options.tracks
     recipe = api.strategy(
-        "speculative", tracks=options.tracks, token_budget=64 * options.steps, max_step_tokens=48, closing=False
+        "speculative",
+        speculate="always",
+        tracks=options.tracks,
+        token_budget=64 * options.steps,
+        max_step_tokens=48,
+        closing=False,
     ).recipe
     times: dict[bool, list[float]] = {True: [], False: []}
     tokens: dict[bool, list[int]] = {True: [], False: []}
