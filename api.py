@@ -199,6 +199,30 @@ async def run_in(
     return RunReport(directory=directory, summary=fold.summary())
 
 
+def prepare(options: RunOptions, notify: Notify = _quiet) -> tuple[RunOptions, Family, list[Problem]]:
+    """The options with names in their one form, the strategy, and the problems; nothing is loaded. Raises UsageError."""
+    return _prepared(options, notify)
+
+
+def recipe_options(options: RunOptions) -> dict[str, Any]:
+    """The recipe's options that are set, for ``strategy``."""
+    given = {name: getattr(options, name) for name in RecipeOptions.model_fields}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def runtime_for(options: RunOptions, chosen: Family, problems: Sequence[Problem], notify: Notify = _quiet) -> _Runtime:
+    """A runtime for ``async with``, its engines sized for ``options.concurrency`` samples of these problems at once.
+
+    For many calls of ``solve`` or ``run`` on the same engines. Raises on entry what ``run`` raises.
+    """
+
+    async def open_parts(stack: AsyncExitStack) -> Parts:
+        sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+        return await _open(stack, options, sized, notify)
+
+    return _Runtime(open_parts)
+
+
 def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
     """What a run would do, from settings, problems and tokenizers alone: nothing is loaded, fetched or written.
 
@@ -602,9 +626,12 @@ __all__ = [
     "choose_threshold",
     "defaults",
     "is_simulated",
+    "prepare",
     "preview",
+    "recipe_options",
     "run",
     "run_in",
+    "runtime_for",
     "solve",
     "strategy",
     "way_of_scoring",
