@@ -99,4 +99,8 @@ class CalibrateOptions(EngineOptions):
     max_step_tokens: int = Field(default=128, ge=1)
     score_method: ScoreMethod = "average"
     acceptance: float = Field(default=0.6, gt=0, lt=1)
+    quick: bool = False
+    """Fewer measurements of what the engines cost."""
+    preset_file: Path | None = None
+    """Where the preset for simulated engines goes; by default into the cache, under a name made of the models."""
     seed: int = 1_000_003

@@ -14,6 +14,7 @@ from speclrm.commands.plumbing import (
     checked,
     guard,
     print_calibration,
+    print_measured,
     print_paths,
     run_async,
     stdout,
@@ -33,11 +34,22 @@ def calibrate(
     score_method: Annotated[Literal["greedy", "average"], typer.Option(help="As in `run`.")] = "average",
     acceptance: Annotated[float, typer.Option(help="The share of drafts to keep.")] = 0.6,
     dtype: Dtype = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer measurements of what the engines cost.")] = False,
+    preset_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the preset for simulated engines goes.", show_default="the cache, by the models' names"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything found as JSON.")] = False,
     display: Display = None,
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """See how a target scores a draft's steps, and keep a threshold for `run --score-threshold auto`."""
+    """Measure two engines and how the target scores the draft's steps.
+
+    Keeps a threshold for `run --score-threshold auto` and a preset for `--target sim/...` and `--dataset sim:...`.
+    """
 
     def start() -> None:
         from speclrm import api
@@ -54,19 +66,25 @@ def calibrate(
             score_method=score_method,
             acceptance=acceptance,
             dtype=dtype,
+            quick=quick,
+            preset_file=preset_file,
         )
         with Screen(display, log_file, log_level) as screen:
-            result = run_async(
-                lambda: api.calibrate(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan)
+            report = run_async(
+                lambda: api.calibrate(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan),
+                virtual=api.is_simulated(target),
             )
-        if screen.kind == "json":
+        result = report.calibration
+        if json or screen.kind == "json":
             from speclrm.display import print_json
 
-            print_json({"kind": "calibration", **result.model_dump(mode="json")})
+            rest = report.model_dump(mode="json", exclude={"calibration"})
+            print_json({"kind": "calibration", **result.model_dump(mode="json"), **rest})
         else:
             print_calibration(stdout(), result)
             kept = api.calibration_path(result.target, result.draft, result.score_method)
             typer.echo(f"kept in     {kept}; used by `run --score-threshold auto --score-method {result.score_method}`")
+            print_measured(stdout(), report)
 
     guard(start)
 

@@ -41,6 +41,7 @@ _Tokens = Annotated[int, Field(ge=1)]
 SPAN_MAX = 64
 """Iterations that are taken together at most, so that readers of a long output see it grow."""
 DELTA_TOKENS = 8
+"""Between two deltas, as our vLLM engines have it; the first token comes by itself (v1/engine/output_processor.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class EngineCost:
     """What an iteration takes, in seconds: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
 
     ``kv_tokens``: tokens of keys and values that there is room for. The limits are those of vLLM's scheduler;
-    ``chunked_prefill``: whether a prompt may be computed in parts. ``request_s``: from a request's call until the engine has it.
+    ``chunked_prefill``: whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each
+    token that is sampled, which costs on a CPU, and ``request_s`` from a request's call until the engine has it.
     """
 
     w: Annotated[float, Field(gt=0, le=3600)]
@@ -60,6 +62,7 @@ class EngineCost:
     max_model_len: _Tokens = 32_768
     block_size: _Tokens = 16
     chunked_prefill: bool = True
+    s: _Seconds = 0.0
     request_s: _Seconds = 0.0
 
 
@@ -154,6 +157,7 @@ class _Pass:
     plan: dict[_Sequence, int]
     new: int
     context: int
+    sampled: int
     steps: int
     since_s: float
     speed: float
@@ -330,7 +334,8 @@ class SimulatedEngine:
         steps = self._decodes(plan)
         new = sum(plan.values())
         context = sum(sequence.computed for sequence in plan)
-        self._pass = _Pass(plan, new, context, steps, now_s(), self._device.speed(self))
+        sampled = sum(one.computed + tokens >= one.length for one, tokens in plan.items())
+        self._pass = _Pass(plan, new, context, sampled, steps, now_s(), self._device.speed(self))
         self.retime()
 
     def _schedule(self) -> dict[_Sequence, int]:
@@ -366,7 +371,7 @@ class SimulatedEngine:
             sequence = waiting[0][1]
             found = self._find(sequence)
             new = sequence.length - len(found) * size
-            if new > budget and not self.cost.chunked_prefill:
+            if new > budget and plan and not self.cost.chunked_prefill:
                 break
             whole = -(-sequence.length // size) - len(found)
             if whole + self._blocks.idle(found) > self._blocks.room:
@@ -424,7 +429,7 @@ class SimulatedEngine:
     def _seconds(self, steps: int, one: _Pass) -> float:
         """Of ``steps`` iterations, in which the context grows by the new tokens each time."""
         grown = steps * one.context + one.new * steps * (steps - 1) / 2
-        return steps * (self.cost.w + self.cost.p * one.new) + self.cost.k * grown
+        return steps * (self.cost.w + self.cost.p * one.new + self.cost.s * one.sampled) + self.cost.k * grown
 
     def _whole(self, seconds: float, one: _Pass) -> int:
         """How many whole iterations fit into the time, of those taken together."""
@@ -443,7 +448,8 @@ class SimulatedEngine:
         sequence.said += tokens
         self.output_tokens += tokens
         finished = sequence.said >= len(sequence.ids)
-        if not sequence.aborted and (finished or sequence.said - sequence.told >= DELTA_TOKENS):
+        due = not sequence.started or sequence.said - sequence.told >= DELTA_TOKENS
+        if not sequence.aborted and (finished or due):
             sequence.deltas.put_nowait(self._delta(sequence, finished=finished))
         if finished:
             self._leave(sequence)
