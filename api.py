@@ -351,6 +351,7 @@ async def _scored(
 def _calibration_work(options: CalibrateOptions, threshold: float = 0.0) -> tuple[Family, list[Problem]]:
     if options.draft is None:
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
+    _simulated(options)  # names of simulated engines are told before anything starts
     chosen = strategy(
         "speculative",
         tracks=options.tracks,

@@ -68,6 +68,7 @@ def fit_costs(measurements: Sequence[Measurement]) -> CostFit:
     """
     import numpy as np
 
+    solve: Any = np.linalg.lstsq
     seconds = np.array([one.seconds for one in measurements])
     rows = np.array(
         [(one.iterations, one.new, one.context, one.sampled, one.calls) for one in measurements], dtype=float
@@ -83,7 +84,7 @@ def fit_costs(measurements: Sequence[Measurement]) -> CostFit:
         for size in range(1, 6):
             for columns in map(list, combinations(range(5), size)):
                 part = (rows / scale)[:, columns] * root[:, None]
-                values: Any = np.linalg.lstsq(part, root, rcond=None)[0]
+                values: np.ndarray = solve(part, root, rcond=None)[0]
                 missed = float(((part @ values - root) ** 2).sum())
                 if (values >= 0).all() and missed < least - 1e-12:
                     least, fresh = missed, np.zeros(5)
