@@ -112,12 +112,16 @@ class Blocks:
         self._free -= blocks
         return True
 
-    def publish(self, key: int) -> bool:
-        """Makes a private block known. False where another block with the same content is; then it stays private."""
+    def publish(self, key: int) -> None:
+        """Makes a private block known. Where another one with the same content is, that is used instead.
+
+        vLLM would keep both. Here whoever holds a block holds all before it, which ``known`` and ``idle`` rest on.
+        """
         if key in self._users:
-            return False
-        self._users[key] = 1
-        return True
+            self._free += 1
+            self.hold((key,))
+        else:
+            self._users[key] = 1
 
     def release(self, keys: Sequence[int], private: int) -> None:
         """Gives back blocks; ``keys`` in the order of the context."""

@@ -114,8 +114,8 @@ class Device:
 @dataclass(eq=False, slots=True)
 class _Sequence:
     """One request at work. ``ids``: what it will say; ``said``: how much of it it has said; ``computed``: tokens of prompt
-    and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed; ``seen``: how many of
-    these have been published or found; ``held``: those that are used under their key; ``private``: its other blocks.
+    and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed; ``held``: the first of
+    them, which others can find; ``private``: how many blocks it has beside these.
     """
 
     request: Request
@@ -132,7 +132,6 @@ class _Sequence:
     aborted: bool = False
     computed: int = 0
     cached: int | None = None
-    seen: int = 0
     held: list[int] = field(default_factory=list[int])
     private: int = 0
 
@@ -379,7 +378,7 @@ class SimulatedEngine:
             heapq.heappop(waiting)
             self._blocks.hold(found)
             new = min(new, budget)
-            sequence.held, sequence.seen, sequence.computed = found, len(found), len(found) * size
+            sequence.held, sequence.computed = found, len(found) * size
             sequence.private = -(-(sequence.computed + new) // size) - len(found)
             self._blocks.take(sequence.private)
             if sequence.cached is None:
@@ -477,7 +476,7 @@ class SimulatedEngine:
         self._name_blocks(sequence)
         self._publish(sequence, sequence.computed)
         self._blocks.release(sequence.held, sequence.private)
-        sequence.held, sequence.private, sequence.seen = [], 0, 0
+        sequence.held, sequence.private = [], 0
 
     def _name_blocks(self, sequence: _Sequence) -> None:
         """The keys of what it said, which its track's next request will ask for."""
@@ -488,11 +487,10 @@ class SimulatedEngine:
 
     def _publish(self, sequence: _Sequence, computed: int) -> None:
         """Full blocks among the first ``computed`` tokens can be found by others."""
-        for key in sequence.keys[sequence.seen : computed // self.cost.block_size]:
-            if self._blocks.publish(key):
-                sequence.held.append(key)
-                sequence.private -= 1
-            sequence.seen += 1
+        for key in sequence.keys[len(sequence.held) : computed // self.cost.block_size]:
+            self._blocks.publish(key)
+            sequence.held.append(key)
+            sequence.private -= 1
 
 
 def cut(ids: Sequence[int], request: Request, tokenizer: Tokenizer) -> tuple[Sequence[int], Finish]:
