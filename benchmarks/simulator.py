@@ -82,8 +82,9 @@ def run_options(options: argparse.Namespace, kind: str, target: str, draft: str,
     )
 
 
-async def real_runs(options: argparse.Namespace, target: str, draft: str, first: int) -> list[Run]:
-    found: list[Run] = []
+async def add_real_runs(options: argparse.Namespace, target: str, draft: str, runs: list[Run]) -> None:
+    """Each run is kept as soon as it ended: what stops a later one must not lose it."""
+    first = len(runs) // len(KINDS)
     problems = load(DATASET, limit=options.limit, seed=PROBLEMS_SEED)
     async with api.Runtime(
         target=target,
@@ -99,8 +100,8 @@ async def real_runs(options: argparse.Namespace, target: str, draft: str, first:
                     asked = run_options(options, kind, target, draft, seed)
                     chosen = api.strategy(kind, **recipe(options, kind))
                     report = await api.run_in(runtime, chosen, problems, asked, Path(folder) / "run")
-                found.append(outcome(kind, report.summary, real=True))
-    return found
+                runs.append(outcome(kind, report.summary, real=True))
+                options.json.write_text(json.dumps([asdict(run) for run in runs], indent=2))
 
 
 def simulated_runs(options: argparse.Namespace) -> list[Run]:
@@ -136,8 +137,7 @@ def main() -> None:
         options.threshold = kept_threshold(target, draft, "average")
     runs = [Run(**row) for row in json.loads(options.json.read_text())] if options.json.exists() else []
     if options.real:
-        runs += asyncio.run(real_runs(options, target, draft, first=len(runs) // len(KINDS)))
-        options.json.write_text(json.dumps([asdict(run) for run in runs], indent=2))
+        asyncio.run(add_real_runs(options, target, draft, runs))
     report(runs, simulated_runs(options))
 
 
