@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WRITE_DELAY_S = 0.05
 SYNC_INTERVAL_S = 1.0
+ROUNDING_S = 1e-6
+"""A timer may fire a rounding error early; under virtual time the rest of the wait would then never pass."""
 BUFFER_EVENTS_MAX = 10_000
 """Events that may wait for the disk before tracks are held back."""
 
@@ -108,7 +110,7 @@ class Journal:
                             data = data[await file.write(data) :]
                         dirty = True
                     self._drained.set()
-                    if dirty and (sync or now_s() - synced >= SYNC_INTERVAL_S):
+                    if dirty and (sync or now_s() >= synced + SYNC_INTERVAL_S - ROUNDING_S):
                         await asyncio.to_thread(os.fsync, file.fileno())
                         synced = now_s()
                         dirty = False

@@ -115,7 +115,8 @@ class Prober:
         """Prefill of several lengths, and decoding in batches of several sizes at short and long contexts."""
         tokens = 17 if quick else 33
         long = max(SHORT, min(LONG, self._engine.max_model_len - tokens - 1))
-        batches = [size for size in (1, 3, 8, 16) if size <= self._engine.max_num_seqs]
+        sizes = (1, 4, 16) if quick else (1, 3, 8, 16)
+        batches = [size for size in sizes if size <= self._engine.max_num_seqs]
         found: list[Measurement] = []
         await self.decode(1, SHORT, 9)  # what the first requests of a kind compile is not measured
         for length in dict.fromkeys((SHORT, long // 4, long // 2, long)):
@@ -195,7 +196,7 @@ async def measure_sharing(engines: Sequence[Engine], *, quick: bool) -> list[flo
 
     Both decode two sequences; the outputs are long enough that each engine sees the other at work for several deltas.
     """
-    tokens = 41 if quick else 81
+    tokens = 25 if quick else 81
     probers = [Prober(engine, seed=1) for engine in engines]
     alone = [(await prober.decode(2, SHORT, tokens)).iteration_s() for prober in probers]
     longest = max(time or 0.0 for time in alone)
