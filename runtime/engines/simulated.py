@@ -29,6 +29,7 @@ from pydantic import Field
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engines.blocks import BlockKeys, Blocks
+from speclrm.runtime.engines.packed import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Tokenizer
 
@@ -491,14 +492,3 @@ class SimulatedEngine:
             self._blocks.publish(key)
             sequence.held.append(key)
             sequence.private -= 1
-
-
-def cut(ids: Sequence[int], request: Request, tokenizer: Tokenizer) -> tuple[Sequence[int], Finish]:
-    """What an engine gives of ids that a model would write: up to a stop id, an end, or the limit."""
-    stops, ends = set(request.stop_ids), tokenizer.vocabulary.end_ids
-    for index, token in enumerate(ids[: request.max_tokens]):
-        if token in ends:
-            return ids[:index], "end"
-        if token in stops:
-            return ids[: index + 1], "stop"
-    return ids[: request.max_tokens], "length" if len(ids) >= request.max_tokens else "end"
