@@ -113,4 +113,8 @@ class CalibrateOptions(EngineOptions):
     scorer: Scorer = "judge"
     judge: JudgeLayout = "auto"
     acceptance: float = Field(default=0.6, gt=0, lt=1)
+    quick: bool = False
+    """Fewer measurements of what the engines cost."""
+    preset_file: Path | None = None
+    """Where the preset for simulated engines goes; by default into the cache, under a name made of the models."""
     seed: int = 1_000_003
