@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
@@ -20,17 +20,18 @@ from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.evaluators.metrics import RunSummary, Summary
+from speclrm.evaluators.metrics import RunSummary, Summary, summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.engines.presets import is_simulated, simulated_engines
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
-from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.errors import SettingsError, SpecLRMError
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
+from speclrm.runtime.reader import read_run
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
@@ -193,10 +194,19 @@ async def run_in(
             config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
             sinks=[*sinks, fold],
         )
-    finally:
+    except BaseException:
         if fold.summary().run:  # it began: the directory is this run's
-            write_reports(directory, fold.summary())
-    return RunReport(directory=directory, summary=fold.summary())
+            with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
+                await _write_reports(directory)
+        raise
+    return RunReport(directory=directory, summary=await _write_reports(directory))
+
+
+async def _write_reports(directory: Path) -> RunSummary:
+    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
+    write_reports(directory, summary)
+    return summary
 
 
 def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
