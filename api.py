@@ -29,11 +29,13 @@ from speclrm.runtime.engines.presets import is_simulated, simulated_engines
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError, SpecLRMError
 from speclrm.runtime.events import StepScored
+from speclrm.runtime.journal import TraceOptions
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
 from speclrm.runtime.reader import read_run
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.segments import check_compression
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
 from speclrm.strategies.catalog import defaults
 from speclrm.strategies.catalog import strategy as make_strategy
@@ -193,6 +195,7 @@ async def run_in(
             directory=directory,
             config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
             sinks=[*sinks, fold],
+            trace=TraceOptions(compress=options.compress_trace),
         )
     except BaseException:
         if fold.summary().run:  # it began: the directory is this run's
@@ -335,6 +338,8 @@ def _faults(options: RunOptions) -> AbstractContextManager[None]:
 def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
+    if options.compress_trace:
+        check_compression()
     selection = Selection(options.problem_ids, options.sample, options.limit)
     if options.dataset.startswith(SIMULATED_DATA):
         _check_simulated(options)
