@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -24,22 +24,29 @@ class EventBus:
     sink gets no more events.
     """
 
-    def __init__(self, required: Sequence[Sink] = (), optional: Sequence[Sink] = (), *, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        required: Sequence[Sink] = (),
+        optional: Sequence[Sink] = (),
+        *,
+        attempt: int = 0,
+        next_seq: int = 0,
+        elapsed_s: float = 0.0,
+    ) -> None:
         self._required = list(required)
         self._optional = list(optional)
         self._attempt = attempt
-        self._next_seq = 0
-        self._started = now_s()
+        self._next_seq = next_seq
+        self._started = now_s() - elapsed_s
 
     @property
     def elapsed_s(self) -> float:
-        return now_s() - self._started
+        """Seconds of run time, in the form that events carry."""
+        return round(now_s() - self._started, 6)
 
     def publish(self, event: Event) -> Event:
         """Stamps the event with its number and time and hands it on. Returns the stamped event."""
-        stamped = event.model_copy(
-            update={"seq": self._next_seq, "attempt": self._attempt, "t": round(self.elapsed_s, 6)}
-        )
+        stamped = event.model_copy(update={"seq": self._next_seq, "attempt": self._attempt, "t": self.elapsed_s})
         self._next_seq += 1
         for sink in self._required:
             sink.emit(stamped)
@@ -50,6 +57,9 @@ class EventBus:
                 self._optional.remove(sink)
                 log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
         return stamped
+
+    async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
+        """Waits until such an event is due; in a live run that is now."""
 
     async def room(self) -> None:
         for sink in self._required:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TypedDict
 import structlog
 
 from speclrm.runtime.asking import ask
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import judge_suffix, prompt_ids
-from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError
+from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError, told
 from speclrm.runtime.events import (
     Event,
     FinishReason,
@@ -27,12 +26,12 @@ from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.track import RuntimeTrack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from speclrm.runtime.bus import EventBus
     from speclrm.runtime.context import JudgeSuffix
+    from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
-    from speclrm.runtime.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +47,7 @@ class Sample:
         order: int,
         seed: int | None,
         strategy: Strategy,
-        scheduler: Scheduler,
+        lanes: Mapping[Role, Flights],
         equivalence: Equivalence,
         bus: EventBus,
     ) -> None:
@@ -58,7 +57,7 @@ class Sample:
         self._order = order
         self._seed = seed
         self._strategy = strategy
-        self._scheduler = scheduler
+        self._lanes = lanes
         self._equivalence = equivalence
         self._bus = bus
         self._voting = asyncio.Lock()
@@ -70,11 +69,10 @@ class Sample:
         An error of one track ends that track. Raises EngineDeadError, TraceError and TooManyErrors, after which no
         track could go on.
         """
-        started = now_s()
         strategy = self._strategy
-        self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
+        started = self._publish(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
         plans = await self._plan()
-        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
+        tokenizers = {role: self._lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_suffix(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
             async with asyncio.TaskGroup() as group:
@@ -91,11 +89,10 @@ class Sample:
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
-        self._emit(
-            SampleFinished(
-                **self._where, answer=answer, winner=winner, outcome=outcome, seconds=round(now_s() - started, 6)
-            )
-        )
+        await self._bus.turn("sample_finished", self.problem.id, self.repeat)
+        # By the times that the trace shows, so that a resumed run counts only the time that it ran.
+        seconds = round(self._bus.elapsed_s - started.t, 6)
+        self._emit(SampleFinished(**self._where, answer=answer, winner=winner, outcome=outcome, seconds=seconds))
         return self.state
 
     async def _plan(self) -> Sequence[TrackPlan]:
@@ -116,7 +113,7 @@ class Sample:
             self.repeat,
             order=self._order,
             seed=self._seed,
-            lane=self._scheduler.lanes[Role.TARGET],
+            lane=self._lanes[Role.TARGET],
             emit=self._emit,
             room=self._bus.room,
         )
@@ -135,7 +132,7 @@ class Sample:
         return strategy.plan(self.problem, self.repeat, self._seed, choice.codes)
 
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
-        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in self._strategy.roles}
+        tokenizers = {role: self._lanes[role].engine.tokenizer for role in self._strategy.roles}
         prompts = prompt_ids(tokenizers, plan)
         openings = {role: tokenizer.encode(plan.opening) for role, tokenizer in tokenizers.items()}
         self._emit(
@@ -154,7 +151,7 @@ class Sample:
             order=self._order,
             seed=self._seed,
             strategy=self._strategy,
-            scheduler=self._scheduler,
+            lanes=self._lanes,
             prompts=prompts,
             openings=openings,
             judge=judge,
@@ -192,7 +189,7 @@ class Sample:
                 reason=reason,
                 answer=None if ended else self._strategy.answer(state, self.problem, reason),
                 tokens=state.tokens,
-                error=None if error is None else f"{type(error).__name__}: {error}".splitlines()[0],
+                error=None if error is None else told(error),
             )
         )
 
@@ -235,7 +232,12 @@ class Sample:
         return await self._equivalence.grade(answer, self.problem)
 
     def _emit(self, event: Event) -> None:
-        self.state = apply(self.state, self._bus.publish(event))
+        self._publish(event)
+
+    def _publish(self, event: Event) -> Event:
+        stamped = self._bus.publish(event)
+        self.state = apply(self.state, stamped)
+        return stamped
 
     @property
     def _where(self) -> _Where:

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from speclrm.runtime.context import Context, JudgeSuffix, translate
-from speclrm.runtime.errors import CapacityError, RequestError
+from speclrm.runtime.errors import CapacityError, RequestError, told
 from speclrm.runtime.events import (
     Event,
     OperationDropped,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from speclrm.runtime.events import Operation
+    from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Delta, Problem, Strategy, Tokenizer, Vocabulary
-    from speclrm.runtime.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
 
 _NEWLINES = re.compile(r"\n+")
@@ -118,7 +118,7 @@ class RuntimeTrack:
         order: int,
         seed: int | None,
         strategy: Strategy,
-        scheduler: Scheduler,
+        lanes: Mapping[Role, Flights],
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
@@ -133,7 +133,7 @@ class RuntimeTrack:
         self._limits = strategy.limits
         self._prompts = strategy.prompts
         self._read_score = strategy.score
-        self._lanes = scheduler.lanes
+        self._lanes = lanes
         self._openings = openings
         self._judge = judge
         self._emit = emit
@@ -202,7 +202,7 @@ class RuntimeTrack:
                 mass=score.mass,
                 digits=digits,
                 said=said,
-                operations=(flight.report(),),
+                operations=(flight.report(kept=(), digits=True),),
             )
         )
         return score
@@ -221,15 +221,21 @@ class RuntimeTrack:
         try:
             while (step := self._next_written(flight, taken)) is None:
                 if await anext(deltas, None) is None:
+                    if flight.cut:
+                        break
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
             self._drop(flight, Role.TARGET, "write", error)
             self._writing = None
             await self._open.aclose()
             raise
+        if step is None:  # the request ended with an earlier attempt: another one goes on from here
+            self._writing = None
+            await self._open.aclose()
+            return await self.write()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
-        self._emit_written("write", step, (flight.report(spent),))
-        if flight.finish is not None and not flight.unreported_tokens:
+        self._emit_written("write", step, (flight.report(spent, kept=step.ids),))
+        if flight.over:
             self._writing = None
             await self._open.aclose()
         return step
@@ -257,9 +263,10 @@ class RuntimeTrack:
         )
         await self._run(Role.TARGET, "closing", flight)
         written, ended = split_ending(flight.ids, vocabulary)
-        ids = (*forced, *written[: whole_characters(context.tokenizer, written)])
+        written = written[: whole_characters(context.tokenizer, written)]
+        ids = (*forced, *written)
         step = Step(Role.TARGET, self._index, context.text_of(ids), ids, ended or flight.finish == "end", "closing")
-        self._emit_written("closing", step, (flight.report(),))
+        self._emit_written("closing", step, (flight.report(kept=written),))
         return step
 
     async def commit(self, step: Step, score: float | None = None) -> None:
@@ -291,7 +298,7 @@ class RuntimeTrack:
         if not original:
             limit = min(limit, self._limits.token_budget - self.state.tokens)
         ids: list[int] = []
-        operations: list[Operation] = []
+        flights: list[Flight] = []
         ended = False
         for part in range(BLANK_PIECES_MAX):
             await self._room()
@@ -301,10 +308,10 @@ class RuntimeTrack:
             try:
                 length = await self._run_step(role, purpose, flight, ids)
             except BaseException as error:
-                for operation in operations:  # the pieces before this one were for nothing too
-                    self._emit_dropped(operation, role, purpose, self._reason(error))
+                for piece in flights:  # the pieces before this one were for nothing too
+                    self._emit_dropped(piece.report(kept=()), role, purpose, error)
                 raise
-            operations.append(flight.report())
+            flights.append(flight)
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
             ids.extend(new)
@@ -322,6 +329,12 @@ class RuntimeTrack:
             ids = self._without_think_close(tokenizer, ids)
             removed = max(0, generated - len(ids))
         kind: StepKind = purpose
+        operations: list[Operation] = []
+        start = 0
+        for flight in flights:
+            operation = flight.report(kept=ids[start:])
+            start += operation.output_tokens - len(operation.tail)
+            operations.append(operation)
         return Step(role, self._index, context.text_of(ids), tuple(ids), ended, kind, removed), tuple(operations)
 
     def _without_think_close(self, tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -385,7 +398,7 @@ class RuntimeTrack:
         self._writing = None
         await self._open.aclose()
         if flight.unreported_tokens:
-            self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+            self._emit_dropped(flight.report(), Role.TARGET, "write")
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:
@@ -395,22 +408,22 @@ class RuntimeTrack:
             raise
 
     def _drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
-        self._emit_dropped(flight.report(), role, purpose, self._reason(error))
-
-    def _reason(self, error: BaseException) -> Literal["stopped", "cancelled", "error"]:
-        return "error" if isinstance(error, Exception) else self.stop_reason
+        self._emit_dropped(flight.report(), role, purpose, error)
 
     def _emit_dropped(
-        self, operation: Operation, role: Role, purpose: Purpose, reason: Literal["stopped", "cancelled", "error"]
+        self, operation: Operation, role: Role, purpose: Purpose, error: BaseException | None = None
     ) -> None:
+        """``error``: what ended the request; None where its track had all that it wanted."""
+        failed = isinstance(error, Exception)
         self._emit(
             OperationDropped(
                 **self._where(),
                 step=self._index,
                 role=role.value,
                 purpose=purpose,
-                reason=reason,
+                reason="error" if failed else "stopped" if error is None else self.stop_reason,
                 operation=operation,
+                error=told(error) if failed else None,
             )
         )
 
