@@ -128,8 +128,8 @@ class Flight:
             prompt_tokens=len(self.request.prompt_ids) if first else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
-            queue_s=self.queue_s if first else 0.0,
-            engine_s=seconds,
+            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
+            engine_s=round(seconds, 6),
             digest=digest(self.request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-SCHEMA_MIN = 2
-"""Earlier traces do not say all that a loop saw."""
-
 SampleKey = tuple[str, int]
 
 
@@ -100,10 +97,10 @@ def past_of(events: Iterable[Event], name: str, *, whole: bool = False) -> Past:
         past.elapsed_s = max(past.elapsed_s, event.t)
         match event:
             case RunStarted():
-                if event.schema_version < SCHEMA_MIN:
+                if not event.context_max:
                     raise ResumeError(
-                        f"{name}: written in form {event.schema_version}, which does not record all that a loop saw. Runs "
-                        "from there can be evaluated, and neither resumed nor replayed. Start it anew."
+                        f"{name}: written by an older SpecLRM, which did not record all that a loop saw. The run can be "
+                        "evaluated, and neither resumed nor replayed. Start it anew in another folder."
                     )
                 past.attempts.append(event)
             case RunResumed():

@@ -407,14 +407,18 @@ class Equivalence(Protocol):
 
 
 class Sink(Protocol):
-    """Receives a run's events, in order."""
+    """Receives a run's events, in order.
+
+    A run awaits its trace and the caller of ``stream``. Any other sink has a bounded queue and a task of its own, in which
+    ``emit`` and ``room`` are called by turns: one that does I/O keeps the event in ``emit`` and does the rest in ``room``.
+    """
 
     def emit(self, event: Event) -> None:
         """Takes the event at once, without waiting."""
         ...
 
     async def room(self) -> None:
-        """Waits until the sink has kept up. Tracks wait here before each operation, so an event is never refused."""
+        """Waits until the sink has kept up. Tracks wait here for a trace before each operation, so none is refused."""
         ...
 
     async def aclose(self) -> None: ...

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
+
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
@@ -18,6 +20,7 @@ from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, Recorded
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduler import Scheduler
+from speclrm.runtime.sinks import Subscriber
 from speclrm.runtime.state import SampleState
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from speclrm.runtime.lanes import Flights
     from speclrm.runtime.past import Past
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy
+
+log = structlog.get_logger(__name__)
 
 CONCURRENCY = 16
 """Samples at work at the same time, unless told otherwise."""
@@ -168,8 +173,9 @@ class Runtime:
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
-        ``config`` is kept with the run as it is. ``sinks`` see every event; their failures do not touch the run. With a
-        ``resumption`` the run goes on where its trace ends, and ``sinks`` see the events of the trace first.
+        ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
+        what they do does not touch the run (``sinks.Subscriber``). With a ``resumption`` the run goes on where its trace
+        ends, and ``sinks`` see the events of the trace first.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
@@ -246,20 +252,21 @@ class Runtime:
                     add_attempt(directory, record)
                 go_on = resumption is not None and not resumption.anew
                 must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on)))
+            if resumption is not None and not resumption.anew:
+                await _show(resumption.events(), sinks)
+            listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
             if resumption is None or playback is None:
-                bus = EventBus(must, sinks)
+                bus = EventBus(must, listeners)
                 bus.publish(self._started(record))
             else:
-                bus = PlaybackBus(playback, must, sinks, anew=resumption.anew)
-                record = self._begin_again(resumption, record, bus, sinks)
+                bus = PlaybackBus(playback, must, listeners, anew=resumption.anew)
+                record = self._begin_again(resumption, record, bus)
             jobs = [
                 self._job(problem, repeat, strategy, seed, resumption, playback)
                 for problem in problems
                 for repeat in range(repeats)
             ]
             samples = await self._samples(jobs, concurrency, bus)
-        for sink in sinks:
-            await sink.aclose()
         return RunResult(record.run, samples, directory)
 
     def _started(self, record: RunRecord) -> RunStarted:
@@ -272,17 +279,12 @@ class Runtime:
             context_max={role.value: lane.engine.max_model_len for role, lane in self.scheduler.lanes.items()},
         )
 
-    def _begin_again(
-        self, resumption: Resumption, record: RunRecord, bus: EventBus, sinks: Sequence[Sink]
-    ) -> RunRecord:
-        """Shows the trace to the sinks, and publishes that the run goes on. Returns the record under the run's own id."""
+    def _begin_again(self, resumption: Resumption, record: RunRecord, bus: EventBus) -> RunRecord:
+        """Publishes that the run goes on. Returns the record under the run's own id."""
         past = resumption.past
         if resumption.anew:
             bus.publish(self._started(record))
             return record
-        for event in resumption.events():
-            for sink in sinks:
-                sink.emit(event)
         bus.publish(
             RunResumed(
                 started=record.started,
@@ -384,6 +386,19 @@ class Runtime:
     def _equivalence(self) -> Equivalence:
         assert self._parts is not None
         return self._parts.equivalence
+
+
+async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
+    """Lets the sinks see a trace, whole, before the run goes on. One that fails sees no more of it."""
+    left = list(sinks)
+    for event in events:
+        for sink in tuple(left):
+            try:
+                sink.emit(event)
+                await sink.room()
+            except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
+                left.remove(sink)
+                log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

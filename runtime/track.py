@@ -191,7 +191,8 @@ class RuntimeTrack:
         )
         await self._run(Role.TARGET, "score", flight)
         logprobs = flight.logprobs or {}
-        digits = tuple(logprobs[token] for token in self._judge.digit_ids)
+        # Rounded before the score is made from them, so that a reader of the trace makes the same one.
+        digits = tuple(round(logprobs[token], 6) for token in self._judge.digit_ids)
         said = context.tokenizer.decode(flight.ids)
         score = self._read_score(digits, said)
         self._emit(

@@ -126,7 +126,9 @@ class Setup:
 
         async def main() -> Playback:
             async with Runtime(parts(silent, ExactAnswers())) as runtime:
-                return await runtime.replay(past, self.problems, lambda _: (strategy or self.strategy, self.seed), [fold])
+                return await runtime.replay(
+                    past, self.problems, lambda _: (strategy or self.strategy, self.seed), [fold]
+                )
 
         return run_virtual(main()), fold
 
@@ -165,4 +167,16 @@ def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue
     return rows
 
 
-__all__ = ["MIXES", "PackedTokenizer", "Setup", "decisions", "lines_of", "make_strategy", "past_of", "read_all", "read_past", "simulated", "world"]
+__all__ = [
+    "MIXES",
+    "PackedTokenizer",
+    "Setup",
+    "decisions",
+    "lines_of",
+    "make_strategy",
+    "past_of",
+    "read_all",
+    "read_past",
+    "simulated",
+    "world",
+]

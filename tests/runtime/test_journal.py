@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from speclrm.runtime import journal as journal_module
+from speclrm.runtime import trace_file
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.errors import TraceError
 from speclrm.runtime.events import EVENT, EngineFailed, SampleFinished
 from speclrm.runtime.journal import Journal
+
+if TYPE_CHECKING:
+    from io import FileIO
 
 FULL = Path("/dev/full")
 
@@ -47,7 +51,8 @@ def test_an_event_is_in_the_file_within_the_promised_time(tmp_path: Path) -> Non
 
 def test_a_samples_end_is_synced_and_the_rest_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(journal_module.os, "fsync", synced.append)
+    monkeypatch.setattr(trace_file.os, "fsync", synced.append)
+    monkeypatch.setattr(trace_file, "sync_folder", Path.exists)  # no sync of the file
 
     async def main() -> tuple[int, int, int]:
         async with Journal(tmp_path / "trace.jsonl") as journal:
@@ -93,17 +98,17 @@ def test_a_trace_is_never_written_over(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_to_those_who_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not FULL.exists():
         pytest.skip("needs /dev/full")
-    opened: Any = journal_module.aiofiles.open
+    opened = trace_file.open_raw
 
-    def open_full(path: Path, mode: str, **options: Any) -> Any:
-        return opened(FULL, "wb", **options)  # a disk with no room at all
+    def open_full(path: Path, mode: str) -> FileIO:
+        return opened(FULL, "wb")  # a disk with no room at all
 
-    monkeypatch.setattr(journal_module.aiofiles, "open", open_full)
+    monkeypatch.setattr(trace_file, "open_raw", open_full)
 
     async def main() -> None:
         async with Journal(tmp_path / "trace.jsonl") as journal:
             journal.emit(event(0))
-            await asyncio.sleep(1)
+            await asyncio.sleep(journal_module.ROOM_LIMIT_S + 2)
             with pytest.raises(TraceError, match="No space left"):
                 await journal.room()
 

@@ -1,0 +1,132 @@
+"""What stands between a run and those who listen to it: each gets the events in order, at its own pace.
+
+The run never waits for a listener. Who falls behind loses the oldest events that wait for it, who fails gets no more,
+and both are told once when it happens and once at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from speclrm.runtime.events import Event
+    from speclrm.runtime.protocols import Sink
+
+log = structlog.get_logger(__name__)
+
+SINK_EVENTS_MAX = 10_000
+"""Events that may wait for a sink."""
+SINK_CLOSE_S = 5.0
+"""How long a run's end waits for a sink: once to take what waits for it, once more to close."""
+BLOCKING_S = 0.05
+"""An ``emit`` that takes longer holds up every track; from then on it is called in another thread."""
+BLOCKING_MEAN_S = 0.005
+_MEAN_OVER = 20
+
+
+class Subscriber:
+    """Brings a run's events to one sink: ``emit``, then ``room`` awaited, for one event after the other.
+
+    A sink that does I/O keeps the event in ``emit`` and does the rest in ``room``; this queue and this task are then
+    its own. Use as ``async with Subscriber(sink)``.
+    """
+
+    def __init__(self, sink: Sink, *, events_max: int = SINK_EVENTS_MAX) -> None:
+        self._sink = sink
+        self._name = type(sink).__name__
+        self._events_max = events_max
+        self._events: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._failed = False
+        self._in_thread = False
+        self._count = 0
+        self._spent_s = 0.0
+        self.missed = 0
+        """Events that the sink did not get."""
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Subscriber:
+        self._task = asyncio.create_task(self._deliver(), name=f"sink {self._name}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def emit(self, event: Event) -> None:
+        if self._failed:
+            self.missed += 1
+            return
+        if len(self._events) >= self._events_max:
+            # The oldest go: a display is better off with what is true now.
+            self._events.popleft()
+            self.missed += 1
+            if self.missed == 1:
+                log.warning("sink_behind", sink=self._name, waiting=self._events_max, notice="it loses events")
+        self._events.append(event)
+        self._wake.set()
+
+    async def room(self) -> None:
+        """At once: the run does not wait for it."""
+
+    async def aclose(self) -> None:
+        """Lets the sink take what waits for it, and closes it, within a limit. Never raises for the sink's errors."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._closing = True
+        self._wake.set()
+        try:
+            await asyncio.wait([task], timeout=SINK_CLOSE_S)
+        finally:
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self.missed += len(self._events)
+        try:
+            async with asyncio.timeout(SINK_CLOSE_S):
+                await self._sink.aclose()
+        except Exception as error:  # noqa: BLE001  # whatever a listener does, the run has ended well
+            log.error("sink_not_closed", sink=self._name, error=repr(error))
+        if self.missed:
+            log.warning("sink_missed_events", sink=self._name, missed=self.missed)
+
+    async def _deliver(self) -> None:
+        while not self._closing or self._events:
+            while self._events:
+                event = self._events.popleft()
+                try:
+                    await self._emit(event)
+                    await self._sink.room()
+                except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
+                    log.error("sink_failed", sink=self._name, error=repr(error), notice="it gets no more events")
+                    self._failed = True
+                    self.missed += 1 + len(self._events)
+                    self._events.clear()
+                    return
+            self._wake.clear()
+            if not self._closing:
+                await self._wake.wait()
+
+    async def _emit(self, event: Event) -> None:
+        if self._in_thread:
+            await asyncio.to_thread(self._sink.emit, event)
+            return
+        started = time.perf_counter()
+        self._sink.emit(event)
+        took_s = time.perf_counter() - started
+        self._count += 1
+        self._spent_s += took_s
+        mean_s = self._spent_s / self._count if self._count >= _MEAN_OVER else 0.0
+        if took_s > BLOCKING_S or mean_s > BLOCKING_MEAN_S:
+            self._in_thread = True
+            log.warning(
+                "sink_blocks",
+                sink=self._name,
+                seconds=round(max(took_s, mean_s), 3),
+                notice="its emit is called in another thread from now on; do I/O in room",
+            )

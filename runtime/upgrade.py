@@ -1,0 +1,44 @@
+"""Traces of older forms: one function a version, each of which turns an event of that form into one of the next.
+
+They work on the JSON objects, before anything is checked, so an old form needs no models of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from speclrm.runtime.events import SCHEMA_VERSION, WIDE_IDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JsonObject = dict[str, Any]
+
+
+def _from_1(event: JsonObject) -> JsonObject:
+    """Form 1 wrote four bytes a token id where form 2 writes three, and had modes of whole samples, never told."""
+    match event.get("kind"):
+        case "run_started":
+            return event | {"schema_version": 2}
+        case "step_drafted" | "step_written":
+            return event | {"ids": WIDE_IDS + event["ids"]}
+        case "track_started":
+            wide = {
+                name: {role: WIDE_IDS + ids for role, ids in event.get(name, {}).items()}
+                for name in ("prompt_ids", "opening_ids")
+            }
+            return event | wide
+        case _:
+            return event
+
+
+UPGRADES: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1}
+"""By the version that they read."""
+
+
+def upgraded(event: JsonObject, version: int) -> JsonObject:
+    """The event in today's form. ``version``: that of the trace. Raises KeyError where the event is none of that form."""
+    while version < SCHEMA_VERSION:
+        event = UPGRADES[version](event)
+        version += 1
+    return event
