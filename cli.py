@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import evaluating, originals, solving, tools
+from speclrm.commands import continuing, evaluating, originals, solving, tools
 from speclrm.commands.settings import configurable
 
 
@@ -49,6 +49,8 @@ def common(
 
 for name, function in {
     "run": solving.run,
+    "resume": continuing.resume,
+    "replay": continuing.replay,
     "eval": evaluating.evaluate,
     "grade": evaluating.grade,
     "calibrate": tools.calibrate,

@@ -34,7 +34,7 @@ from speclrm.runtime.events import (
     VoteUpdated,
 )
 from speclrm.runtime.lanes import digest
-from speclrm.runtime.past import PastSample
+from speclrm.runtime.past import Past, PastSample
 from speclrm.runtime.protocols import Delta
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.answers import Share
     from speclrm.runtime.events import Operation, Outcome
     from speclrm.runtime.lanes import Flight, Flights
-    from speclrm.runtime.past import Past, SampleKey
+    from speclrm.runtime.past import SampleKey
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Request, Sink
 
 Mode = Literal["resume", "replay"]
@@ -86,6 +86,15 @@ class Playback:
         if key not in self.samples:
             self.samples[key] = SamplePlayback(self, PastSample(problem, repeat, 0))
         return self.samples[key]
+
+    def kept(self) -> Past:
+        """A past of what came again as it was: what a new run under the settings of this one can begin with."""
+        samples = {
+            key: PastSample(*key, 0, [sample.events[index] for index in sorted(sample.repeated)])
+            for key, sample in self.samples.items()
+            if sample.repeated
+        }
+        return Past(self.past.attempts, samples)
 
     async def play(self) -> None:
         """Lets each event of the trace come at its recorded time. Returns when nothing more can come of it.
