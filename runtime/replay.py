@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.answers import answers
@@ -88,12 +88,14 @@ class Playback:
         return self.samples[key]
 
     def kept(self) -> Past:
-        """A past of what came again as it was: what a new run under the settings of this one can begin with."""
-        samples = {
-            key: PastSample(*key, 0, [sample.events[index] for index in sorted(sample.repeated)])
-            for key, sample in self.samples.items()
-            if sample.repeated
-        }
+        """A past of what came again as it was: what a new run under the settings of this one can begin with.
+
+        Without the samples' results, which tell the seconds of the recorded run.
+        """
+        samples: dict[SampleKey, PastSample] = {}
+        for key, sample in self.samples.items():
+            events = [sample.events[index] for index in sorted(sample.repeated)]
+            samples[key] = PastSample(*key, 0, [event for event in events if not isinstance(event, SampleFinished)])
         return Past(self.past.attempts, samples)
 
     async def play(self) -> None:
@@ -232,10 +234,19 @@ class SamplePlayback:
         either = now or recorded
         assert either is not None
         difference = describe(either, recorded, now)
+        if now is None and (asked := self._asked(_stream(either))) is not None:
+            difference = replace(difference, now=f"asks for {asked}")
         if self.mode == "resume":
             raise self._break(str(difference))
         self._playback.differences.append(difference)
         self._leave(_stream(either))
+
+    def _asked(self, track: str | None) -> str | None:
+        """The kind of request that a track waits for in vain."""
+        for stop in self._playback.stops.values():
+            if (stop.problem, stop.repeat, stop.track) == (self.problem, self.repeat, track):
+                return stop.operation.rpartition("/")[2]
+        return None
 
     def _leave(self, stream: str | None) -> None:
         """From here on the stream goes another way than in the trace; so do the votes."""

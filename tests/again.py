@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from support import ExactAnswers, make_strategy, parts
+from support import ExactAnswers, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import PRESETS
 from speclrm.runtime.engines.scripted import ScriptedEngine
 from speclrm.runtime.engines.simulated import SimulatedEngine
-from speclrm.runtime.engines.world import MIXES, PackedTokenizer, SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.world import SimulatedWorld, WorldSettings
+from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
 from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import Past, past_of, read_past
+from speclrm.runtime.past import Past, read_past
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.reader import read_trace
+from speclrm.runtime.run_directory import RUN_FILE
 from speclrm.runtime.runtime import Resumption, Runtime
 
 if TYPE_CHECKING:
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Engine, Problem, Strategy
     from speclrm.runtime.replay import Playback
-
-Engines = "Callable[[], Mapping[Role, Engine]]"
 
 
 class Fold(Summary):
@@ -162,21 +163,28 @@ def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue
     for line in lines:
         row = json.loads(line)
         del row["seconds"]
+        if any(track["mean_score"] is None for track in row["tracks"]):
+            del row["winner"]  # without scores, of equal answers the one that came first
         row["votes"] = sorted((answer, sorted(tracks)) for answer, tracks in row["votes"])
         rows[row["problem"], row["repeat"]] = row
     return rows
 
 
-__all__ = [
-    "MIXES",
-    "PackedTokenizer",
-    "Setup",
-    "decisions",
-    "lines_of",
-    "make_strategy",
-    "past_of",
-    "read_all",
-    "read_past",
-    "simulated",
-    "world",
-]
+def cut(source: Path, folder: Path, *, lines: int | None = None, size: int | None = None) -> Path:
+    """A copy of a run's folder whose trace ends early, as a crash leaves it."""
+    folder.mkdir(parents=True)
+    shutil.copy(source / RUN_FILE, folder / RUN_FILE)
+    data = (source / TRACE_FILE).read_bytes()
+    if lines is not None:
+        data = b"".join(data.splitlines(keepends=True)[:lines])
+    (folder / TRACE_FILE).write_bytes(data[:size])
+    return folder
+
+
+def generated(events: Sequence[Event]) -> list[str]:
+    """The ids of the requests whose steps were committed, each as often as an engine was asked for it."""
+    asked: list[str] = []
+    for event in events:
+        if isinstance(event, StepDrafted | StepWritten | StepScored):
+            asked += [op.id for op in event.operations if op.prompt_tokens]
+    return asked
