@@ -44,9 +44,12 @@ class EventBus:
         """Seconds of run time, in the form that events carry."""
         return round(now_s() - self._started, 6)
 
-    def publish(self, event: Event) -> Event:
-        """Stamps the event with its number and time and hands it on. Returns the stamped event."""
-        stamped = event.model_copy(update={"seq": self._next_seq, "attempt": self._attempt, "t": self.elapsed_s})
+    def publish(self, event: Event, at_s: float | None = None) -> Event:
+        """Stamps the event with its number and time and hands it on. Returns the stamped event.
+
+        ``at_s``: its time, where it tells of one that was read before.
+        """
+        stamped = event.model_copy(update={"seq": self._next_seq, "attempt": self._attempt, "t": self.elapsed_s if at_s is None else at_s})
         self._next_seq += 1
         for sink in self._required:
             sink.emit(stamped)

@@ -429,12 +429,12 @@ class PlaybackBus(EventBus):
         self._playback = playback
         self._anew = anew
 
-    def publish(self, event: Event) -> Event:
+    def publish(self, event: Event, at_s: float | None = None) -> Event:
         if isinstance(event, SampleEvent) and not isinstance(event, TrackResumed):
             recorded = self._playback.sample(event.problem, event.repeat).take(event)
             if recorded is not None and not self._anew:
                 return recorded
-        return super().publish(event)
+        return super().publish(event, at_s)
 
     async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
         event = ProblemStarted if kind == "problem_started" else SampleFinished

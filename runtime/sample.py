@@ -91,8 +91,11 @@ class Sample:
         outcome = await self._grade(answer)
         await self._bus.turn("sample_finished", self.problem.id, self.repeat)
         # By the times that the trace shows, so that a resumed run counts only the time that it ran.
-        seconds = round(self._bus.elapsed_s - started.t, 6)
-        self._emit(SampleFinished(**self._where, answer=answer, winner=winner, outcome=outcome, seconds=seconds))
+        now = self._bus.elapsed_s
+        seconds = round(now - started.t, 6)
+        self._publish(
+            SampleFinished(**self._where, answer=answer, winner=winner, outcome=outcome, seconds=seconds), at_s=now
+        )
         return self.state
 
     async def _plan(self) -> Sequence[TrackPlan]:
@@ -234,8 +237,8 @@ class Sample:
     def _emit(self, event: Event) -> None:
         self._publish(event)
 
-    def _publish(self, event: Event) -> Event:
-        stamped = self._bus.publish(event)
+    def _publish(self, event: Event, at_s: float | None = None) -> Event:
+        stamped = self._bus.publish(event, at_s)
         self.state = apply(self.state, stamped)
         return stamped
 

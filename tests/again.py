@@ -163,8 +163,12 @@ def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue
     for line in lines:
         row = json.loads(line)
         del row["seconds"]
-        if any(track["mean_score"] is None for track in row["tracks"]):
-            del row["winner"]  # without scores, of equal answers the one that came first
+        best = max((track["mean_score"] or 0.0 for track in row["tracks"]), default=0.0)
+        if sum((track["mean_score"] or 0.0) == best for track in row["tracks"]) > 1:
+            del row["winner"]  # of equals the one that came first
+            sizes = sorted((len(tracks) for _, tracks in row["votes"]), reverse=True)
+            if sizes[:1] == sizes[1:2]:
+                del row["answer"], row["outcome"]
         row["votes"] = sorted((answer, sorted(tracks)) for answer, tracks in row["votes"])
         rows[row["problem"], row["repeat"]] = row
     return rows

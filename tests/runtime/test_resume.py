@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,7 +51,7 @@ def check(setup: Setup, folder: Path, expected: Mapping[tuple[str, int], Any]) -
     assert lines_of(folder) == fold.lines  # the trace alone says the same as those who saw it happen
     events = read_all(folder)
     assert [event.seq for event in events] == list(range(len(events)))
-    assert all(one.t <= other.t for one, other in zip(events, events[1:], strict=False))
+    assert all(one.t <= other.t for one, other in pairwise(events))
     whole = before[: before.rfind(b"\n") + 1]
     assert (folder / "trace.jsonl").read_bytes().startswith(whole)  # nothing that was there is lost or written again
     assert max(Counter(generated(events)).values()) == 1  # no step was generated twice
@@ -223,9 +224,9 @@ def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
     with (
         run_directory.locked(tmp_path),
         pytest.raises(RunDirectoryError, match=f"being written by process {os.getpid()}"),
+        run_directory.locked(tmp_path),
     ):
-        with run_directory.locked(tmp_path):
-            pass
+        pass
     with run_directory.locked(tmp_path):
         pass
 
@@ -258,7 +259,7 @@ import sys
 from contextlib import AsyncExitStack
 from speclrm import api, cli
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
+from speclrm.runtime.engines.scripted import ByteTokenizer, ScriptedEngine, by_step
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts
 
@@ -274,7 +275,10 @@ async def start(stack, options, sized, notify):
         engines[Role.DRAFT] = ScriptedEngine(by_step(STEPS), token_s=0.001)
     return Parts(engines, ExactEquivalence())
 
-api._size, api._open = size, start
+async def tokenizers(options):
+    return {Role.TARGET: ByteTokenizer(), Role.DRAFT: ByteTokenizer()}
+
+api._size, api._open, api._tokenizers = size, start, tokenizers
 cli.main()
 """
 DATA = (
