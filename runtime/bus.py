@@ -49,7 +49,8 @@ class EventBus:
 
         ``at_s``: its time, where it tells of one that was read before.
         """
-        stamped = event.model_copy(update={"seq": self._next_seq, "attempt": self._attempt, "t": self.elapsed_s if at_s is None else at_s})
+        t = self.elapsed_s if at_s is None else at_s
+        stamped = event.model_copy(update={"seq": self._next_seq, "attempt": self._attempt, "t": t})
         self._next_seq += 1
         for sink in self._required:
             sink.emit(stamped)
