@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
@@ -22,7 +22,7 @@ from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.evaluators.metrics import RunSummary, Summary
+from speclrm.evaluators.metrics import RunSummary, Summary, summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
@@ -30,15 +30,16 @@ from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.engines.presets import is_simulated, simulated_engines
 from speclrm.runtime.engines.recorded import RecordedEngine
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
-from speclrm.runtime.errors import ModelError, ResumeError, SettingsError
+from speclrm.runtime.errors import ModelError, ResumeError, SettingsError, SpecLRMError
 from speclrm.runtime.events import ProblemStarted, RunStarted, StepScored
-from speclrm.runtime.journal import TRACE_FILE
+from speclrm.runtime.journal import TRACE_FILE, TraceOptions
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.past import Past, read_past
 from speclrm.runtime.protocols import Engine, Problem, Role
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.reader import read_run, read_trace
 from speclrm.runtime.runtime import Parts, Resumption
 from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.segments import check_compression
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
 from speclrm.strategies.catalog import defaults
 from speclrm.strategies.catalog import strategy as make_strategy
@@ -219,11 +220,21 @@ async def run_in(
             config=_config(options, chosen, problems) | dict(extra or {}),
             sinks=[*sinks, fold],
             resumption=resumption,
+            trace=TraceOptions(compress=options.compress_trace),
         )
-    finally:
+    except BaseException:
         if fold.summary().run:  # it began: the directory is this run's
-            write_reports(directory, fold.summary())
-    return RunReport(directory=directory, summary=fold.summary())
+            with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
+                await _write_reports(directory)
+        raise
+    return RunReport(directory=directory, summary=await _write_reports(directory))
+
+
+async def _write_reports(directory: Path) -> RunSummary:
+    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
+    write_reports(directory, summary)
+    return summary
 
 
 def _config(options: RunOptions, chosen: Family, problems: Sequence[Problem]) -> dict[str, JsonValue]:
@@ -520,6 +531,8 @@ def _faults(options: RunOptions) -> AbstractContextManager[None]:
 def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
+    if options.compress_trace:
+        check_compression()
     selection = Selection(options.problem_ids, options.sample, options.limit)
     if options.dataset.startswith(SIMULATED_DATA):
         _check_simulated(options)

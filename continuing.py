@@ -27,6 +27,7 @@ HARMLESS = frozenset(
     {
         "output_dir",
         "engine_log",
+        "compress_trace",
         "concurrency",
         "kv_cache_gib",
         "gpu_memory_utilization",

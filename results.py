@@ -17,7 +17,7 @@ from speclrm.evaluators.datasets import ID_COLUMNS
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
 from speclrm.evaluators.metrics import Summary
-from speclrm.evaluators.report import write_reports
+from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.evaluators.tables import read_rows
 from speclrm.runtime.errors import DatasetError, ResultsError
 from speclrm.runtime.events import Outcome, RunStarted
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PICKLES = (".pickle", ".pkl")
+TRACES = (TRACE_FILE, "trace.0001.jsonl", "trace.0001.jsonl.zst")
 GRADED_AHEAD = 256
 """Rows of a file that are graded side by side."""
 
@@ -64,7 +65,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         pickles = sorted(path for suffix in PICKLES for path in folder.rglob(f"*{suffix}"))
         if pickles:
             raise ResultsError(_pickled(pickles[0], len(pickles)))
-        traces = sorted(folder.rglob(TRACE_FILE))
+        # A crash between two segments leaves a closed one alone.
+        traces = sorted(path for name in TRACES for path in folder.rglob(name))
         if not traces:
             raise ResultsError(
                 f"{folder} holds no run: there is no {TRACE_FILE} in it or below. Give the --output-dir of a run."
@@ -82,13 +84,17 @@ def _pickled(path: Path, count: int) -> str:
     )
 
 
-def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) -> RunResults:
-    """A run from its trace; its results.jsonl and summary.json are written anew. Raises TraceReadError."""
+def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *, rebuild: bool = False) -> RunResults:
+    """A run from its trace. Raises TraceReadError.
+
+    Its results.jsonl and summary.json are written anew with ``rebuild``, where they are missing or say something else;
+    without it that is told.
+    """
     fold = Summary()
     config = {}
     for event in read_trace(directory / TRACE_FILE, notice):
         if isinstance(event, RunStarted):
-            config = event.config
+            config = config or event.config
         fold.add(event)
     summary = fold.summary()
     if not summary.run:
@@ -97,10 +103,17 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) ->
     if summary.status != "finished":
         state = "did not end by itself" if not finished else f"was {summary.status}"
         notice(f"{directory}: the run {state}; evaluated as far as it came")
-    try:
-        write_reports(directory, summary)
-    except OSError as error:
-        notice(f"{directory}: results.jsonl and summary.json were not written anew ({error.strerror})")
+    if stale := stale_reports(directory, summary):
+        what = "; ".join(stale)
+        if not rebuild:
+            notice(f"{directory}: {what}; evaluated from the trace. --rebuild writes them anew")
+        else:
+            try:
+                write_reports(directory, summary)
+            except OSError as error:
+                notice(f"{directory}: {what}, and could not be written anew ({error.strerror})")
+            else:
+                notice(f"{directory}: {what}; written anew from the trace")
     return RunResults(str(directory), config, summary, summary.status == "finished", tuple(fold.track_rewrites()))
 
 
@@ -111,17 +124,18 @@ async def evaluate_runs(
     model: str | None = None,
     strategies: Collection[str] = (),
     notice: Callable[[str], None] = lambda _: None,
+    rebuild: bool = False,
 ) -> list[Evaluation]:
     """An evaluation for each configuration among the runs in the folders.
 
     ``dataset``, ``model``, ``strategies``: only runs of these; a model is named by the last part of the target's name,
-    in any case of letters.
+    in any case of letters. ``rebuild``: as ``read_run``.
 
     Raises:
         ResultsError: there is nothing to evaluate; the message says what there is.
         TraceReadError: a trace is broken.
     """
-    runs = [read_run(directory, notice) for directory in find_runs(folders)]
+    runs = [read_run(directory, notice, rebuild=rebuild) for directory in find_runs(folders)]
     chosen = [run for run in runs if _wanted(run, dataset, model, strategies)]
     if not chosen:
         there = sorted({_label(run) for run in runs})

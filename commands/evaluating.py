@@ -31,12 +31,16 @@ def evaluate(
         typer.Option("--model", "--model-name", help="Only runs of this target: its name, or the last part of it."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Write results.jsonl and summary.json anew where they are missing or stale."),
+    ] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
 
     Runs of one configuration are taken together; each other configuration is a row of its own.
     """
-    evaluate_into(directories, json=json, dataset=dataset, model=model)
+    evaluate_into(directories, json=json, dataset=dataset, model=model, rebuild=rebuild)
 
 
 def evaluate_into(
@@ -46,6 +50,7 @@ def evaluate_into(
     dataset: str | None = None,
     model: str | None = None,
     strategies: Sequence[str] = (),
+    rebuild: bool = False,
 ) -> None:
     def start() -> None:
         from speclrm import results
@@ -60,7 +65,7 @@ def evaluate_into(
 
         found = run_async(
             lambda: results.evaluate_runs(
-                directories, dataset=dataset, model=model, strategies=strategies, notice=notice
+                directories, dataset=dataset, model=model, strategies=strategies, notice=notice, rebuild=rebuild
             )
         )
         if json:

@@ -274,6 +274,12 @@ def run(
             "--override", help="With --resume: go on under other settings, and record them.", rich_help_panel=RUN
         ),
     ] = False,
+    compress_trace: Annotated[
+        bool,
+        typer.Option(
+            "--compress-trace", help="Pack closed segments of a long trace (docs/trace.md).", rich_help_panel=RUN
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -336,6 +342,7 @@ def run(
             output_dir=output_dir,
             seed=read_seed(seed),
             concurrency=concurrency,
+            compress_trace=compress_trace,
         )
         if resume and (output_dir is None or dry_run):
             raise SettingsError("--resume goes on with a run: give its folder as --output-dir, and no --dry-run.")

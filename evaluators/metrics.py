@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from math import comb
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -213,6 +215,7 @@ class Summary:
                 self._take_up((*sample, event.track))
             case SampleFinished():
                 self._rows[sample] = self._row(self.states[sample], event)
+                self.states[sample] = _without_text(self.states[sample])
             case _:
                 pass
 
@@ -322,6 +325,15 @@ class Summary:
             seconds=self._end.seconds if self._end else self._t,
             busy_s={name: round(value, 6) for name, value in self._busy_s.items()},
         )
+
+
+def _without_text(state: SampleState) -> SampleState:
+    """A finished sample's state without what its tracks wrote: a long run's texts are no load for its memory."""
+    tracks = {
+        name: replace(track, steps=tuple(replace(step, text="") for step in track.steps))
+        for name, track in state.tracks.items()
+    }
+    return replace(state, tracks=MappingProxyType(tracks))
 
 
 def summarize(events: Iterable[Event]) -> RunSummary:

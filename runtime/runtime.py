@@ -15,7 +15,7 @@ import structlog
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
-from speclrm.runtime.journal import TRACE_FILE, Journal
+from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
@@ -170,12 +170,13 @@ class Runtime:
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
         resumption: Resumption | None = None,
+        trace: TraceOptions | None = None,
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
-        what they do does not touch the run (``sinks.Subscriber``). With a ``resumption`` the run goes on where its trace
-        ends, and ``sinks`` see the events of the trace first.
+        what they do does not touch the run (``sinks.Subscriber``). ``trace``: segments of its file and their packing. With a
+        ``resumption`` the run goes on where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
@@ -192,6 +193,7 @@ class Runtime:
             config=config,
             sinks=sinks,
             resumption=resumption,
+            trace=trace,
         )
 
     async def replay(
@@ -238,6 +240,7 @@ class Runtime:
         sinks: Sequence[Sink] = (),
         required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
+        trace: TraceOptions | None = None,
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
@@ -251,7 +254,9 @@ class Runtime:
                 else:
                     add_attempt(directory, record)
                 go_on = resumption is not None and not resumption.anew
-                must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on)))
+                must.append(
+                    await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on, options=trace))
+                )
             if resumption is not None and not resumption.anew:
                 await _show(resumption.events(), sinks)
             listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]

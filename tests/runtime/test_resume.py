@@ -20,6 +20,7 @@ from support import make_strategy
 
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime import run_directory
+from speclrm.runtime.check import Checker
 from speclrm.runtime.errors import EngineDeadError, ResumeError, RunDirectoryError, TraceReadError
 from speclrm.runtime.events import ProblemStarted, RunResumed, SampleEvent, SampleFinished, TrackFinished, TrackResumed
 from speclrm.runtime.past import read_past
@@ -55,6 +56,10 @@ def check(setup: Setup, folder: Path, expected: Mapping[tuple[str, int], Any]) -
     whole = before[: before.rfind(b"\n") + 1]
     assert (folder / "trace.jsonl").read_bytes().startswith(whole)  # nothing that was there is lost or written again
     assert max(Counter(generated(events)).values()) == 1  # no step was generated twice
+    checker = Checker()
+    for number, event in enumerate(events, start=1):
+        checker.add("trace.jsonl", number, event)
+    assert checker.report().violations == ()
 
 
 @pytest.mark.parametrize(
