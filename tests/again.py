@@ -22,7 +22,7 @@ from speclrm.runtime.past import Past, read_past
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.reader import read_trace
 from speclrm.runtime.run_directory import RUN_FILE
-from speclrm.runtime.runtime import Resumption, Runtime
+from speclrm.runtime.runtime import Resumption, RunResult, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Engine, Problem, Strategy
     from speclrm.runtime.replay import Playback
+    from speclrm.runtime.state import SampleState
 
 
 class Fold(Summary):
-    """A sink that keeps the run's results as its folder would have them."""
+    """A sink that keeps the run's results as its folder would have them. ``samples``: what the run itself returned."""
+
+    samples: tuple[SampleState, ...] = ()
 
     def emit(self, event: Event) -> None:
         self.add(event)
@@ -104,7 +107,9 @@ class Setup:
                 if cancel_after_s is not None:
                     await asyncio.sleep(cancel_after_s)
                     task.cancel()
-                await asyncio.gather(task, return_exceptions=cancel_after_s is not None)
+                done = await asyncio.gather(task, return_exceptions=cancel_after_s is not None)
+                if isinstance(done[0], RunResult):
+                    fold.samples = done[0].samples
 
         try:
             run_virtual(main())

@@ -25,7 +25,11 @@ STEP: typing.Any = {**TRACK, "step": 0}
 SAMPLES: list[EventBase] = [
     events.RunStarted(run="r", started="2026-01-01", config={"a": [1]}, versions={"x": "1"}, machine={"cores": 2}),
     events.RunResumed(
-        started="2026-01-02", config={}, versions={}, machine={}, overrides={"seed": (0, None), "recipe": ({"a": 1}, [2])}
+        started="2026-01-02",
+        config={},
+        versions={},
+        machine={},
+        overrides={"seed": (0, None), "recipe": ({"a": 1}, [2])},
     ),
     events.ProblemStarted(**WHERE, text="two\nlines \u2028 ü", gold=None),
     events.MethodsChosen(**WHERE, codes=("A", "B"), chosen_by="seed"),

@@ -129,7 +129,7 @@ def test_the_fold_of_a_resumed_trace_is_the_state_of_the_resumed_run(tmp_path: P
     for event in read_all(tmp_path / "run"):
         if isinstance(event, SampleEvent):
             state = apply(state, event)
-    assert state == fold.states["sim-0", 0]
+    assert fold.samples == (state,)
     assert all(track.finished for track in state.tracks.values())
     assert len(state.finished_tracks) == len(state.tracks)
 
