@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from array import array
+from operator import not_
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -98,6 +99,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Operation(_Frozen):
     """What one request to an engine cost.
 
@@ -122,14 +127,14 @@ class Operation(_Frozen):
     output_tokens: int
     queue_s: float
     engine_s: float
-    digest: str = ""
-    finish: Literal["stop", "length", "end"] | None = None
-    tail: TokenIds = ()
-    ahead: TokenIds = ()
-    logprobs: Floats = ()
-    sampled_logprobs: Floats = ()
-    first_entropy: float | None = None
-    prompt_logprobs: Floats | None = None
+    digest: str = Field(default="", exclude_if=not_)
+    finish: Literal["stop", "length", "end"] | None = Field(default=None, exclude_if=not_)
+    tail: TokenIds = Field(default=(), exclude_if=not_)
+    ahead: TokenIds = Field(default=(), exclude_if=not_)
+    logprobs: Floats = Field(default=(), exclude_if=not_)
+    sampled_logprobs: Floats = Field(default=(), exclude_if=not_)
+    first_entropy: float | None = Field(default=None, exclude_if=_is_none)
+    prompt_logprobs: Floats | None = Field(default=None, exclude_if=_is_none)
 
 
 class EventBase(_Frozen):
