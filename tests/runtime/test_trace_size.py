@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from speclrm import cli
@@ -21,6 +22,7 @@ def test_a_trace_stays_within_its_bounds_raw_and_packed(tmp_path_factory: pytest
     models = ["--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b"]
     size = ["--dataset", "sim:aime-mix?size=2", "--tracks", "3", "--token-budget", "3000"]
     done = CliRunner().invoke(cli.app, ["run", "speculative", *models, *size, "--output-dir", str(folder)])
+    structlog.reset_defaults()  # the command's log goes to a stream that is closed by now
     assert done.exit_code == 0, done.output
     fold = StatsFold()
     texts: list[str] = []
