@@ -13,8 +13,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from speclrm import continuing
 from speclrm.calibration import (
     Calibration,
     JudgeQuality,
@@ -28,6 +29,7 @@ from speclrm.calibration import (
 )
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
+from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.evaluators.metrics import RunSummary, Summary, summarize
@@ -47,14 +49,16 @@ from speclrm.runtime.engines.presets import (
     world_settings,
     write_preset,
 )
+from speclrm.runtime.engines.recorded import RecordedEngine
 from speclrm.runtime.engines.world import SimulatedWorld
-from speclrm.runtime.errors import SettingsError, SpecLRMError
-from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
-from speclrm.runtime.journal import TraceOptions
+from speclrm.runtime.errors import ModelError, ResumeError, SettingsError, SpecLRMError
+from speclrm.runtime.events import ProblemStarted, RunStarted, StepDrafted, StepScored, StepWritten
+from speclrm.runtime.journal import TRACE_FILE, TraceOptions
 from speclrm.runtime.machine import read_machine
+from speclrm.runtime.past import Past, read_past
 from speclrm.runtime.protocols import Engine, Problem, Role
-from speclrm.runtime.reader import read_run
-from speclrm.runtime.runtime import Parts
+from speclrm.runtime.reader import read_run, read_trace
+from speclrm.runtime.runtime import Parts, Resumption
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.segments import check_compression
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
@@ -67,6 +71,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
 
+    from pydantic import JsonValue
+
+    from speclrm.continuing import ReplayReport
     from speclrm.runtime.engines.simulated import SimulatedEngine
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Message, Sink, Tokenizer
@@ -89,8 +96,19 @@ def _quiet(what: str, done: float | None, total: float | None) -> None:
 
 
 class RunReport(Options):
+    """``done_before``: the run had ended already, and nothing was done."""
+
     directory: Path
     summary: RunSummary
+    done_before: bool = False
+
+
+class Replayed(NamedTuple):
+    """``past``: what came again as it was; ``options``: those of the run."""
+
+    report: ReplayReport
+    past: Past
+    options: RunOptions
 
 
 class CalibrationReport(Options):
@@ -212,8 +230,14 @@ async def run_in(
     options: RunOptions,
     directory: Path,
     sinks: Sequence[Sink] = (),
+    *,
+    resumption: Resumption | None = None,
+    extra: Mapping[str, JsonValue] | None = None,
 ) -> RunReport:
-    """A run on a runtime that is open already. Its reports are written also where it is broken off."""
+    """A run on a runtime that is open already. Its reports are written also where it is broken off.
+
+    ``extra``: what stands in its configuration beside the options.
+    """
     fold = _Fold()
     try:
         await runtime.run(
@@ -223,8 +247,9 @@ async def run_in(
             seed=options.seed,
             concurrency=options.concurrency,
             directory=directory,
-            config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
+            config=_config(options, chosen, problems) | dict(extra or {}),
             sinks=[*sinks, fold],
+            resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
         )
     except BaseException:
@@ -264,6 +289,174 @@ def runtime_for(options: RunOptions, chosen: Family, problems: Sequence[Problem]
         return await _open(stack, options, sized, notify)
 
     return _Runtime(open_parts)
+
+
+def _config(options: RunOptions, chosen: Family, problems: Sequence[Problem]) -> dict[str, JsonValue]:
+    recipe: dict[str, JsonValue] = chosen.recipe.model_dump(mode="json")
+    return {**options.model_dump(mode="json"), "recipe": recipe, "problems": continuing.mark(problems)}
+
+
+# ----------------------------------------------------------------------------------------------------------- again
+
+
+async def resume(
+    directory: Path,
+    asked: RunOptions | None = None,
+    *,
+    harmless: Mapping[str, Any] | None = None,
+    override: bool = False,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = _quiet,
+    plan: Callable[[int], None] | None = None,
+) -> RunReport:
+    """Goes on with the run in a folder: finished samples stay, tracks continue where they were.
+
+    ``asked``: the options as they are wanted now; None for those it has. ``harmless``: options that may change freely, by
+    name. ``override``: settings that make results incomparable may change, too; they hold for samples that had not begun.
+
+    Raises:
+        RunDirectoryError: there is no run, or another process writes it.
+        ResumeError: something was changed that must not be, or the trace does not fit.
+    """
+    run_directory.read_record(directory)
+    with run_directory.locked(directory, lambda text: notify(text, None, None)):
+        past = read_past(directory, lambda text: notify(text, None, None))
+        options = (asked or continuing.recorded_options(past.config)).model_copy(
+            update={"output_dir": directory, **(harmless or {})}
+        )
+        with _faults(options):
+            options, chosen, problems = _prepared(options, notify)
+            if asked is None:
+                chosen = _recorded_strategy(past.config)[0]
+            config = _config(options, chosen, problems) | {"strategy": chosen.name}
+            found = continuing.changes(past.config, config)
+            if found and not override:
+                raise ResumeError(
+                    f"{directory}: the run was started otherwise, and its results would not be comparable.\n"
+                    f"{continuing.table(found)}\n"
+                    "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+                )
+            _check_problems(past, problems)
+            names = [(problem.id, repeat) for problem in problems for repeat in range(options.repeats)]
+            done = [past.samples[name].state for name in names if name in past.samples]
+            if past.finished and len(done) == len(names) and None not in done:
+                fold = _Fold()
+                for event in read_trace(directory / TRACE_FILE):
+                    fold.add(event)
+                return RunReport(directory=directory, summary=fold.summary(), done_before=True)
+            if plan is not None:
+                plan(len(names))
+            resumption = Resumption(
+                past,
+                lambda attempt: _recorded_strategy(past.attempts[attempt].config),
+                lambda: read_trace(directory / TRACE_FILE),
+                found,
+            )
+            sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+            async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
+                return await run_in(runtime, chosen, problems, options, directory, sinks, resumption=resumption)
+
+
+async def replay(directory: Path, settings: Mapping[str, Any], notify: Notify = _quiet) -> Replayed:
+    """Plays the run in a folder again, under virtual time and without an engine; nothing in the folder is changed.
+
+    ``settings``: options of the recipe that are to be others (what-if).
+    """
+    run_directory.read_record(directory)
+    past = read_past(directory, lambda text: notify(text, None, None), whole=True)
+    options = continuing.recorded_options(past.config)
+    with _faults(options):
+        options, _, problems = _prepared(options, notify)
+        _check_problems(past, problems)
+        first = past.attempts[0]
+        assert isinstance(first, RunStarted)
+        tokenizers = await _tokenizers(options)
+        engines: dict[Role, Engine] = {
+            role: RecordedEngine(getattr(options, role.value) or role.value, tokenizer, first.context_max[role.value])
+            for role, tokenizer in tokenizers.items()
+            if role.value in first.context_max
+        }
+        judge = ExactEquivalence() if _simulated(options) else GraderOfAThread()
+
+        async def parts(_: AsyncExitStack) -> Parts:
+            return Parts(engines, judge)
+
+        before, now = _Fold(), _Fold()
+        for event in read_trace(directory / TRACE_FILE):
+            before.add(event)
+        async with _Runtime(parts) as runtime:
+            playback = await runtime.replay(
+                past, problems, lambda attempt: _recorded_strategy(past.attempts[attempt].config, settings), [now]
+            )
+    report = continuing.report(playback, past, before.summary().samples, now, settings)
+    return Replayed(report, playback.kept(), options)
+
+
+async def go_on(
+    replayed: Replayed,
+    settings: Mapping[str, Any],
+    directory: Path,
+    *,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = _quiet,
+    plan: Callable[[int], None] | None = None,
+) -> RunReport:
+    """A new run in a folder of its own that begins with what a replay under other settings could tell."""
+    past = replayed.past
+    options = replayed.options.model_copy(update={"output_dir": directory})
+    run_directory.check_free(directory)
+    with _faults(options):
+        options, _, problems = _prepared(options, notify)
+        chosen, seed = _recorded_strategy(past.config, settings)
+        if plan is not None:
+            plan(len(problems) * options.repeats)
+        resumption = Resumption(past, lambda _: (chosen, seed), anew=True)
+        sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+        async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
+            extra: dict[str, JsonValue] = {"continued_from": past.run}
+            return await run_in(
+                runtime, chosen, problems, options, directory, sinks, resumption=resumption, extra=extra
+            )
+
+
+def _recorded_strategy(
+    config: Mapping[str, JsonValue], settings: Mapping[str, Any] | None = None
+) -> tuple[Family, int | None]:
+    """The strategy and the seed of a run's configuration, with some options of the recipe set anew."""
+    recipe, seed = config.get("recipe"), config.get("seed")
+    given: dict[str, Any] = {**recipe} if isinstance(recipe, dict) else {}
+    return strategy(str(config["strategy"]), **{**given, **(settings or {})}), seed if isinstance(seed, int) else None
+
+
+def _check_problems(past: Past, problems: Sequence[Problem]) -> None:
+    """Raises ResumeError where a problem of the trace has another text now, or another answer."""
+    named = {problem.id: problem for problem in problems}
+    for sample in past.samples.values():
+        first = sample.events[0] if sample.events else None
+        problem = named.get(sample.problem)
+        if not isinstance(first, ProblemStarted) or problem is None:
+            continue
+        if (first.text, first.gold) != (problem.text, problem.answer):
+            raise ResumeError(
+                f"Problem {sample.problem} has another text or answer than when the run was started. Put the dataset "
+                "back as it was, or start a new run."
+            )
+
+
+async def _tokenizers(options: RunOptions) -> Mapping[Role, Tokenizer]:
+    names = {role: getattr(options, role.value) for role in Role if getattr(options, role.value) is not None}
+    if _simulated(options):
+        engines = simulated_engines(names, _world(options, ()), shared_device=False)
+        return {role: engine.tokenizer for role, engine in engines.items()}
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    paths = {role: models.find_local(name) for role, name in names.items()}
+    for role, path in paths.items():
+        if path is None:
+            raise ModelError(
+                f"The tokenizer of {names[role]} is not here, and a replay needs it. `speclrm models pull {names[role]}`."
+            )
+    return {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items() if path is not None}
 
 
 def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
@@ -712,10 +905,13 @@ __all__ = [
     "calibration_path",
     "choose_threshold",
     "defaults",
+    "go_on",
     "is_simulated",
     "prepare",
     "preview",
     "recipe_options",
+    "replay",
+    "resume",
     "run",
     "run_in",
     "runtime_for",

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import benching, evaluating, originals, solving, tools
+from speclrm.commands import benching, continuing, evaluating, originals, solving, tools
 from speclrm.commands.settings import configurable
 from speclrm.commands.tracing import trace_app
 
@@ -53,6 +53,8 @@ def common(
 
 for name, function in {
     "run": solving.run,
+    "resume": continuing.resume,
+    "replay": continuing.replay,
     "eval": evaluating.evaluate,
     "grade": evaluating.grade,
     "calibrate": tools.calibrate,

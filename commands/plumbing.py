@@ -130,7 +130,8 @@ def complain(text: str) -> None:
 
     from speclrm.display import harmless
 
-    Console(stderr=True).print(f"speclrm: {harmless(text, 4000)}", markup=False, highlight=False, soft_wrap=True)
+    lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
+    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def checked(kind: type[T], **values: Any) -> T:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ENVIRONMENT = "SPECLRM_"
-REPEATED = ("target_arg", "draft_arg")
+REPEATED = ("target_arg", "draft_arg", "set_")
 """Options that may be given more than once."""
 _options: dict[str, set[str]] = {}
 """The options of each command, by the names that a configuration file uses."""

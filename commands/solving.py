@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from speclrm.commands.continuing import show
 from speclrm.commands.options import (
     FIDELITY,
     MODELS,
@@ -30,15 +31,13 @@ from speclrm.commands.options import (
 from speclrm.commands.plumbing import (
     Screen,
     checked,
-    first_error,
     guard,
-    print_paths,
     read_seed,
     read_threshold,
     run_async,
     stdout,
 )
-from speclrm.runtime.errors import SettingsError, SpecLRMError
+from speclrm.runtime.errors import SettingsError
 
 if TYPE_CHECKING:
     from speclrm.api import Preview
@@ -329,6 +328,18 @@ def run(
     ] = None,
     seed: Annotated[str, typer.Option(help="A number, or none.", rich_help_panel=RUN)] = "0",
     concurrency: Annotated[int, typer.Option(min=1, help="Samples at work at once.", rich_help_panel=RUN)] = 16,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --output-dir, if these are its settings.", rich_help_panel=RUN
+        ),
+    ] = False,
+    override: Annotated[
+        bool,
+        typer.Option(
+            "--override", help="With --resume: go on under other settings, and record them.", rich_help_panel=RUN
+        ),
+    ] = False,
     compress_trace: Annotated[
         bool,
         typer.Option(
@@ -409,26 +420,30 @@ def run(
             concurrency=concurrency,
             compress_trace=compress_trace,
         )
+        if resume and (output_dir is None or dry_run):
+            raise SettingsError("--resume goes on with a run: give its folder as --output-dir, and no --dry-run.")
+        if override and not resume:
+            raise SettingsError("--override belongs to --resume.")
         with Screen(display, log_file, log_level) as screen:
             if dry_run:
                 _show(api.preview(options, screen.notify))
                 return
             report = run_async(
-                lambda: api.run(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan),
+                lambda: (
+                    api.resume(
+                        output_dir,
+                        options,
+                        override=override,
+                        sinks=screen.sinks,
+                        notify=screen.notify,
+                        plan=screen.monitor.plan,
+                    )
+                    if resume and output_dir is not None
+                    else api.run(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan)
+                ),
                 virtual=api.is_simulated(options.target or ""),
             )
-        if screen.kind == "json":
-            from speclrm.display import print_json
-
-            print_json({"kind": "summary", **report.summary.model_dump(mode="json", exclude={"samples"})})
-        else:
-            from speclrm.display import print_report
-
-            console = stdout()
-            print_report(console, report.summary)
-            print_paths(console, report.directory)
-        if report.summary.outcomes and set(report.summary.outcomes) == {"error"}:
-            raise SpecLRMError(f"Every track failed. The first error: {first_error(report.summary)}")
+        show(report, screen.kind)
 
     guard(start)
 

@@ -15,6 +15,7 @@ from speclrm.runtime.events import (
     OperationDropped,
     Outcome,
     RunFinished,
+    RunResumed,
     RunStarted,
     SampleEvent,
     SampleFinished,
@@ -24,6 +25,7 @@ from speclrm.runtime.events import (
     StepScored,
     StepWritten,
     TrackFinished,
+    TrackResumed,
 )
 from speclrm.runtime.state import SampleState, TrackState, apply
 
@@ -146,22 +148,28 @@ class Summary:
         self._tokens: dict[str, Counter[str]] = defaultdict(Counter)
         self._phases: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
         self._pending: dict[tuple[str, int, str], tuple[StepDrafted | StepWritten, int]] = {}
+        self._lapsed: dict[tuple[str, int, str], tuple[StepDrafted | StepWritten, int]] = {}
         self._count: Counter[str] = Counter()
         self._scores = [0] * 10
         self._mass = 0.0
         self._likelihood = 0.0
         self._run = RunStarted(run="", started="", config={}, versions={}, machine={})
         self._end: RunFinished | None = None
+        self._busy_s: defaultdict[str, float] = defaultdict(float)
         self._t = 0.0
 
     def add(self, event: Event) -> None:
         self._t = event.t
         if isinstance(event, RunStarted):
             self._run = event
+        elif isinstance(event, RunResumed):
+            self._end = None
         elif isinstance(event, RunFinished):
             self._end = event
+            for name, seconds in event.busy_s.items():
+                self._busy_s[name] += seconds
             for key in list(self._pending):
-                self._forget(key, "dropped")
+                self._lapse(key)
         if isinstance(event, SampleEvent):
             sample = event.problem, event.repeat
             state = self.states.get(sample) or SampleState(event.problem, event.repeat)
@@ -210,9 +218,11 @@ class Summary:
                 fate = "judge" if event.purpose == "score" else "dropped"
                 self._tokens[event.role][fate] += event.operation.output_tokens
             case TrackFinished():
-                self._forget((*sample, event.track), "dropped")
+                self._lapse((*sample, event.track))
                 if event.error is not None:
                     self._errors[(*sample, event.track)] = event.error
+            case TrackResumed():
+                self._take_up((*sample, event.track))
             case SampleFinished():
                 self._rows[sample] = self._row(self.states[sample], event)
                 self.states[sample] = _without_text(self.states[sample])
@@ -246,6 +256,20 @@ class Summary:
         if (pending := self._pending.pop(key, None)) is not None:
             role = "draft" if isinstance(pending[0], StepDrafted) else "target"
             self._tokens[role][fate] += pending[1]
+
+    def _lapse(self, key: tuple[str, int, str]) -> None:
+        """The track ends on this step, unless a later attempt goes on with it."""
+        if (pending := self._pending.get(key)) is not None:
+            self._lapsed[key] = pending
+            self._forget(key, "dropped")
+
+    def _take_up(self, key: tuple[str, int, str]) -> None:
+        """A later attempt goes on with the track: the step that it was on is no longer lost."""
+        self._errors.pop(key, None)
+        if (lapsed := self._lapsed.pop(key, None)) is not None:
+            role = "draft" if isinstance(lapsed[0], StepDrafted) else "target"
+            self._tokens[role]["dropped"] -= lapsed[1]
+            self._pending[key] = lapsed
 
     def _spend(self, role: str, purpose: str, operations: Sequence[Operation]) -> None:
         counts, phase = self._tokens[role], self._phases[purpose]
@@ -312,7 +336,7 @@ class Summary:
                 for name, (requests, queue_s, engine_s) in sorted(self._phases.items())
             },
             seconds=self._end.seconds if self._end else self._t,
-            busy_s=self._end.busy_s if self._end else {},
+            busy_s={name: round(value, 6) for name, value in self._busy_s.items()},
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.context import question_ids
-from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError
+from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError, told
 from speclrm.runtime.events import Event, Operation, OperationDropped
 from speclrm.runtime.lanes import Flight
 from speclrm.runtime.protocols import Question, Request
@@ -17,7 +17,7 @@ from speclrm.runtime.steps import split_ending
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from speclrm.runtime.lanes import Lane
+    from speclrm.runtime.lanes import Flights
 
 PLAN_TRACK = "plan"
 """Stands in for a track's name in the operation: there is no track yet."""
@@ -39,7 +39,7 @@ async def ask(
     *,
     order: int,
     seed: int | None,
-    lane: Lane,
+    lane: Flights,
     emit: Callable[[Event], None],
     room: Callable[[], Awaitable[None]],
 ) -> Reply:
@@ -58,7 +58,7 @@ async def ask(
         lane.engine.name,
     )
 
-    def dropped(reason: Literal["cancelled", "error"]) -> None:
+    def dropped(reason: Literal["cancelled", "error"], error: str | None = None) -> None:
         emit(
             OperationDropped(
                 problem=problem,
@@ -69,18 +69,19 @@ async def ask(
                 purpose="choose",
                 reason=reason,
                 operation=flight.report(),
+                error=error,
             )
         )
 
     try:
         await lane.run(flight)
     except (EngineError, UsageError) as error:
-        dropped("error")
+        dropped("error", told(error))
         if isinstance(error, EngineDeadError):
             raise
-        return Reply(None, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        return Reply(None, error=told(error))
     except BaseException:
         dropped("cancelled")
         raise
     ids, _ = split_ending(flight.ids, tokenizer.vocabulary)
-    return Reply(tokenizer.decode(ids), (flight.report(),))
+    return Reply(tokenizer.decode(ids), (flight.report(kept=()),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -25,20 +25,33 @@ class EventBus:
     sink gets no more events.
     """
 
-    def __init__(self, required: Sequence[Sink] = (), optional: Sequence[Sink] = (), *, attempt: int = 0) -> None:
+    def __init__(
+        self,
+        required: Sequence[Sink] = (),
+        optional: Sequence[Sink] = (),
+        *,
+        attempt: int = 0,
+        next_seq: int = 0,
+        elapsed_s: float = 0.0,
+    ) -> None:
         self._required = list(required)
         self._optional = list(optional)
         self._attempt = attempt
-        self._next_seq = 0
-        self._started = now_s()
+        self._next_seq = next_seq
+        self._started = now_s() - elapsed_s
 
     @property
     def elapsed_s(self) -> float:
-        return now_s() - self._started
+        """Seconds of run time, in the form that events carry."""
+        return round(now_s() - self._started, 6)
 
-    def publish(self, event: Event) -> Event:
-        """Stamps a new event with its number and time, hands it on, and returns it."""
-        stamp(event, self._next_seq, self._attempt, round(self.elapsed_s, 6))
+    def publish(self, event: Event, at_s: float | None = None) -> Event:
+        """Stamps a new event with its number and time, hands it on, and returns it.
+
+        ``at_s``: its time, where it tells of one that was read before.
+        """
+        t = self.elapsed_s if at_s is None else at_s
+        stamp(event, self._next_seq, self._attempt, t)
         self._next_seq += 1
         for sink in self._required:
             sink.emit(event)
@@ -49,6 +62,9 @@ class EventBus:
                 self._optional.remove(sink)
                 log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
         return event
+
+    async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
+        """Waits until such an event is due; in a live run that is now."""
 
     async def room(self) -> None:
         for sink in self._required:

@@ -29,6 +29,7 @@ from speclrm.runtime.events import (
     StepWritten,
     TrackEvent,
     TrackFinished,
+    TrackResumed,
     TrackStarted,
     VoteUpdated,
 )
@@ -76,6 +77,7 @@ class _Track:
     tokens: int = 0
     scores: list[float] = field(default_factory=list[float])
     pending: _Pending | None = None
+    lapsed: _Pending | None = None
     reason: str | None = None
     answer: str | None = None
     error: str | None = None
@@ -186,8 +188,8 @@ class Checker:
             sample.gold = event.gold
 
     def _track(self, event: TrackEvent, sample: _Sample, track: _Track) -> None:
-        if _kind(event) == "track_resumed":
-            track.reason = None
+        if isinstance(event, TrackResumed):
+            self._take_up(track)
             return
         if track.reason is not None:
             rule = "closed"
@@ -224,9 +226,21 @@ class Checker:
                 self._wrong(
                     "tokens", f"track {event.track} ends with {event.tokens} tokens; its steps have {track.tokens}"
                 )
+            track.lapsed = track.pending
             self._forget(track, "dropped")
             track.reason, track.answer, track.error = event.reason, event.answer, event.error
             track.place = sum(other.place >= 0 for other in sample.tracks.values())
+
+    def _take_up(self, track: _Track) -> None:
+        """The track goes on in another attempt, with the step that it was on."""
+        if track.reason not in ("cancelled", "error"):
+            self._wrong("closed", f"a track goes on that ended with {track.reason}")
+        pending, track.lapsed = track.lapsed, None
+        if pending is not None:
+            self._tokens["draft" if pending.kind == "draft" else "target"]["dropped"] -= pending.spent
+            if pending.kind == "draft":
+                self._count["dropped"] -= 1
+        track.pending, track.reason, track.error, track.place = pending, None, None, -1
 
     def _at_step(self, step: int, track: _Track, what: str) -> None:
         if step != track.steps:

@@ -38,7 +38,7 @@ class _JumpSelector(selectors.DefaultSelector):
                 raise RuntimeError(f"a call in another thread took more than {EXECUTOR_LIMIT_S:.0f} real seconds")
             return ready
         ready = super().select(0)
-        if ready:
+        if ready or (timeout != 0 and self._loop.tell_idle()):
             return ready
         if timeout is None:
             raise RuntimeError("deadlock: every task waits and no timer is set")
@@ -57,6 +57,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now_s = 0.0
         self._out: deque[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
         super().__init__(_JumpSelector(self))
 
     @property
@@ -71,6 +72,21 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Moves the clock; used by the selector alone."""
         # A wait below the clock's resolution moves it too: a loop that waits for it would otherwise never see it pass.
         self._now_s = self._now_s + seconds if seconds <= 0 else max(self._now_s + seconds, nextafter(self._now_s, inf))
+
+    async def idle(self) -> None:
+        """Returns once nothing can happen any more without time going on."""
+        waiter: asyncio.Future[None] = self.create_future()
+        self._idle.append(waiter)
+        await waiter
+
+    def tell_idle(self) -> bool:
+        """Wakes the first that waits for idleness; used by the selector alone."""
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return True
+        return False
 
     def run_in_executor(  # type: ignore[override]  # a plain method in the stubs of some versions
         self, executor: Executor | None, func: Callable[..., Any], *args: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, overload
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.protocols import Question, Role, StepPrompts, Tokenizer, TrackPlan
 
+DIGEST_BYTES = 9
+"""Of the hash of a request's ids: twelve characters in the trace."""
 DECODE_PREFIX = 6
 """Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
 own incremental detokenizer uses the same idea with 5 (v1/engine/detokenizer.py)."""
@@ -27,18 +30,29 @@ class Ids(Sequence[int]):
     ids. The context only grows, so what stands before ``length`` stays as it was.
     """
 
-    __slots__ = ("_behind", "_ids", "_length")
+    __slots__ = ("_behind", "_hash", "_ids", "_length")
 
-    def __init__(self, ids: array[int], length: int, behind: tuple[int, ...]) -> None:
+    def __init__(self, ids: array[int], length: int, behind: tuple[int, ...], known: blake2b | None = None) -> None:
         self._ids = ids
         self._length = length
         self._behind = behind
+        self._hash = known
 
     def __len__(self) -> int:
         return self._length + len(self._behind)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.tolist())
+
+    def hashed(self) -> blake2b:
+        """A hash that has taken in all ids, as 32-bit words; what the context has hashed before is not hashed again."""
+        state = (
+            blake2b(self._ids[: self._length].tobytes(), digest_size=DIGEST_BYTES)
+            if self._hash is None
+            else self._hash.copy()
+        )
+        state.update(array("I", self._behind).tobytes())
+        return state
 
     def tolist(self) -> list[int]:
         """All ids, copied."""
@@ -60,21 +74,27 @@ class Ids(Sequence[int]):
 class Context:
     """One model's view of a track. ``ids`` grows and is never changed."""
 
-    __slots__ = ("_ids", "tokenizer")
+    __slots__ = ("_hash", "_ids", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self._ids = array("I", prompt_ids)
+        self._hash = blake2b(self._ids.tobytes(), digest_size=DIGEST_BYTES)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def ids(self, *more: Sequence[int], length: int | None = None) -> Ids:
         """The first ``length`` ids, all unless told, with more behind them."""
-        return Ids(self._ids, len(self._ids) if length is None else length, tuple(chain.from_iterable(more)))
+        behind = tuple(chain.from_iterable(more))
+        if length is None or length == len(self._ids):
+            return Ids(self._ids, len(self._ids), behind, self._hash.copy())
+        return Ids(self._ids, length, behind)
 
     def append(self, ids: Sequence[int]) -> None:
-        self._ids.extend(ids)
+        new = array("I", ids)
+        self._ids.extend(new)
+        self._hash.update(new.tobytes())
 
     def text_of(self, ids: Sequence[int], before: Sequence[int] = (), length: int | None = None) -> str:
         """The text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from speclrm.runtime.breakeven import Group, StepShape, best_threshold, predict
 from speclrm.runtime.clock import now_s
@@ -78,6 +78,19 @@ class Decision(NamedTuple):
 
     mode: Mode
     reason: str
+
+
+class Record(Protocol):
+    """What a trace says of a sample whose loops are driven again."""
+
+    @property
+    def playing(self) -> bool:
+        """Whether the sample is still answered from the trace."""
+        ...
+
+    def decided(self, track: str, step: int) -> Decision | None:
+        """What was decided for a step; None where the trace does not say."""
+        ...
 
 
 @dataclass(slots=True)

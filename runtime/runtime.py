@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
+
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
-from speclrm.runtime.events import Event, RunFinished, RunStarted, TrackFinished
+from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
 from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
-from speclrm.runtime.run_directory import RunRecord, create, new_record
+from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
+from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduler import Scheduler
 from speclrm.runtime.sinks import Subscriber
+from speclrm.runtime.state import SampleState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from pydantic import JsonValue
 
+    from speclrm.runtime.lanes import Flights
+    from speclrm.runtime.past import Past
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy
-    from speclrm.runtime.state import SampleState
+
+log = structlog.get_logger(__name__)
 
 CONCURRENCY = 16
 """Samples at work at the same time, unless told otherwise."""
@@ -46,6 +54,37 @@ class Parts:
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
+
+
+Began = Callable[[int], "tuple[Strategy, int | None]"]
+"""The strategy and the seed of samples that began in an attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A sample to run. ``playback``: where its trace is."""
+
+    problem: Problem
+    repeat: int
+    strategy: Strategy
+    seed: int | None
+    playback: Playback | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """How a run goes on. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
+
+    ``anew``: the run is a new one that begins with what the trace has.
+    """
+
+    past: Past
+    began: Began
+    events: Callable[[], Iterable[Event]] = tuple
+    overrides: Mapping[str, tuple[JsonValue, JsonValue]] = field(
+        default_factory=dict[str, "tuple[JsonValue, JsonValue]"]
+    )
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +169,18 @@ class Runtime:
         directory: Path | None = None,
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
+        resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
-        what they do does not touch the run (``sinks.Subscriber``). ``trace``: segments of its file and their packing.
+        what they do does not touch the run (``sinks.Subscriber``). ``trace``: segments of its file and their packing. With a
+        ``resumption`` the run goes on where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
+            ResumeError: the trace does not fit to what happens when its loops are driven again.
             EngineDeadError, TraceError, TooManyErrors: the run was stopped; what was committed is in the trace.
         """
         return await self._run(
@@ -150,8 +192,40 @@ class Runtime:
             directory=directory,
             config=config,
             sinks=sinks,
+            resumption=resumption,
             trace=trace,
         )
+
+    async def replay(
+        self, past: Past, problems: Sequence[Problem], began: Began, sinks: Sequence[Sink] = ()
+    ) -> Playback:
+        """Drives the loops of a trace again, without an engine, under virtual time. ``past`` must be whole.
+
+        ``problems``: those of the trace. ``sinks`` see the events as they come this time.
+        """
+        playback = Playback(past, "replay")
+        bus = PlaybackBus(playback, (), sinks, anew=True)
+        first = past.attempts[0]
+        assert isinstance(first, RunStarted)
+        bus.publish(first)
+        named = {problem.id: problem for problem in problems}
+        jobs = [
+            Job(named[sample.problem], sample.repeat, *began(sample.attempt), playback)
+            for sample in past.samples.values()
+            if sample.problem in named
+        ]
+        task = asyncio.create_task(self._samples(jobs, None, bus), name="replay")
+        try:
+            await playback.play()
+        finally:
+            playback.over = True
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+        for sink in sinks:
+            await sink.aclose()
+        return playback
 
     async def _run(
         self,
@@ -165,68 +239,129 @@ class Runtime:
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
         required: Sequence[Sink] = (),
+        resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
         record = new_record({**(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats})
+        playback = None if resumption is None else Playback(resumption.past, "resume")
         async with AsyncExitStack() as stack:
             must: list[Sink] = [_ErrorGuard(), *required]
             if directory is not None:
-                create(directory, record)
-                must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE, options=trace)))
+                if resumption is None or resumption.anew:
+                    stack.enter_context(create(directory, record))
+                else:
+                    add_attempt(directory, record)
+                go_on = resumption is not None and not resumption.anew
+                must.append(
+                    await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on, options=trace))
+                )
+            if resumption is not None and not resumption.anew:
+                await _show(resumption.events(), sinks)
             listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
-            bus = EventBus(must, listeners)
-            samples = await self._samples(problems, strategy, repeats, seed, concurrency, bus, record)
+            if resumption is None or playback is None:
+                bus = EventBus(must, listeners)
+                bus.publish(self._started(record))
+            else:
+                bus = PlaybackBus(playback, must, listeners, anew=resumption.anew)
+                record = self._begin_again(resumption, record, bus)
+            jobs = [
+                self._job(problem, repeat, strategy, seed, resumption, playback)
+                for problem in problems
+                for repeat in range(repeats)
+            ]
+            samples = await self._samples(jobs, concurrency, bus)
         return RunResult(record.run, samples, directory)
 
-    async def _samples(
-        self,
-        problems: Sequence[Problem],
-        strategy: Strategy,
-        repeats: int,
-        seed: int | None,
-        concurrency: int,
-        bus: EventBus,
-        record: RunRecord,
-    ) -> tuple[SampleState, ...]:
+    def _started(self, record: RunRecord) -> RunStarted:
+        return RunStarted(
+            run=record.run,
+            started=record.started,
+            config=record.config,
+            versions=record.versions,
+            machine=record.machine,
+            context_max={role.value: lane.engine.max_model_len for role, lane in self.scheduler.lanes.items()},
+        )
+
+    def _begin_again(self, resumption: Resumption, record: RunRecord, bus: EventBus) -> RunRecord:
+        """Publishes that the run goes on. Returns the record under the run's own id."""
+        past = resumption.past
+        if resumption.anew:
+            bus.publish(self._started(record))
+            return record
         bus.publish(
-            RunStarted(
-                run=record.run,
+            RunResumed(
                 started=record.started,
                 config=record.config,
                 versions=record.versions,
                 machine=record.machine,
+                overrides=dict(resumption.overrides),
             )
         )
-        busy_before = self._busy_s()
-        places = asyncio.Semaphore(concurrency)
+        for sample in past.unfinished():
+            for track in sample.closed:
+                bus.publish(TrackResumed(problem=sample.problem, repeat=sample.repeat, track=track))
+        return record.model_copy(update={"run": past.run})
 
-        async def attempt(problem: Problem, repeat: int) -> SampleState:
+    def _job(
+        self,
+        problem: Problem,
+        repeat: int,
+        strategy: Strategy,
+        seed: int | None,
+        resumption: Resumption | None,
+        playback: Playback | None,
+    ) -> Job | SampleState:
+        """What there is to do for a sample, or its state where it is done."""
+        past = None if resumption is None else resumption.past.samples.get((problem.id, repeat))
+        if resumption is None or past is None:
+            return Job(problem, repeat, strategy, seed, playback)
+        if past.state is not None and not resumption.anew:
+            return past.state
+        return Job(problem, repeat, *resumption.began(past.attempt), playback)
+
+    async def _samples(
+        self, jobs: Sequence[Job | SampleState], concurrency: int | None, bus: EventBus
+    ) -> tuple[SampleState, ...]:
+        """Runs the samples, so many at a time (None: all), and publishes the run's end."""
+        busy_before = self._busy_s()
+        places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
+
+        async def attempt(job: Job | SampleState) -> SampleState:
+            if isinstance(job, SampleState):
+                return job
             async with places:
+                problem, playback = job.problem, job.playback
+                await bus.turn("problem_started", problem.id, job.repeat)
+                lanes: Mapping[Role, Flights] = self.scheduler.lanes
+                equivalence = self._equivalence
+                again = None
+                if playback is not None:
+                    again = playback.sample(problem.id, job.repeat)
+                    lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
+                    equivalence = RecordedVerdicts(again, equivalence)
                 sample = Sample(
                     problem,
-                    repeat,
+                    job.repeat,
                     order=next(self._orders),
-                    seed=seed,
-                    strategy=strategy,
+                    seed=job.seed,
+                    strategy=job.strategy,
                     scheduler=self.scheduler,
-                    equivalence=self._equivalence,
+                    lanes=lanes,
+                    record=again,
+                    equivalence=equivalence,
                     bus=bus,
                 )
                 return await sample.run()
 
         def finish(status: Any, error: str | None = None) -> None:
             busy_s = {name: round(after - busy_before[name], 6) for name, after in self._busy_s().items()}
-            bus.publish(RunFinished(status=status, seconds=round(bus.elapsed_s, 6), error=error, busy_s=busy_s))
+            bus.publish(RunFinished(status=status, seconds=bus.elapsed_s, error=error, busy_s=busy_s))
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(attempt(problem, repeat), name=f"{problem.id}/{repeat}")
-                    for problem in problems
-                    for repeat in range(repeats)
-                ]
+                tasks = [group.create_task(attempt(job), name=f"sample {number}") for number, job in enumerate(jobs)]
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -261,6 +396,19 @@ class Runtime:
     def _equivalence(self) -> Equivalence:
         assert self._parts is not None
         return self._parts.equivalence
+
+
+async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
+    """Lets the sinks see a trace, whole, before the run goes on. One that fails sees no more of it."""
+    left = list(sinks)
+    for event in events:
+        for sink in tuple(left):
+            try:
+                sink.emit(event)
+                await sink.room()
+            except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
+                left.remove(sink)
+                log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, TypedDict
 import structlog
 
 from speclrm.runtime.asking import ask
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import judge_of, prompt_ids
-from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError
+from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError, told
 from speclrm.runtime.events import (
     Event,
     FinishReason,
@@ -27,10 +26,12 @@ from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.track import RuntimeTrack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from speclrm.runtime.bus import EventBus
     from speclrm.runtime.context import JudgeSuffix
+    from speclrm.runtime.controller import Record
+    from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
     from speclrm.runtime.scheduler import Scheduler
 
@@ -49,6 +50,8 @@ class Sample:
         seed: int | None,
         strategy: Strategy,
         scheduler: Scheduler,
+        lanes: Mapping[Role, Flights],
+        record: Record | None = None,
         equivalence: Equivalence,
         bus: EventBus,
     ) -> None:
@@ -59,6 +62,8 @@ class Sample:
         self._seed = seed
         self._strategy = strategy
         self._scheduler = scheduler
+        self._lanes = lanes
+        self._record = record
         self._equivalence = equivalence
         self._bus = bus
         self._voting = asyncio.Lock()
@@ -71,12 +76,11 @@ class Sample:
         An error of one track ends that track. Raises EngineDeadError, TraceError and TooManyErrors, after which no
         track could go on.
         """
-        started = now_s()
         strategy = self._strategy
-        self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
+        started = self._publish(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
         # An iterator keeps nothing that it has given: a plan holds the whole prompt, which may be long, as text.
         plans = iter(await self._plan())
-        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
+        tokenizers = {role: self._lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
             async with asyncio.TaskGroup() as group:
@@ -93,10 +97,12 @@ class Sample:
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
-        self._emit(
-            SampleFinished(
-                **self._where, answer=answer, winner=winner, outcome=outcome, seconds=round(now_s() - started, 6)
-            )
+        await self._bus.turn("sample_finished", self.problem.id, self.repeat)
+        # By the times that the trace shows, so that a resumed run counts only the time that it ran.
+        now = self._bus.elapsed_s
+        seconds = round(now - started.t, 6)
+        self._publish(
+            SampleFinished(**self._where, answer=answer, winner=winner, outcome=outcome, seconds=seconds), at_s=now
         )
         return self.state
 
@@ -118,7 +124,7 @@ class Sample:
             self.repeat,
             order=self._order,
             seed=self._seed,
-            lane=self._scheduler.lanes[Role.TARGET],
+            lane=self._lanes[Role.TARGET],
             emit=self._emit,
             room=self._bus.room,
         )
@@ -137,7 +143,7 @@ class Sample:
         return strategy.plan(self.problem, self.repeat, self._seed, choice.codes)
 
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
-        tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in self._strategy.roles}
+        tokenizers = {role: self._lanes[role].engine.tokenizer for role in self._strategy.roles}
         name = plan.track  # a function that named the plan itself would keep it, and its prompt, with the track
         prompts = prompt_ids(tokenizers, plan)
         openings = {role: tokenizer.encode(plan.opening) for role, tokenizer in tokenizers.items()}
@@ -158,6 +164,8 @@ class Sample:
             seed=self._seed,
             strategy=self._strategy,
             scheduler=self._scheduler,
+            lanes=self._lanes,
+            record=self._record,
             prompts=prompts,
             openings=openings,
             judge=judge,
@@ -169,7 +177,6 @@ class Sample:
     async def _run_track(self, name: str, track: RuntimeTrack) -> None:
         try:
             try:
-                await track.enter()
                 reason = await self._strategy.run_track(track)
             finally:
                 await track.aclose()
@@ -196,7 +203,7 @@ class Sample:
                 reason=reason,
                 answer=None if ended else self._strategy.answer(state, self.problem, reason),
                 tokens=state.tokens,
-                error=None if error is None else f"{type(error).__name__}: {error}".splitlines()[0],
+                error=None if error is None else told(error),
             )
         )
 
@@ -239,9 +246,14 @@ class Sample:
         return await self._equivalence.grade(answer, self.problem)
 
     def _emit(self, event: Event) -> None:
-        self.state = apply(self.state, self._bus.publish(event))
+        self._publish(event)
+
+    def _publish(self, event: Event, at_s: float | None = None) -> Event:
+        stamped = self._bus.publish(event, at_s)
+        self.state = apply(self.state, stamped)
         if self._controller is not None:
-            self._controller.see(event)
+            self._controller.see(stamped)
+        return stamped
 
     @property
     def _where(self) -> _Where:

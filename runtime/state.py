@@ -22,6 +22,7 @@ from speclrm.runtime.events import (
     StepKind,
     StepWritten,
     TrackFinished,
+    TrackResumed,
     TrackStarted,
     VoteUpdated,
 )
@@ -113,8 +114,14 @@ def apply(state: SampleState, event: Event) -> SampleState:
         case StepCommitted(track=name):
             return _with_track(state, _commit(state.tracks[name], event))
         case TrackFinished(track=name):
-            track = state.tracks[name]._replace(reason=event.reason, answer=event.answer, pending=None)
+            # What an attempt's end cut off may go on in the next one, from the step that it was on.
+            pending = state.tracks[name].pending if event.reason in ("cancelled", "error") else None
+            track = state.tracks[name]._replace(reason=event.reason, answer=event.answer, pending=pending)
             return _with_track(state, track)._replace(finished_tracks=(*state.finished_tracks, name))
+        case TrackResumed(track=name):
+            track = state.tracks[name]._replace(reason=None, answer=None)
+            others = tuple(other for other in state.finished_tracks if other != name)
+            return _with_track(state, track)._replace(finished_tracks=others)
         case _:
             return state
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import Context, JudgeSuffix, translate
-from speclrm.runtime.errors import CapacityError, RequestError
+from speclrm.runtime.errors import CapacityError, RequestError, told
 from speclrm.runtime.events import (
     Event,
     ModeChanged,
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.admission import Seat
     from speclrm.runtime.context import Ids
+    from speclrm.runtime.controller import Record
     from speclrm.runtime.events import Operation
+    from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Delta, Problem, Strategy, Verdict
     from speclrm.runtime.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
@@ -70,6 +72,8 @@ class RuntimeTrack:
         seed: int | None,
         strategy: Strategy,
         scheduler: Scheduler,
+        lanes: Mapping[Role, Flights],
+        record: Record | None,
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
@@ -85,7 +89,8 @@ class RuntimeTrack:
         self._prompts = strategy.prompts
         self._read_score = strategy.score
         self._gate = strategy.gate
-        self._lanes = scheduler.lanes
+        self._lanes = lanes
+        self._record = record
         self._admission = scheduler.admission
         self._controller = scheduler.controller
         self._speculate = strategy.speculate
@@ -117,18 +122,11 @@ class RuntimeTrack:
         """Says why the task that runs this track is about to be cancelled."""
         self.stop_reason = reason
 
-    async def enter(self) -> None:
-        """Waits until the engines have room for this track. Called once, before the first step."""
-        tokens = {role: len(context) for role, context in self._contexts.items()}
-        self._seat = await self._admission.enter(self._order, tokens)
-
     async def aclose(self) -> None:
         """Ends the open request, if there is one, and gives the room back."""
         try:
             for purpose in tuple(self._ahead):
-                self._give_up(purpose)
-            # Each ends at once, but for what its engine takes to hear of it.
-            await asyncio.gather(*self._useless, return_exceptions=True)
+                await self._give_up(purpose)
             await self._end_writing()
         finally:
             if self._seat is not None:
@@ -139,7 +137,8 @@ class RuntimeTrack:
     async def speculates(self) -> bool:
         if self._speculate != "auto" or self._controller is None:
             return self._speculate != "never"
-        mode, reason = self._controller.decide(self.problem.id, self._repeat, self._track)
+        decided = None if self._record is None else self._record.decided(self._track, self._index)
+        mode, reason = decided or self._controller.decide(self.problem.id, self._repeat, self._track)
         if mode != self.state.mode:
             self._emit(ModeChanged(**self._where(), step=self._index, mode=mode, reason=reason))
         return mode != "write"
@@ -252,16 +251,22 @@ class RuntimeTrack:
         try:
             while (step := self._next_written(flight, taken)) is None:
                 if await anext(deltas, None) is None:
+                    if flight.cut:
+                        break
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
             self._drop(flight, Role.TARGET, "write", error)
             self._writing = None
             await self._open.aclose()
             raise
+        if step is None:  # the request ended with an earlier attempt: another one goes on from here
+            self._writing = None
+            await self._open.aclose()
+            return await self.write()
         self._ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
-        self._emit_written("write", step, (flight.report(spent),))
-        if flight.finish is not None and not flight.unreported_tokens:
+        self._emit_written("write", step, (flight.report(spent, kept=step.ids),))
+        if flight.over:
             self._writing = None
             await self._open.aclose()
         return step
@@ -289,12 +294,17 @@ class RuntimeTrack:
         )
         await self._run(Role.TARGET, "closing", flight)
         written, ended = split_ending(flight.ids, vocabulary)
-        ids = (*forced, *written[: whole_characters(context.tokenizer, written)])
+        written = written[: whole_characters(context.tokenizer, written)]
+        ids = (*forced, *written)
         step = Step(Role.TARGET, self._index, context.text_of(ids), ids, ended or flight.finish == "end", "closing")
-        self._emit_written("closing", step, (flight.report(),))
+        self._emit_written("closing", step, (flight.report(kept=written),))
         return step
 
     async def commit(self, step: Step, score: float | None = None) -> None:
+        # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
+        await self._give_up("rewrite")
+        if step.kind != "draft":
+            await self._give_up("draft")
         for role, context in self._contexts.items():
             context.append([*self._opening(role), *self._ids_for(step, role)])
             if self._seat is not None:
@@ -302,10 +312,6 @@ class RuntimeTrack:
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(self._seat, role, 0 if idle else len(context))
         self._translated.clear()
-        # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
-        self._give_up("rewrite")
-        if step.kind != "draft":
-            self._give_up("draft")
         self._emit(
             StepCommitted(
                 **self._where(), step=step.index, origin=step.kind, tokens=len(step.ids) + step.removed, score=score
@@ -329,16 +335,18 @@ class RuntimeTrack:
             self._drop_made(task, purpose, self.stop_reason)  # it may have ended in the same moment
             raise
 
-    def _give_up(self, purpose: Ahead) -> None:
-        task = self._ahead.pop(purpose, None)
+    async def _give_up(self, purpose: Ahead) -> None:
+        """Ends what was set going and accounts for it; that takes no longer than its engine takes to hear of it."""
+        task = self._ahead.get(purpose)
         if task is None:
             return
-        if task.done():
-            self._drop_made(task, purpose, "useless")
-        else:
+        if not task.done():
             self._useless.add(task)
-            task.add_done_callback(self._useless.discard)
             task.cancel()
+            await asyncio.wait({task})
+            self._useless.discard(task)
+        del self._ahead[purpose]
+        self._drop_made(task, purpose, "useless")
 
     def _drop_made(self, task: asyncio.Task[_Made], purpose: Ahead, reason: Reason) -> None:
         if task.cancelled() or task.exception() is not None:
@@ -350,8 +358,13 @@ class RuntimeTrack:
             )
 
     async def _hold(self) -> None:
-        """Makes room for older tracks where the engines have too little."""
-        if self._seat is not None and self._seat.asked:
+        """Waits until the engines have room for this track, or makes room for older ones where there is too little."""
+        if self._record is not None and self._record.playing:
+            return  # what is answered from a trace needs no room
+        if self._seat is None:
+            tokens = {role: len(context) for role, context in self._contexts.items()}
+            self._seat = await self._admission.enter(self._order, tokens)
+        elif self._seat.asked:
             await self._end_writing()
             await self._admission.hold(self._seat)
             self._ready_s = None
@@ -389,7 +402,7 @@ class RuntimeTrack:
         sampled: list[float] = []
         entropy: float | None = None
         text = ""
-        operations: list[Operation] = []
+        flights: list[Flight] = []
         ended = left = False
         # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
         for part in range(max(least, BLANK_PIECES_MAX)):
@@ -409,11 +422,11 @@ class RuntimeTrack:
             try:
                 length, left = await self._run_step(role, flight, ids, sampled, entropy)
             except BaseException as error:
-                # The pieces before this one were for nothing, too.
-                for operation in (*operations, flight.report()):
-                    self._emit_dropped(operation, role, purpose, self._reason(error), index)
+                self._emit_dropped(flight.report(), role, purpose, self._reason(error), index, error)
+                for piece in flights:  # the pieces before this one were for nothing, too
+                    self._emit_dropped(piece.report(kept=()), role, purpose, self._reason(error), index, error)
                 raise
-            operations.append(flight.report())
+            flights.append(flight)
             entropy = entropy if flight.first_entropy is None else flight.first_entropy
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
@@ -439,6 +452,12 @@ class RuntimeTrack:
         kind: StepKind = purpose
         sure = confidence(sampled[: len(ids)], entropy)
         step = Step(role, index, text, tuple(ids), ended, kind, removed, sure, left)
+        operations: list[Operation] = []
+        start = 0
+        for flight in flights:
+            operation = flight.report(kept=ids[start:])
+            start += operation.output_tokens - len(operation.tail)
+            operations.append(operation)
         return step, tuple(operations)
 
     async def _run_step(
@@ -517,7 +536,7 @@ class RuntimeTrack:
         self._ready_s = now_s()
 
     def _drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
-        self._emit_dropped(flight.report(), role, purpose, self._reason(error))
+        self._emit_dropped(flight.report(), role, purpose, self._reason(error), error=error)
 
     def _reason(self, error: BaseException) -> Reason:
         if isinstance(error, Exception):
@@ -531,6 +550,7 @@ class RuntimeTrack:
         purpose: Purpose,
         reason: Reason,
         index: int | None = None,
+        error: BaseException | None = None,
     ) -> None:
         self._emit(
             OperationDropped(
@@ -540,6 +560,7 @@ class RuntimeTrack:
                 purpose=purpose,
                 reason=reason,
                 operation=operation,
+                error=told(error) if isinstance(error, Exception) else None,
             )
         )
 
@@ -614,7 +635,7 @@ class RuntimeTrack:
                 digits=digits,
                 said=said,
                 scorer=self._prompts.scorer,
-                operations=(flight.report(),),
+                operations=(flight.report(kept=(), digits=bool(digits)),),
             )
         )
 

@@ -38,6 +38,7 @@ def test_a_run_prints_its_figures_and_leaves_its_files(data: Path, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "results.jsonl",
         "run.json",
+        "run.lock",
         "summary.json",
         "trace.jsonl",
     ]

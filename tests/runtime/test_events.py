@@ -24,6 +24,13 @@ STEP: typing.Any = {**TRACK, "step": 0}
 
 SAMPLES: list[EventBase] = [
     events.RunStarted(run="r", started="2026-01-01", config={"a": [1]}, versions={"x": "1"}, machine={"cores": 2}),
+    events.RunResumed(
+        started="2026-01-02",
+        config={},
+        versions={},
+        machine={},
+        overrides={"seed": (0, None), "recipe": ({"a": 1}, [2])},
+    ),
     events.ProblemStarted(**WHERE, text="two\nlines \u2028 ü", gold=None),
     events.MethodsChosen(**WHERE, codes=("A", "B"), chosen_by="seed"),
     events.TrackStarted(**TRACK, hint="try", prompt_ids={"draft": (1, 2, 151_643)}),
@@ -33,6 +40,7 @@ SAMPLES: list[EventBase] = [
     events.StepWritten(**STEP, write_kind="rewrite", text="y", ids=(4_000_000_000,), ended=True, operations=()),
     events.StepCommitted(**STEP, origin="draft", tokens=3, score=None),
     events.OperationDropped(**STEP, role="draft", purpose="draft", reason="stopped", operation=OPERATION),
+    events.TrackResumed(**TRACK),
     events.TrackFinished(**TRACK, reason="answer", answer="4", tokens=9),
     events.VoteUpdated(**WHERE, classes=(("A1", "B2"), ("C3",)), leader="A1"),
     events.SampleFinished(**WHERE, answer="4", winner="A1", outcome="correct", seconds=1.0),

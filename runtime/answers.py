@@ -1,0 +1,70 @@
+"""What a trace answers to requests: for each operation all that its engine gave, rebuilt as the loop saw it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.events import MethodsChosen, OperationDropped, StepDrafted, StepScored, StepWritten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from speclrm.runtime.events import Event, Operation
+    from speclrm.runtime.protocols import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one event tells of a request. ``index``: of the event among its sample's.
+
+    ``ids``: of this share, ``operation.ahead`` come behind them. ``digits``: log-probabilities of 0 to 9. ``dropped``: the
+    loop gave the request up, or it failed with ``error``; nothing was answered then. ``piece``: the request came to its
+    end, and was given up with a later one.
+    """
+
+    index: int
+    operation: Operation
+    ids: Sequence[int] = ()
+    digits: tuple[float, ...] = ()
+    dropped: bool = False
+    error: str | None = None
+    piece: bool = False
+
+    def logprobs(self, request: Request) -> dict[int, float] | None:
+        values = self.digits or self.operation.logprobs
+        return dict(zip(request.logprob_ids, values, strict=True)) if values and request.logprob_ids else None
+
+
+def answers(events: Iterable[Event]) -> dict[str, list[Share]]:
+    """The shares of each operation, by its id, in order."""
+    found: dict[str, list[Share]] = {}
+    for index, event in enumerate(events):
+        for share in _shares(index, event):
+            found.setdefault(share.operation.id, []).append(share)
+    return found
+
+
+def _shares(index: int, event: Event) -> Iterable[Share]:
+    match event:
+        case StepDrafted() | StepWritten():
+            rest = event.ids
+            if isinstance(event, StepWritten) and event.write_kind == "closing":
+                # What the closing's request was made to begin with stands before what it wrote.
+                kept = sum(op.output_tokens - len(op.tail) for op in event.operations)
+                rest = rest[len(rest) - kept :]
+            for operation in event.operations:
+                kept = operation.output_tokens - len(operation.tail)
+                yield Share(index, operation, (*rest[:kept], *operation.tail))
+                rest = rest[kept:]
+        case StepScored():
+            for operation in event.operations:
+                yield Share(index, operation, operation.tail, event.digits)
+        case MethodsChosen():
+            for operation in event.operations:
+                yield Share(index, operation, operation.tail)
+        case OperationDropped():
+            piece = event.operation.finish is not None
+            yield Share(index, event.operation, event.operation.tail, dropped=True, error=event.error, piece=piece)
+        case _:
+            pass
