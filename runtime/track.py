@@ -49,6 +49,15 @@ must not keep its track for ever."""
 
 Ahead = Literal["draft", "rewrite"]
 """What can be made before it is known to be wanted."""
+UNANSWERED: dict[str, Any] = {
+    "finish": None,
+    "tail": (),
+    "logprobs": (),
+    "sampled_logprobs": (),
+    "first_entropy": None,
+    "prompt_logprobs": None,
+}
+"""What an operation is without, whose request was given up."""
 Reason = Literal["stopped", "cancelled", "error", "useless"]
 _Made = tuple[Step, "tuple[Operation, ...]"]
 
@@ -340,6 +349,8 @@ class RuntimeTrack:
         task = self._ahead.get(purpose)
         if task is None:
             return
+        # A task that never ran would leave no word of a request that another run of the same loop had sent.
+        await asyncio.sleep(0)
         if not task.done():
             self._useless.add(task)
             task.cancel()
@@ -349,13 +360,23 @@ class RuntimeTrack:
         self._drop_made(task, purpose, "useless")
 
     def _drop_made(self, task: asyncio.Task[_Made], purpose: Ahead, reason: Reason) -> None:
+        """Accounts for a step that was made in vain: as if its last request had been given up before its end, so that a
+        replay, which answers none that was given up, sees the same.
+        """
         if task.cancelled() or task.exception() is not None:
             return  # it has accounted for itself
         step, operations = task.result()
+        role = Role.DRAFT if purpose == "draft" else Role.TARGET
+        dropped: list[Operation] = []
+        start = 0
         for operation in operations:
-            self._emit_dropped(
-                operation, Role.DRAFT if purpose == "draft" else Role.TARGET, purpose, reason, step.index
-            )
+            kept = operation.output_tokens - len(operation.tail)
+            tail = (*step.ids[start : start + kept], *operation.tail)
+            dropped.append(operation.model_copy(update={"tail": tail, "ahead": ()}))
+            start += kept
+        self._emit_dropped(dropped.pop().model_copy(update=UNANSWERED), role, purpose, reason, step.index)
+        for operation in dropped:
+            self._emit_dropped(operation, role, purpose, reason, step.index)
 
     async def _hold(self) -> None:
         """Waits until the engines have room for this track, or makes room for older ones where there is too little."""

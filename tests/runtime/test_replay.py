@@ -78,6 +78,13 @@ SETUPS: dict[str, Setup] = {
     "fast-1": on_world("speculative", fast=1),
     "fast-2": on_world("parallel", fast=2, tracks=4),
     "original": on_world("speculative", fidelity="original"),
+    "auto": on_world("speculative", steps=40.0, speculate="auto"),
+    "ahead": on_world("speculative", draft_ahead="always", rewrite_ahead="always"),
+    "gates": on_world("speculative", gate_sure=-0.1, gate_entropy=1.5, judge="inline", draft_ahead="always"),
+    "likelihood": on_world("speculative", scorer="likelihood", score_threshold=-0.2),
+    "scripted-ahead": on_script(
+        "speculative", max_step_tokens=16, tracks=2, draft_ahead="always", rewrite_ahead="always"
+    ),
     "closing": on_world("speculative", token_budget=40),
     "closing-written": on_world("parallel", token_budget=40),
     "step-limit": on_world("parallel", step_limit=2),
