@@ -41,7 +41,8 @@ class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``begun``: the
+    engine has been asked.
     """
 
     request: Request
@@ -57,6 +58,8 @@ class Flight:
     prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
     engine_s: float = 0.0
+    begun: bool = False
+    _reports: int = 0
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
@@ -80,9 +83,10 @@ class Flight:
     def report(self, tokens: int | None = None) -> Operation:
         """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
 
-        The sum over all reports of a flight is the flight's whole cost.
+        The sum over all reports of a flight is the flight's whole cost. One that never reached its engine cost no tokens.
         """
-        first = self._reported_s == 0.0 and self._reported_tokens == 0
+        first = not self._reports
+        self._reports += 1
         tokens = self.unreported_tokens if tokens is None else tokens
         seconds = self.engine_s - self._reported_s
         self._reported_tokens += tokens
@@ -91,7 +95,7 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            prompt_tokens=len(self.request.prompt_ids) if first else 0,
+            prompt_tokens=len(self.request.prompt_ids) if first and self.begun else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
@@ -138,10 +142,13 @@ class Stay:
     async def __aenter__(self) -> AsyncIterator[Delta]:
         queue, flight = self._queue, self._flight
         asked = now_s()
-        await queue.enter(flight)
+        try:
+            await queue.enter(flight)
+        finally:
+            flight.queue_s = now_s() - asked
+            queue.waited_s += flight.queue_s
         self._started = now_s()
-        flight.queue_s = self._started - asked
-        queue.waited_s += flight.queue_s
+        flight.begun = True
         queue.operations += 1
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()

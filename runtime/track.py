@@ -229,7 +229,11 @@ class RuntimeTrack:
         if self._writing is None:
             left = self._limits.token_budget - self.state.tokens
             flight = self._flight(Role.TARGET, "write", context.ids(), left)
-            deltas = await self._open.enter_async_context(self._lanes[Role.TARGET].fly(flight))
+            try:
+                deltas = await self._open.enter_async_context(self._lanes[Role.TARGET].fly(flight))
+            except BaseException as error:
+                self._drop(flight, Role.TARGET, "write", error)
+                raise
             self._writing = flight, deltas
         flight, deltas = self._writing
         taken = len(flight.ids) - flight.unreported_tokens
@@ -238,9 +242,8 @@ class RuntimeTrack:
                 if await anext(deltas, None) is None:
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
-            self._drop(flight, Role.TARGET, "write", error)
             self._writing = None
-            await self._open.aclose()
+            await self._fail_writing(flight, error)
             raise
         self._ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
@@ -441,9 +444,23 @@ class RuntimeTrack:
             return
         flight, _ = self._writing
         self._writing = None
-        await self._open.aclose()
-        if flight.unreported_tokens:
-            self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+        try:
+            await self._open.aclose()
+        finally:
+            if flight.unreported_tokens:
+                self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+
+    async def _fail_writing(self, flight: Flight, error: BaseException) -> None:
+        """Closes the open write with the error that ended it, which its lane may know to be another one: a stalled engine's
+        operations are cancelled. Raises that one.
+        """
+        try:
+            await self._open.__aexit__(type(error), error, error.__traceback__)
+        except BaseException as other:
+            error = other
+            raise
+        finally:
+            self._drop(flight, Role.TARGET, "write", error)
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:
