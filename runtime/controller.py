@@ -150,6 +150,11 @@ class Controller:
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
 
+    @property
+    def problems(self) -> int:
+        """Problems that are known now: those with a track at work."""
+        return len(self._problems)
+
     # ------------------------------------------------------------------------------------------------------- what is seen
 
     def see(self, event: Event) -> None:

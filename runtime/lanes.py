@@ -313,6 +313,7 @@ class _Queue:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (flight.request.priority, next(self._arrivals), turn)
         heapq.heappush(self._waiting, entry)
+        self._serve()  # the bound may have grown while others waited
         try:
             await turn
         except asyncio.CancelledError:
@@ -347,6 +348,10 @@ class _Queue:
             self._busy_s += now_s() - self._since_s
             self._since_s = now_s()  # from now on: of being idle
             self._overlap.change(self._role, -1)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Gives the places that are free to the most urgent ones waiting."""
         while self._waiting and self.in_flight < self._cap:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypedDict
 
 import structlog
@@ -86,9 +87,10 @@ class Sample:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            for name, state in self.state.tracks.items():
-                if not state.finished:  # cancelled before its task had begun
-                    self._finish(name, "cancelled")
+            with ExitStack() as stack:  # all of them, even where a sink fails at the first
+                for name, state in reversed(self.state.tracks.items()):
+                    if not state.finished:  # cancelled before its task had begun
+                        stack.callback(self._finish, name, "cancelled")
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
@@ -237,9 +239,11 @@ class Sample:
         return await self._equivalence.grade(answer, self.problem)
 
     def _emit(self, event: Event) -> None:
-        self.state = apply(self.state, self._bus.publish(event))
+        # A sink that fails ends the run, and every track has its end in the state and for the controller all the same.
+        self.state = apply(self.state, event)
         if self._controller is not None:
             self._controller.see(event)
+        self._bus.publish(event)
 
     @property
     def _where(self) -> _Where:
