@@ -42,10 +42,10 @@ from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from speclrm.runtime.events import Event, Operation
-    from speclrm.runtime.protocols import Engine, Strategy
+    from speclrm.runtime.protocols import Strategy
     from speclrm.runtime.scheduler import Scheduler
 
 ASKED_FOR = os.environ.get("SPECLRM_PROPERTY_EXAMPLES")
