@@ -56,7 +56,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """``rate``: committed tokens a second, all tracks together; ``slowest``: of one track of the slowest group.
+    """``rate``: committed tokens a second, all tracks together; ``writing``: of one track that does not speculate;
+    ``slowest``: of one track of the slowest group that does; infinite where there is none.
 
     ``target_s``, ``draft_s``: of an iteration.
 
@@ -64,6 +65,7 @@ class Prediction:
     """
 
     rate: float
+    writing: float
     slowest: float
     target_s: float
     draft_s: float
@@ -81,10 +83,11 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
     everyone = writing + speculating
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
-    rate = slowest = decoding = drafting = 0.0
+    rate = written = slowest = decoding = drafting = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
-        slowest = 1 / t if writing else float("inf")
+        written = 1 / t if writing else float("inf")
+        slowest = float("inf")
         decoding = writing
         drafting = draft_reads = scores = reads = 0.0
         for tracks, accepted in guessing:
@@ -116,7 +119,7 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
             next_d *= 1.0 + draft.slowdown * target_busy
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
-    return Prediction(rate, slowest, t, d, drafting, decoding)
+    return Prediction(rate, written, slowest, t, d, drafting, decoding)
 
 
 def best_threshold(
@@ -141,7 +144,8 @@ def best_threshold(
         share = sum(group.tracks for group in split if group.acceptance is not None) / everyone
         corrected = 1 + share * (correction - 1)
         found = predict(split, shape, target, draft)
-        if found.slowest * corrected >= alone.slowest * (1 - SLOWED_MAX):
+        # What speculation was found to be worth is no fact about those who do not speculate.
+        if min(found.writing, found.slowest * correction) >= alone.writing * (1 - SLOWED_MAX):
             rates[bound] = found.rate * corrected
     best = max(rates.values())
     if not best:

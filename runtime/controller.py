@@ -119,6 +119,19 @@ class _Problem:
         self.lost += not kept
 
 
+@dataclass(slots=True)
+class _Window:
+    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
+    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
+    """
+
+    speculates: bool
+    tokens: int
+    predicted: float = 0.0
+    since_s: float = 0.0
+    rate: float = 0.0
+
+
 class Controller:
     """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
 
@@ -144,7 +157,7 @@ class Controller:
         self._looked_s = self._decided_s = float("-inf")
         self._drafted = False
         self._tokens = 0
-        self._rate_from: tuple[float, int] | None = None
+        self._window: _Window | None = None
         self._found = {True: _Mean(1.0), False: _Mean(1.0)}
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
@@ -285,9 +298,7 @@ class Controller:
         seated = min(1.0, self._admission.seated / max(1, sum(p.tracks for p in self._problems.values())))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
         everyone = sum(problem.tracks for problem in self._problems.values()) * seated
-        self._measure(
-            now, self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
-        )
+        self._measure(now)
         correction = self._found[True].value / self._found[False].value
         groups = self._groups(seated, self._acceptance)
         threshold, gain = best_threshold(groups, shape, target, draft, correction=correction)
@@ -296,9 +307,9 @@ class Controller:
         self._hopeless = best < GAIN_ON and not any(problem.speculates for problem in known.values())
         for problem in known.values():
             self._turn(problem)
-        load = predict(
-            self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
-        )
+        at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
+        load = predict(at_work, shape, target, draft)
+        self._expect(now, at_work, load.rate)
         self._eager = (
             draft.slowdown + target.slowdown < EAGER_COST
             and (target.p + target.k * shape.context) * load.target_load < EAGER_COST * target.w
@@ -334,25 +345,26 @@ class Controller:
             tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
-    def _measure(
-        self, now: float, groups: list[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts
-    ) -> None:
-        """Compares the rate since the last time with what would have been predicted of it."""
-        if self._rate_from is None:
-            self._rate_from = now, self._tokens
+    def _measure(self, now: float) -> None:
+        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
+        if (window := self._window) is None:
             return
-        since, tokens = self._rate_from
-        if self._tokens - tokens < RATE_TOKENS:
-            return
-        self._rate_from = now, self._tokens
+        window.predicted += window.rate * (now - window.since_s)
+        if (tokens := self._tokens - window.tokens) >= RATE_TOKENS:
+            found, ratio = self._found[window.speculates], tokens / window.predicted
+            found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+            self._window = None
+
+    def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
+        """What will be compared with what comes from now on."""
         everyone = sum(group.tracks for group in groups)
         speculating = sum(group.tracks for group in groups if group.acceptance is not None)
         if not everyone or 0 < speculating < everyone / 2:
+            self._window = None
             return
-        predicted = predict(groups, shape, target, draft).rate
-        ratio = (self._tokens - tokens) / (now - since) / predicted
-        found = self._found[speculating > 0]
-        found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+        if self._window is None or self._window.speculates != (speculating > 0):
+            self._window = _Window(speculating > 0, self._tokens)
+        self._window.since_s, self._window.rate = now, rate
 
     @property
     def _step(self) -> StepShape:

@@ -36,7 +36,7 @@ def test_the_target_alone_writes_a_token_of_each_track_an_iteration() -> None:
     found = predict([Group(10, None)], StepShape(context=1000), QWQ, None)
     seconds = QWQ.w + 10 * QWQ.p + 10 * 1000 * QWQ.k
     assert found.rate == pytest.approx(10 / seconds, rel=1e-3)
-    assert found.slowest == pytest.approx(1 / seconds, rel=1e-3)
+    assert found.writing == pytest.approx(1 / seconds, rel=1e-3)
     assert found.target_load == 10
 
 
@@ -107,6 +107,16 @@ def test_what_speculation_was_found_to_be_worth_less_is_believed() -> None:
     _, gain = best_threshold(groups, EQUAL, QWQ, R1)
     assert gain > 1
     assert best_threshold(groups, EQUAL, QWQ, R1, correction=0.9 / gain) == (2.0, 1.0)
+
+
+def test_a_small_disappointment_keeps_those_it_pays_for_most_in() -> None:
+    """The predicted gain of the good half is large; that it was found a little smaller says nothing about the others."""
+    groups = [Group(4, 0.9), Group(4, 0.05)]
+    target, draft = EngineCosts(0.02), EngineCosts(0.003)
+    _, gain = best_threshold(groups, EQUAL, target, draft)
+    threshold, corrected = best_threshold(groups, EQUAL, target, draft, correction=0.93)
+    assert threshold == 0.9
+    assert 1.2 < corrected < gain
 
 
 accepted_or_not = st.one_of(st.none(), st.integers(0, 20).map(lambda twentieths: twentieths / 20))
