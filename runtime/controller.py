@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from speclrm.runtime.breakeven import Group, StepShape, best_threshold, predict
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.costs import CostFit, EngineCosts, Look
+from speclrm.runtime.costs import CostFit, Look
 from speclrm.runtime.events import (
     StepCommitted,
     StepDrafted,

@@ -87,10 +87,11 @@ class Sample:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            with ExitStack() as stack:  # all of them, even where a sink fails at the first
-                for name, state in reversed(self.state.tracks.items()):
-                    if not state.finished:  # cancelled before its task had begun
-                        stack.callback(self._finish, name, "cancelled")
+            # Those that were cancelled before their task had begun: all of them, even where a sink fails at the first.
+            unfinished = [name for name, state in self.state.tracks.items() if not state.finished]
+            with ExitStack() as stack:
+                for name in reversed(unfinished):
+                    stack.callback(self._finish, name, "cancelled")
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)

@@ -19,7 +19,7 @@ from speclrm.runtime.engines.simulated import SimulatedEngine
 from speclrm.runtime.lanes import Lane, Stay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
     from types import TracebackType
     from typing import Any
 
@@ -112,7 +112,7 @@ class _WatchedStay(Stay):
 
 
 @contextmanager
-def watched() -> Iterator[Record]:
+def watched() -> Generator[Record]:
     """Runtimes that are opened inside the block are under watch."""
     record = Record()
 

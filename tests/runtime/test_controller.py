@@ -147,9 +147,7 @@ class Stream:
                 origin = "draft" if draw.random() < acceptance else "rewrite"
             if origin != "draft":
                 operations = (await self.target.work(STEP, 16),)
-                see(
-                    StepWritten.model_validate({**where(step), **TEXT, "write_kind": origin, "operations": operations})
-                )
+                see(StepWritten.model_validate({**where(step), **TEXT, "write_kind": origin, "operations": operations}))
             see(StepCommitted.model_validate({**where(step), "origin": origin, "tokens": STEP, "score": 9.0}))
             self.steps[problem] += 1
             self.problems.append(self.controller.problems)
