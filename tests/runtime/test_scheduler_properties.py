@@ -42,7 +42,7 @@ from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Sequence
 
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.protocols import Strategy
