@@ -203,6 +203,26 @@ def run(
             rich_help_panel=STRATEGY,
         ),
     ] = None,
+    speculate: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(
+            help="auto: where it pays, by what is measured while the run goes on.",
+            show_default="auto",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    draft_ahead: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(
+            help="Draft the next step while a score is on its way; auto: while engines have the time.",
+            show_default="auto",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    rewrite_ahead: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(help="The same for a step's rewrite.", show_default="auto", rich_help_panel=STRATEGY),
+    ] = None,
     scorer: Scorer = None,
     judge: Judge = None,
     score_threshold: Annotated[
@@ -357,6 +377,9 @@ def run(
             methods=_names(methods, upper=True) or None,
             duplicates=duplicates,
             fast=fast,
+            speculate=speculate,
+            draft_ahead=draft_ahead,
+            rewrite_ahead=rewrite_ahead,
             scorer=scorer,
             judge=judge,
             score_threshold=read_threshold(score_threshold),

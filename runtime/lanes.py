@@ -16,7 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import EngineStalledError
+from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``begun``: the
-    engine has been asked.
+    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
     """
 
     request: Request
@@ -58,14 +57,19 @@ class Flight:
     prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
     engine_s: float = 0.0
-    begun: bool = False
+    answered: bool = False
     _reports: int = 0
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
     def take(self, delta: Delta) -> None:
+        """Raises RequestError where an engine leaves out log-probabilities that were asked for."""
+        request = self.request
+        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
+            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
         self.ids.extend(delta.ids)
         self.finish = delta.finish
+        self.answered = True
         if delta.logprobs is not None:
             self.logprobs = delta.logprobs
         if delta.cached_tokens is not None:
@@ -75,6 +79,8 @@ class Flight:
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+        if request.likelihood_from is not None and self.prompt_logprobs is None:
+            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
 
     @property
     def unreported_tokens(self) -> int:
@@ -83,7 +89,7 @@ class Flight:
     def report(self, tokens: int | None = None) -> Operation:
         """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
 
-        The sum over all reports of a flight is the flight's whole cost. One that never reached its engine cost no tokens.
+        The sum over all reports of a flight is the flight's whole cost.
         """
         first = not self._reports
         self._reports += 1
@@ -95,7 +101,8 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            prompt_tokens=len(self.request.prompt_ids) if first and self.begun else 0,
+            # What was given up before the first token may never have been read: nothing is known of it.
+            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
@@ -148,7 +155,6 @@ class Stay:
             flight.queue_s = now_s() - asked
             queue.waited_s += flight.queue_s
         self._started = now_s()
-        flight.begun = True
         queue.operations += 1
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()

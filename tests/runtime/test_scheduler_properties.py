@@ -105,6 +105,8 @@ def workloads(draw: st.DrawFn, *, room: bool | None = None) -> Workload:
     options["min_step_tokens"] = draw(st.sampled_from([0, 16]))
     if name.startswith("speculative"):
         options["speculate"] = draw(st.sampled_from(["always", "auto", "auto", "never"]))
+        options["draft_ahead"] = draw(st.sampled_from(["auto", "always", "never"]))
+        options["rewrite_ahead"] = draw(st.sampled_from(["auto", "always", "never"]))
         options["scorer"] = draw(st.sampled_from(["judge", "judge", "likelihood"]))
         options |= draw(st.sampled_from([{}, {}, {"gate_sure": -0.1, "gate_doubt": -0.4, "gate_tokens": 8}]))
     tight = draw(st.booleans()) if room is None else not room
@@ -251,7 +253,10 @@ def check_operations(ran: Ran) -> None:
         reports[operation.id].append((event, operation))
     assert reports.keys() == asked.keys()
     for name, several in reports.items():
-        assert sum(operation.prompt_tokens > 0 for _, operation in several) == (name in began)
+        first, *rest = [operation for _, operation in several]
+        assert (first.prompt_tokens > 0) >= any(operation.output_tokens > 0 for _, operation in several)
+        assert (first.prompt_tokens > 0) <= (name in began)
+        assert all((operation.prompt_tokens, operation.queue_s) == (0, 0.0) for operation in rest)
         if len(several) > 1:
             assert name.endswith("/write")
             steps = [event.step for event, _ in several if isinstance(event, StepWritten)]
@@ -334,6 +339,7 @@ STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 SCRIPT = by_step(STEPS, scores=[9, 3, 8])
 SMALL: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "speculative": ("speculative", {"tracks": 2}, None),
+    "working ahead of scores": ("speculative", {"tracks": 2, "draft_ahead": "always", "rewrite_ahead": "always"}, None),
     "speculative in a narrow lane": ("speculative", {"tracks": 3}, 1),
     "as the controller decides": ("speculative", {"tracks": 2, "speculate": "auto"}, None),
     "methods chosen by the target": ("speculative-methods", {"tracks": 2}, None),
