@@ -51,7 +51,7 @@ MARGIN = 0.05
 CHANGES_FREE = 4
 """Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
 MOVED = 0.1
-"""A break-even that fell by this much since a problem was turned off is reason to look at it again at once."""
+"""A break-even this much under all at which a problem was tried is reason to look at it again at once."""
 HOPEFUL = 0.95
 """The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
 ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
@@ -96,8 +96,8 @@ class _Mean:
 class _Problem:
     """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
 
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``off_at``: the
-    break-even when it was turned off. ``changes``: how often it was turned on or off.
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
+    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
     """
 
     kept: float = 0.0
@@ -106,7 +106,7 @@ class _Problem:
     reason: str = "nothing is known of this problem yet"
     since: int = 0
     again: int = 0
-    off_at: float = 2.0
+    tried_at: float = 2.0
     changes: int = 0
     tracks: int = 0
     probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
@@ -253,11 +253,11 @@ class Controller:
             return False
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
-        moved = self.threshold < problem.off_at - MOVED
+        moved = self.threshold < problem.tried_at - MOVED
         if problem.probing or not (moved or problem.since >= problem.again):
             return False
         problem.since = 0
-        problem.off_at = self.threshold
+        problem.tried_at = min(problem.tried_at, self.threshold)
         problem.again = max(PROBE_AGAIN, 2 * problem.again)
         return True
 
@@ -343,14 +343,15 @@ class Controller:
         if problem.speculates and accepted < self.threshold - MARGIN:
             problem.speculates = False
             problem.changes += 1
-            problem.since, problem.off_at = 0, self.threshold
-            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+            problem.since, problem.again = 0, max(PROBE_AGAIN, 2 * problem.again)
         elif not problem.speculates and accepted >= self.threshold:
-            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.off_at - MOVED
+            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.tried_at - MOVED
             if settled and problem.since < problem.again:
                 return
             problem.speculates = True
             problem.changes += 1
+            # A break-even that only goes back and forth has not moved.
+            problem.tried_at = min(problem.tried_at, self.threshold)
         problem.reason = (
             f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
             if problem.speculates
