@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
@@ -30,7 +30,7 @@ from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.evaluators.metrics import RunSummary, Summary
+from speclrm.evaluators.metrics import RunSummary, Summary, summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.measuring import measure_engines, measured_world, provenance
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
@@ -48,12 +48,15 @@ from speclrm.runtime.engines.presets import (
     write_preset,
 )
 from speclrm.runtime.engines.world import SimulatedWorld
-from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.errors import SettingsError, SpecLRMError
 from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
+from speclrm.runtime.journal import TraceOptions
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
+from speclrm.runtime.reader import read_run
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.segments import check_compression
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
 from speclrm.strategies.acceptance import RANGES
 from speclrm.strategies.catalog import defaults
@@ -222,11 +225,21 @@ async def run_in(
             directory=directory,
             config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
             sinks=[*sinks, fold],
+            trace=TraceOptions(compress=options.compress_trace),
         )
-    finally:
+    except BaseException:
         if fold.summary().run:  # it began: the directory is this run's
-            write_reports(directory, fold.summary())
-    return RunReport(directory=directory, summary=fold.summary())
+            with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
+                await _write_reports(directory)
+        raise
+    return RunReport(directory=directory, summary=await _write_reports(directory))
+
+
+async def _write_reports(directory: Path) -> RunSummary:
+    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
+    write_reports(directory, summary)
+    return summary
 
 
 def prepare(options: RunOptions, notify: Notify = _quiet) -> tuple[RunOptions, Family, list[Problem]]:
@@ -406,6 +419,8 @@ def _faults(options: RunOptions) -> AbstractContextManager[None]:
 def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
+    if options.compress_trace:
+        check_compression()
     selection = Selection(options.problem_ids, options.sample, options.limit)
     if options.dataset.startswith(DATA_PREFIX):
         _check_simulated(options)

@@ -99,6 +99,7 @@ class RunOptions(EngineOptions, RecipeOptions, DataOptions):
     repeats: int = Field(default=1, ge=1)
     concurrency: int = Field(default=CONCURRENCY, ge=1)
     seed: int | None = 0
+    compress_trace: bool = False
 
 
 class CalibrateOptions(EngineOptions):

@@ -48,10 +48,10 @@ class Screen:
             self._live = LiveView(self.monitor, self.console)
         elif self.kind == "plain":
             plain = PlainView(self.monitor, self.console)
-            self.sinks.append(plain)
+            self.sinks = [plain]
             self.notify = plain.notify
         elif self.kind == "json":
-            self.sinks.append(JsonView(self.monitor))
+            self.sinks = [JsonView(self.monitor)]
 
     def __enter__(self) -> Screen:
         if self._live is not None:

@@ -329,6 +329,12 @@ def run(
     ] = None,
     seed: Annotated[str, typer.Option(help="A number, or none.", rich_help_panel=RUN)] = "0",
     concurrency: Annotated[int, typer.Option(min=1, help="Samples at work at once.", rich_help_panel=RUN)] = 16,
+    compress_trace: Annotated[
+        bool,
+        typer.Option(
+            "--compress-trace", help="Pack closed segments of a long trace (docs/trace.md).", rich_help_panel=RUN
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -401,6 +407,7 @@ def run(
             output_dir=output_dir,
             seed=read_seed(seed),
             concurrency=concurrency,
+            compress_trace=compress_trace,
         )
         with Screen(display, log_file, log_level) as screen:
             if dry_run:

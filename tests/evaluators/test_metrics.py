@@ -61,7 +61,9 @@ def test_every_generated_token_has_one_fate(seed: int, name: str) -> None:
             continue
         assert counts.generated == engine.stats().output_tokens
         assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
-        assert counts.prompt == engine.stats().prompt_tokens
+        assert (
+            counts.prompt <= engine.stats().prompt_tokens
+        )  # of what was given up before its first token, nothing is known
     assert summary.accepted + summary.rewritten <= summary.drafted
 
 
