@@ -32,7 +32,8 @@ GROWTH_TOKENS = 64
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A track's claim to room. ``order``: lower is older. ``places``: which engine of each role it lives on.
+    """A track's claim to room. ``order``: lower is older. ``places``: which engine of each role it lives on, chosen when
+    it sits down for the first time.
 
     ``tokens``: of its context in each engine. ``asked``: it is to stand up at its next step.
     """
@@ -88,7 +89,7 @@ class Admission:
 
     async def enter(self, order: int, tokens: Mapping[Role, int]) -> Seat:
         """Waits for a seat of that size. ``order``: of the sample; ``tokens``: of the prompt, by role."""
-        seat = Seat((order, next(self._arrivals)), {role: self._place(role) for role in tokens}, dict(tokens))
+        seat = Seat((order, next(self._arrivals)), {}, dict(tokens))
         await self._sit(seat)
         return seat
 
@@ -122,6 +123,10 @@ class Admission:
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
+    def _places(self, seat: Seat) -> dict[Role, int]:
+        """Where it lives; for one that never sat, where it would: those who wait all would want the same engine else."""
+        return seat.places or {role: self._place(role) for role in seat.tokens}
+
     def _place(self, role: Role) -> int:
         lane = self._lanes[role]
         if len(lane.queues) == 1:
@@ -153,7 +158,7 @@ class Admission:
             raise
 
     def _fits(self, seat: Seat) -> bool:
-        for role, place in seat.places.items():
+        for role, place in self._places(seat).items():
             room = self._rooms[role, place]
             need = seat.tokens[role] + SPARE_TOKENS
             # The first one always sits: whether one track fits alone is the engine's to say.
@@ -162,6 +167,7 @@ class Admission:
         return True
 
     def _take(self, seat: Seat) -> None:
+        seat.places = self._places(seat)
         seat.seated, seat.asked = True, False
         for role, place in seat.places.items():
             room = self._rooms[role, place]

@@ -57,7 +57,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """``rate``: committed tokens a second, all tracks together; ``slowest``: of one track of the slowest group.
+    """``rate``: committed tokens a second, all tracks together; ``writing``: of one track that does not speculate;
+    ``slowest``: of one track of the slowest group that does; infinite where there is none.
 
     ``target_s``, ``draft_s``: of an iteration.
 
@@ -65,6 +66,7 @@ class Prediction:
     """
 
     rate: float
+    writing: float
     slowest: float
     target_s: float
     draft_s: float
@@ -82,10 +84,11 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
     everyone = writing + speculating
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
-    rate = slowest = decoding = drafting = 0.0
+    rate = written = slowest = decoding = drafting = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
-        slowest = 1 / t if writing else float("inf")
+        written = 1 / t if writing else float("inf")
+        slowest = float("inf")
         decoding = writing
         drafting = draft_reads = scores = reads = 0.0
         for tracks, accepted in guessing:
@@ -117,7 +120,7 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
             next_d *= 1.0 + draft.slowdown * target_busy
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
-    return Prediction(rate, slowest, t, d, drafting, decoding)
+    return Prediction(rate, written, slowest, t, d, drafting, decoding)
 
 
 def best_threshold(
@@ -144,7 +147,8 @@ def best_threshold(
         found = predict(split, shape, target, draft)
         rate = found.rate * corrected
         slowed = SLOWED_MAX + SLOWED_SHARE * max(0.0, rate / alone.rate - 1)
-        if found.slowest * corrected >= alone.slowest * (1 - slowed):
+        # What speculation was found to be worth is no fact about those who do not speculate.
+        if min(found.writing, found.slowest * correction) >= alone.writing * (1 - slowed):
             rates[bound] = rate
     best = max(rates.values())
     if not best:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from speclrm.runtime.breakeven import Group, StepShape, best_threshold, predict
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.costs import CostFit, EngineCosts, Look
+from speclrm.runtime.costs import CostFit, Look
 from speclrm.runtime.events import (
     StepCommitted,
     StepDrafted,
@@ -51,7 +51,7 @@ MARGIN = 0.05
 CHANGES_FREE = 4
 """Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
 MOVED = 0.1
-"""A break-even that fell by this much since a problem was turned off is reason to look at it again at once."""
+"""A break-even this much under all at which a problem was tried is reason to look at it again at once."""
 HOPEFUL = 0.95
 """The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
 ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
@@ -109,8 +109,8 @@ class _Mean:
 class _Problem:
     """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
 
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``off_at``: the
-    break-even when it was turned off. ``changes``: how often it was turned on or off.
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
+    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
     """
 
     kept: float = 0.0
@@ -119,7 +119,7 @@ class _Problem:
     reason: str = "nothing is known of this problem yet"
     since: int = 0
     again: int = 0
-    off_at: float = 2.0
+    tried_at: float = 2.0
     changes: int = 0
     tracks: int = 0
     probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
@@ -134,6 +134,19 @@ class _Problem:
             self.lost *= 1 - 1 / VERDICTS_MAX
         self.kept += kept
         self.lost += not kept
+
+
+@dataclass(slots=True)
+class _Window:
+    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
+    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
+    """
+
+    speculates: bool
+    tokens: int
+    predicted: float = 0.0
+    since_s: float = 0.0
+    rate: float = 0.0
 
 
 class Controller:
@@ -162,11 +175,16 @@ class Controller:
         self._looked_s = self._decided_s = float("-inf")
         self._drafted = False
         self._tokens = 0
-        self._rate_from: tuple[float, int] | None = None
+        self._window: _Window | None = None
         self._found = {True: _Mean(1.0), False: _Mean(1.0)}
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
+
+    @property
+    def problems(self) -> int:
+        """Problems that are known now: those with a track at work."""
+        return len(self._problems)
 
     # ------------------------------------------------------------------------------------------------------- what is seen
 
@@ -248,11 +266,11 @@ class Controller:
             return False
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
-        moved = self.threshold < problem.off_at - MOVED
+        moved = self.threshold < problem.tried_at - MOVED
         if problem.probing or not (moved or problem.since >= problem.again):
             return False
         problem.since = 0
-        problem.off_at = self.threshold
+        problem.tried_at = min(problem.tried_at, self.threshold)
         problem.again = max(PROBE_AGAIN, 2 * problem.again)
         return True
 
@@ -313,9 +331,7 @@ class Controller:
         seated = min(1.0, self._admission.seated / max(1, sum(p.tracks for p in self._problems.values())))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
         everyone = sum(problem.tracks for problem in self._problems.values()) * seated
-        self._measure(
-            now, self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
-        )
+        self._measure(now)
         correction = self._found[True].value / self._found[False].value
         groups = self._groups(seated, self._acceptance)
         threshold, gain = best_threshold(groups, shape, target, draft, correction=correction)
@@ -324,9 +340,9 @@ class Controller:
         self._hopeless = best < GAIN_ON and not any(problem.speculates for problem in known.values())
         for problem in known.values():
             self._turn(problem)
-        load = predict(
-            self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None), shape, target, draft
-        )
+        at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
+        load = predict(at_work, shape, target, draft)
+        self._expect(now, at_work, load.rate)
         self._eager = (
             draft.slowdown + target.slowdown < EAGER_COST
             and (target.p + target.k * shape.context) * load.target_load < EAGER_COST * target.w
@@ -340,14 +356,15 @@ class Controller:
         if problem.speculates and accepted < self.threshold - MARGIN:
             problem.speculates = False
             problem.changes += 1
-            problem.since, problem.off_at = 0, self.threshold
-            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+            problem.since, problem.again = 0, max(PROBE_AGAIN, 2 * problem.again)
         elif not problem.speculates and accepted >= self.threshold:
-            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.off_at - MOVED
+            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.tried_at - MOVED
             if settled and problem.since < problem.again:
                 return
             problem.speculates = True
             problem.changes += 1
+            # A break-even that only goes back and forth has not moved.
+            problem.tried_at = min(problem.tried_at, self.threshold)
         problem.reason = (
             f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
             if problem.speculates
@@ -362,25 +379,26 @@ class Controller:
             tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
-    def _measure(
-        self, now: float, groups: list[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts
-    ) -> None:
-        """Compares the rate since the last time with what would have been predicted of it."""
-        if self._rate_from is None:
-            self._rate_from = now, self._tokens
+    def _measure(self, now: float) -> None:
+        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
+        if (window := self._window) is None:
             return
-        since, tokens = self._rate_from
-        if self._tokens - tokens < RATE_TOKENS:
-            return
-        self._rate_from = now, self._tokens
+        window.predicted += window.rate * (now - window.since_s)
+        if (tokens := self._tokens - window.tokens) >= RATE_TOKENS:
+            found, ratio = self._found[window.speculates], tokens / window.predicted
+            found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+            self._window = None
+
+    def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
+        """What will be compared with what comes from now on."""
         everyone = sum(group.tracks for group in groups)
         speculating = sum(group.tracks for group in groups if group.acceptance is not None)
         if not everyone or 0 < speculating < everyone / 2:
+            self._window = None
             return
-        predicted = predict(groups, shape, target, draft).rate
-        ratio = (self._tokens - tokens) / (now - since) / predicted
-        found = self._found[speculating > 0]
-        found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+        if self._window is None or self._window.speculates != (speculating > 0):
+            self._window = _Window(speculating > 0, self._tokens)
+        self._window.since_s, self._window.rate = now, rate
 
     @property
     def _step(self) -> StepShape:

@@ -89,6 +89,7 @@ class Flight:
     answered: bool = False
     cut: bool = False
     recorded: Callable[[Operation], Operation] | None = None
+    _reports: int = 0
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
@@ -132,7 +133,8 @@ class Flight:
         event tells the log-probabilities of the request's ``logprob_ids``.
         """
         start = self._reported_tokens
-        first = self._reported_s == 0.0 and start == 0
+        first = not self._reports
+        self._reports += 1
         tokens = self.unreported_tokens if tokens is None else tokens
         seconds = self.engine_s - self._reported_s
         self._reported_tokens += tokens
@@ -221,10 +223,12 @@ class Stay:
     async def __aenter__(self) -> AsyncIterator[Delta]:
         queue, flight = self._queue, self._flight
         asked = now_s()
-        await queue.enter(flight)
+        try:
+            await queue.enter(flight)
+        finally:
+            flight.queue_s = now_s() - asked
+            queue.waited_s += flight.queue_s
         self._started = now_s()
-        flight.queue_s = self._started - asked
-        queue.waited_s += flight.queue_s
         queue.operations += 1
         self._scope = asyncio.timeout(None)
         await self._scope.__aenter__()
@@ -389,6 +393,7 @@ class _Queue:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (flight.request.priority, next(self._arrivals), turn)
         heapq.heappush(self._waiting, entry)
+        self._serve()  # the bound may have grown while others waited
         try:
             await turn
         except asyncio.CancelledError:
@@ -423,6 +428,10 @@ class _Queue:
             self._busy_s += now_s() - self._since_s
             self._since_s = now_s()  # from now on: of being idle
             self._overlap.change(self._role, -1)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Gives the places that are free to the most urgent ones waiting."""
         while self._waiting and self.in_flight < self._cap:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():

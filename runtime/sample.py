@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypedDict
 
 import structlog
@@ -91,9 +92,11 @@ class Sample:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            for name, state in self.state.tracks.items():
-                if not state.finished:  # cancelled before its task had begun
-                    self._finish(name, "cancelled")
+            # Those that were cancelled before their task had begun: all of them, even where a sink fails at the first.
+            unfinished = [name for name, state in self.state.tracks.items() if not state.finished]
+            with ExitStack() as stack:
+                for name in reversed(unfinished):
+                    stack.callback(self._finish, name, "cancelled")
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
@@ -249,11 +252,11 @@ class Sample:
         self._publish(event)
 
     def _publish(self, event: Event, at_s: float | None = None) -> Event:
-        stamped = self._bus.publish(event, at_s)
-        self.state = apply(self.state, stamped)
+        # A sink that fails ends the run, and every track has its end in the state and for the controller all the same.
+        self.state = apply(self.state, event)
         if self._controller is not None:
-            self._controller.see(stamped)
-        return stamped
+            self._controller.see(event)
+        return self._bus.publish(event, at_s)
 
     @property
     def _where(self) -> _Where:

@@ -253,7 +253,11 @@ class RuntimeTrack:
         if self._writing is None:
             left = self._limits.token_budget - self.state.tokens
             flight = self._flight(Role.TARGET, "write", context.ids(), left)
-            deltas = await self._open.enter_async_context(self._lanes[Role.TARGET].fly(flight))
+            try:
+                deltas = await self._open.enter_async_context(self._lanes[Role.TARGET].fly(flight))
+            except BaseException as error:
+                self._drop(flight, Role.TARGET, "write", error)
+                raise
             self._writing = flight, deltas
         flight, deltas = self._writing
         taken = len(flight.ids) - flight.unreported_tokens
@@ -264,9 +268,8 @@ class RuntimeTrack:
                         break
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
-            self._drop(flight, Role.TARGET, "write", error)
             self._writing = None
-            await self._open.aclose()
+            await self._fail_writing(flight, error)
             raise
         if step is None:  # the request ended with an earlier attempt: another one goes on from here
             self._writing = None
@@ -410,7 +413,7 @@ class RuntimeTrack:
         """
         context = self._contexts[role]
         before: tuple[int, ...] = () if after is None else (*self._opening(role), *self._ids_for(after, role))
-        length = len(context)  # the context may have grown by the time of a second piece
+        begun = len(context)  # the context may have grown by the time of a second piece
         spent = self.state.tokens + (0 if after is None else len(after.ids))
         index = self._index + (after is not None)
         tokenizer = context.tokenizer
@@ -431,7 +434,7 @@ class RuntimeTrack:
             flight = self._flight(
                 role,
                 purpose,
-                context.ids(before, ids, length=length),
+                context.ids(before, ids, length=begun),
                 limit - len(ids),
                 stop_ids=self._stop_ids[role],
                 sampled_logprobs=role is Role.DRAFT and self._limits.confidence,
@@ -458,7 +461,7 @@ class RuntimeTrack:
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
-            text = context.text_of(ids, before, length)
+            text = context.text_of(ids, before, begun)
             if original or ended or left or len(ids) >= limit or flight.finish == "length":
                 break
             if len(ids) >= least if text.strip() else part + 1 >= BLANK_PIECES_MAX:
@@ -469,7 +472,7 @@ class RuntimeTrack:
             generated = len(ids) + ended
             ids = without_think_close(tokenizer, ids, self._limits.original_marks)
             removed = max(0, generated - len(ids))
-            text = context.text_of(ids, before, length)
+            text = context.text_of(ids, before, begun)
         kind: StepKind = purpose
         sure = confidence(sampled[: len(ids)], entropy)
         step = Step(role, index, text, tuple(ids), ended, kind, removed, sure, left)
@@ -544,9 +547,23 @@ class RuntimeTrack:
             return
         flight, _ = self._writing
         self._writing = None
-        await self._open.aclose()
-        if flight.unreported_tokens:
-            self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+        try:
+            await self._open.aclose()
+        finally:
+            if flight.unreported_tokens:
+                self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+
+    async def _fail_writing(self, flight: Flight, error: BaseException) -> None:
+        """Closes the open write with the error that ended it, which its lane may know to be another one: a stalled engine's
+        operations are cancelled. Raises that one.
+        """
+        try:
+            await self._open.__aexit__(type(error), error, error.__traceback__)
+        except BaseException as other:
+            error = other
+            raise
+        finally:
+            self._drop(flight, Role.TARGET, "write", error)
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:

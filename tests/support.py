@@ -84,7 +84,7 @@ def make_strategy(name: str, **options: object) -> Strategy:
 
 
 def parts(
-    engines: Mapping[Role, Engine], equivalence: Equivalence | None = None
+    engines: Mapping[Role, Engine | Sequence[Engine]], equivalence: Equivalence | None = None
 ) -> Callable[[AsyncExitStack], Awaitable[Parts]]:
     async def open_parts(stack: AsyncExitStack) -> Parts:
         return Parts(engines, equivalence or ExactAnswers())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.lanes import Flight, Lane
-from speclrm.runtime.protocols import Delta, Request, Role
+from speclrm.runtime.protocols import Delta, EngineStats, Request, Role
 from speclrm.runtime.scheduler import priority
 
 if TYPE_CHECKING:
@@ -150,6 +151,61 @@ def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
         return len(one.ids)
 
     assert run_virtual(main()) == 40
+
+
+def test_an_operation_that_never_reached_the_engine_cost_no_tokens() -> None:
+    async def main() -> list[tuple[int, int, float]]:
+        lane, _ = lane_on(ten_tokens, in_flight_max=1)
+        flights = [flight("first"), flight("second")]
+        tasks = [asyncio.create_task(lane.run(one)) for one in flights]
+        await asyncio.sleep(5)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        reports = [one.report() for one in flights]
+        return [(report.prompt_tokens, report.output_tokens, report.queue_s) for report in reports]
+
+    assert run_virtual(main()) == [(1, 10, 0.0), (0, 0, 5.0)]
+
+
+class Crowded(ScriptedEngine):
+    """Runs two requests and lets all others wait inside, until told that it has room for all."""
+
+    roomy = False
+
+    def stats(self) -> EngineStats:
+        stats = super().stats()
+        running = stats.running if self.roomy else min(2, stats.running)
+        return replace(stats, running=running, waiting=stats.running - running)
+
+
+def test_the_bound_falls_where_the_engine_only_queues_and_grows_where_it_does_not() -> None:
+    """And when it grows nobody goes on waiting for a place that is there."""
+
+    async def main() -> list[tuple[int, int]]:
+        engine = Crowded(ten_tokens, max_num_seqs=8)
+        lane = Lane(Role.TARGET, engine)
+        seen: list[tuple[int, int]] = []
+
+        async def ask(names: str) -> None:
+            for name in names:
+                group.create_task(lane.run(flight(name)))
+            await asyncio.sleep(1)
+            stats = lane.stats()[0]
+            assert not stats.waiting or stats.in_flight >= stats.in_flight_max
+            seen.append((stats.in_flight, stats.waiting))
+
+        async with asyncio.TaskGroup() as group:
+            await ask("abcdef")
+            await ask("g")
+            await ask("hi")
+            engine.roomy = True
+            for name in "jklm":
+                await ask(name)
+        return seen
+
+    before, narrow, full, *wide = run_virtual(main())
+    assert (before, narrow, full) == ((6, 0), (6, 1), (6, 3))
+    assert [in_flight for in_flight, _ in wide] == [9, 10, 10, 10]
 
 
 def test_busy_time_is_the_time_with_work_in_flight() -> None:

@@ -18,7 +18,15 @@ from speclrm.runtime.errors import (
     SettingsError,
     TooManyErrors,
 )
-from speclrm.runtime.events import EVENT, Event, RunFinished, SampleFinished, StepCommitted, TrackFinished
+from speclrm.runtime.events import (
+    EVENT,
+    Event,
+    OperationDropped,
+    RunFinished,
+    SampleFinished,
+    StepCommitted,
+    TrackFinished,
+)
 from speclrm.runtime.protocols import Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
@@ -156,6 +164,31 @@ def test_a_dead_engine_stops_the_run_and_closes_every_track() -> None:
         run_virtual(main())
     started = {e.problem for e in collector.events if e.kind == "track_started"}
     assert {e.problem for e in collector.of(TrackFinished)} == started
+
+
+@pytest.mark.parametrize("name", ["baseline", "speculative"])
+def test_tracks_on_an_engine_that_stands_still_end_with_that_error(name: str) -> None:
+    played = play(
+        make_strategy(name),
+        draft=by_step(STEPS),
+        target=lambda request, prompt: Reply("Two words.\n\nAnd more.", score=9, wait_s=1e9),
+    )
+    ends = played.collector.of(TrackFinished)
+    assert {event.reason for event in ends} == {"error"}
+    assert all("EngineStalledError" in (event.error or "") for event in ends)
+    dropped = played.collector.of(OperationDropped)
+    assert {(event.reason, event.operation.output_tokens) for event in dropped} == {("error", 0)}
+    assert played.target is not None
+    assert played.target.stats().running == 0
+
+
+def test_a_write_that_waits_in_the_queue_is_reported_when_its_track_is_stopped() -> None:
+    played = play(make_strategy("parallel", tracks=3, fast=1), target=by_step(STEPS), in_flight_max=1)
+    dropped = {event.track: event for event in played.collector.of(OperationDropped)}
+    assert [name[-1] for name in dropped] == ["2", "3"]
+    for event in dropped.values():
+        assert (event.reason, event.purpose) == ("stopped", "write")
+        assert (event.operation.prompt_tokens, event.operation.output_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("moment_s", [0.0, 0.005, 0.02, 0.13, 0.16, 0.3, 0.35, 0.5])

@@ -204,3 +204,28 @@ def test_scores_record_all_ten_digits_and_their_mass() -> None:
     assert len(event.digits) == 10
     assert event.value == pytest.approx(7.25)
     assert event.mass == pytest.approx(0.5)
+
+
+def test_a_draft_ahead_in_several_pieces_is_made_behind_the_same_context_as_it_began() -> None:
+    """Its step is committed between the pieces, so that the context has grown by then."""
+
+    def draft(request: Request, prompt: str) -> Reply:
+        _, _, step, _ = operation(request)
+        if step == 3:
+            return Reply("So it is \\boxed{4}.")
+        part = request.id.rpartition(".")[2] if "." in request.id else "0"
+        return Reply(f"s{step}p{part}\n\n", token_s=0.1)
+
+    played = play(
+        make_strategy("speculative", tracks=1, min_step_tokens=12, draft_ahead="always"),
+        draft=draft,
+        target=by_step([], scores=[9] * 9),
+    )
+    assert texts(played)[:2] == [f"s{step}p0\n\ns{step}p1\n\ns{step}p2\n\n" for step in range(2)]
+    assert played.draft is not None
+    for request in played.draft.requests:
+        _, _, step, _ = operation(request)
+        part = int(request.id.rpartition(".")[2]) if "." in request.id else 0
+        seen = BYTES.decode(request.prompt_ids).partition("<|assistant|>")[2]
+        whole = "".join(text for text in texts(played)[:step])
+        assert seen == whole + "".join(f"s{step}p{before}\n\n" for before in range(part))
