@@ -41,7 +41,8 @@ class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``sent``: whether the engine has seen it; one that was given up while it waited cost no prompt. ``queue_s`` and
+    ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Flight:
     sampled_logprobs: list[float] = field(default_factory=list[float])
     first_entropy: float | None = None
     prompt_logprobs: Sequence[float] | None = None
+    sent: bool = False
     queue_s: float = 0.0
     engine_s: float = 0.0
     _reported_tokens: int = 0
@@ -91,7 +93,7 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            prompt_tokens=len(self.request.prompt_ids) if first else 0,
+            prompt_tokens=len(self.request.prompt_ids) if first and self.sent else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
@@ -147,6 +149,7 @@ class Stay:
         await self._scope.__aenter__()
         queue.scopes.add(self._scope)
         self._stream = queue.engine.stream(flight.request)
+        flight.sent = True
         return self
 
     def __aiter__(self) -> AsyncIterator[Delta]:

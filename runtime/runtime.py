@@ -13,6 +13,7 @@ from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunStarted, TrackFinished
 from speclrm.runtime.journal import TRACE_FILE, Journal
+from speclrm.runtime.meter import Meter
 from speclrm.runtime.run_directory import RunRecord, create, new_record
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduler import Scheduler
@@ -187,6 +188,7 @@ class Runtime:
         bus: EventBus,
         record: RunRecord,
     ) -> tuple[SampleState, ...]:
+        meter = Meter(self.scheduler)
         bus.publish(
             RunStarted(
                 run=record.run,
@@ -194,9 +196,9 @@ class Runtime:
                 config=record.config,
                 versions=record.versions,
                 machine=record.machine,
+                engines=meter.facts(),
             )
         )
-        busy_before = self._busy_s()
         places = asyncio.Semaphore(concurrency)
 
         async def attempt(problem: Problem, repeat: int) -> SampleState:
@@ -214,8 +216,16 @@ class Runtime:
                 return await sample.run()
 
         def finish(status: Any, error: str | None = None) -> None:
-            busy_s = {name: round(after - busy_before[name], 6) for name, after in self._busy_s().items()}
-            bus.publish(RunFinished(status=status, seconds=round(bus.elapsed_s, 6), error=error, busy_s=busy_s))
+            bus.publish(
+                RunFinished(
+                    status=status,
+                    seconds=round(bus.elapsed_s, 6),
+                    error=error,
+                    busy_s=meter.busy_s(),
+                    engines=meter.reports(),
+                    stood_up=meter.stood_up,
+                )
+            )
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -248,11 +258,6 @@ class Runtime:
             raise SettingsError(
                 f"Strategy {strategy.name} needs a {' and a '.join(missing)} model. Give --{missing[0]} MODEL."
             )
-
-    def _busy_s(self) -> dict[str, float]:
-        return {
-            role.value: sum(one.busy_s for one in stats) / len(stats) for role, stats in self.scheduler.stats().items()
-        }
 
     @property
     def _equivalence(self) -> Equivalence:
