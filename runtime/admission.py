@@ -76,6 +76,12 @@ class Admission:
     def seated(self) -> int:
         return max((len(room.seats) for room in self._rooms.values()), default=0)
 
+    def mean_tokens(self, role: Role) -> float:
+        """Of the contexts of seated tracks, in that role's engines."""
+        rooms = [room for (owner, _), room in self._rooms.items() if owner is role]
+        seats = sum(len(room.seats) for room in rooms)
+        return max(0.0, sum(room.used for room in rooms) / seats - SPARE_TOKENS) if seats else 0.0
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 40
 DAMPING = 0.5
-SLOWED_MAX = 0.01
+SLOWED_MAX, SLOWED_SHARE = 0.01, 0.1
+"""How much slower a group may become for the others' sake: that, and this share of what all together gain."""
 EVEN = 0.02
 """Rates this near to each other are equal: predictions are no better."""
 
@@ -125,8 +126,8 @@ def best_threshold(
     """The break-even acceptance at this load, and the gain over no speculation at all (1 where none is better).
 
     ``groups``: all tracks with their acceptances; None for those that do not speculate anyway. Groups at or above the
-    threshold should speculate; 2.0 means none. No group may be slower than without any speculation (by more than
-    ``SLOWED_MAX``): scores of some would otherwise be paid for by the others, and the whole would end later. Of thresholds
+    threshold should speculate; 2.0 means none. No group may become noticeably slower than without any
+    speculation: scores of some would be paid for by the others, and the whole would end later. Of thresholds
     that are about as good the lowest is taken, so that like problems are treated alike. ``correction``: what rates with
     speculation were found to be, beside predicted ones.
     """
@@ -141,8 +142,10 @@ def best_threshold(
         share = sum(group.tracks for group in split if group.acceptance is not None) / everyone
         corrected = 1 + share * (correction - 1)
         found = predict(split, shape, target, draft)
-        if found.slowest * corrected >= alone.slowest * (1 - SLOWED_MAX):
-            rates[bound] = found.rate * corrected
+        rate = found.rate * corrected
+        slowed = SLOWED_MAX + SLOWED_SHARE * max(0.0, rate / alone.rate - 1)
+        if found.slowest * corrected >= alone.slowest * (1 - slowed):
+            rates[bound] = rate
     best = max(rates.values())
     if not best:
         return 2.0, 1.0

@@ -54,16 +54,20 @@ MOVED = 0.1
 """A break-even that fell by this much since a problem was turned off is reason to look at it again at once."""
 HOPEFUL = 0.95
 """The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
-ACCEPTED_PRIOR, PRIOR_WEIGHT = 0.5, 4.0
+ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
 """What is thought of a problem before its first verdicts, and how many verdicts that counts. The mean of the problems so far
-takes the place of 0.5."""
+takes the place of 0.5, and how little they differ, beyond what chance does to so few verdicts, that of 4."""
 FORGET = 0.995
 """How the mean acceptance of all problems forgets, a verdict."""
+KNOWN_MIN = 3
+"""Problems from which on their differences say something."""
 VERDICTS_MAX = 64.0
 """Verdicts that are remembered of a problem: acceptance changes along a track."""
 RATE_TOKENS = 2_000
 """Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
-CORRECTION_WEIGHT, CORRECTION_MAX = 0.25, 2.0
+CORRECTION_WEIGHT, CORRECTION_MAX = 0.1, 1.5
+OUTLIER = 4.0
+"""Times the mean beyond which what one request read counts no more."""
 EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.15
 """Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
 grows with the load is under this share of what an iteration costs by itself."""
@@ -136,9 +140,10 @@ class Controller:
         unknown = StepShape()
         self._shape = {
             name: _Mean(getattr(unknown, name))
-            for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite", "context")
+            for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite")
         }
         self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
+        self._prior_weight = PRIOR_WEIGHT
         self._seen: dict[Role, _Totals] = {}
         self._both_s = 0.0
         self._looked_s = self._decided_s = float("-inf")
@@ -166,9 +171,12 @@ class Controller:
                     del self._problems[event.problem]
             case StepDrafted():
                 self._drafted = True
-                self._read("read_draft", Role.DRAFT, event.operations)
+                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
+                self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
             case StepScored():
-                self._read("read_score", Role.TARGET, event.operations)
+                catching_up = (event.repeat, event.track) in self._problems[event.problem].probing
+                self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
             case StepWritten():
                 self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
             case StepCommitted():
@@ -180,10 +188,10 @@ class Controller:
         for operation in operations:
             if operation.output_tokens > 1:
                 self._token_s[role].add(operation.engine_s / operation.output_tokens)
-            if operation.prompt_tokens:
-                self._shape["context"].add(operation.prompt_tokens)
         if name is not None:
-            self._shape[name].add(sum(one.prompt_tokens - one.cached_tokens for one in operations))
+            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            mean = self._shape[name]
+            mean.add(min(sum(one.prompt_tokens - one.cached_tokens for one in operations), OUTLIER * mean.value))
 
     def _commit(self, event: StepCommitted) -> None:
         self._tokens += event.tokens
@@ -237,7 +245,18 @@ class Controller:
 
     def _acceptance(self, problem: _Problem) -> float:
         mean = self._kept / self._verdicts
-        return (problem.kept + mean * PRIOR_WEIGHT) / (problem.verdicts + PRIOR_WEIGHT)
+        return (problem.kept + mean * self._prior_weight) / (problem.verdicts + self._prior_weight)
+
+    def _weigh(self) -> None:
+        """How much the mean of all problems says of a single one: a Beta prior by the method of moments."""
+        known = [problem for problem in self._problems.values() if problem.verdicts >= PROBES]
+        mean = self._kept / self._verdicts
+        if len(known) < KNOWN_MIN:
+            return
+        chance = sum(mean * (1 - mean) / problem.verdicts for problem in known) / len(known)
+        spread = sum((problem.kept / problem.verdicts - mean) ** 2 for problem in known) / len(known)
+        apart = max(spread - chance, 1e-9)
+        self._prior_weight = min(PRIOR_WEIGHT_MAX, max(PRIOR_WEIGHT, mean * (1 - mean) / apart - 1))
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -265,7 +284,7 @@ class Controller:
                     busy_s,
                     iterations,
                     totals.new_tokens - before.new_tokens,
-                    (totals.batched - before.batched) * self._shape["context"].value,
+                    (totals.batched - before.batched) * self._admission.mean_tokens(Role.TARGET),
                     min(together, busy_s),
                 )
             )
@@ -276,6 +295,7 @@ class Controller:
         if target is None or draft is None or not self._drafted:
             return
         self._decided_s = now
+        self._weigh()
         shape = self._step
         seated = min(1.0, self._admission.seated / max(1, sum(p.tracks for p in self._problems.values())))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
@@ -352,7 +372,7 @@ class Controller:
     @property
     def _step(self) -> StepShape:
         values = {name: mean.value for name, mean in self._shape.items()}
-        return StepShape(**values, lost=values["drafted"])
+        return StepShape(**values, lost=values["drafted"], context=self._admission.mean_tokens(Role.TARGET))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import EngineStalledError
+from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Flight:
     _reported_s: float = 0.0
 
     def take(self, delta: Delta) -> None:
+        """Raises RequestError where an engine leaves out log-probabilities that were asked for."""
+        request = self.request
+        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
+            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
         self.ids.extend(delta.ids)
         self.finish = delta.finish
         if delta.logprobs is not None:
@@ -74,6 +78,8 @@ class Flight:
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+        if request.likelihood_from is not None and self.prompt_logprobs is None:
+            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
 
     @property
     def unreported_tokens(self) -> int:

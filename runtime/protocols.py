@@ -56,10 +56,10 @@ class Request:
 
     ``stop_ids`` end the output and belong to it. ``allowed_ids`` restricts sampling; ``logprob_ids`` asks for the
     natural-log probabilities of just these ids at the first generated position (taken before temperature and before
-    the restriction). ``sampled_logprobs`` asks for those of each generated id, ``first_entropy`` for the entropy of the
-    first generated position over its most probable ids. ``likelihood_from`` asks for the log-probabilities of the
-    prompt's own ids from that position on, each given all before it. A lower ``priority`` is served earlier. ``seed``
-    None means unseeded.
+    the restriction). ``sampled_logprobs`` asks for those of each generated id, ``first_entropy`` for the entropy (nats)
+    of the first generated position over its twenty most probable ids, made to sum to one. ``likelihood_from`` asks for the
+    log-probabilities of the prompt's own ids from that position on, each given all before it. A lower ``priority`` is
+    served earlier. ``seed`` None means unseeded.
     """
 
     id: str

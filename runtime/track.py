@@ -213,11 +213,8 @@ class RuntimeTrack:
             likelihood_from=len(context) + len(opening) if ids else None,
         )
         await self._run(Role.TARGET, "score", flight)
-        if flight.prompt_logprobs:
-            value = sum(flight.prompt_logprobs) / len(flight.prompt_logprobs)
-        else:
-            value = max((flight.logprobs or {}).values(), default=0.0)
-        score = Score(value, 1.0)
+        values = flight.prompt_logprobs or (max((flight.logprobs or {}).values()),)
+        score = Score(sum(values) / len(values), 1.0)
         self._emit_scored(step, score, flight)
         return score
 

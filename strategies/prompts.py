@@ -37,7 +37,7 @@ AUTO_LAYOUT: Literal["turn", "inline"] = "turn"
 INLINE_IDS_MAX = 16
 """Longer than that, a note costs as much as a turn."""
 INLINE_PROMPTS = StepPrompts(
-    judge="[Reviewer's grade for this step, 0 to 9",
+    judge="[Is the step above right? Grade 0-9]",  # the best of four notes: docs/scoring.md
     judge_reply=": ",
     closing=_CLOSING,
     raw=True,

@@ -26,7 +26,7 @@ async def size(options, chosen, work, notify, problems=()):
     return options
 
 async def start(stack, options, sized, notify):
-    engines = {Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 3, 8]), token_s=TOKEN_S)}
+    engines = {Role.TARGET: ScriptedEngine(by_step(STEPS, scores=SCORES), token_s=TOKEN_S)}
     if options.draft:
         engines[Role.DRAFT] = ScriptedEngine(by_step(STEPS), token_s=TOKEN_S)
     return Parts(engines, ExactEquivalence())
@@ -36,10 +36,12 @@ cli.main()
 """
 
 
-def speclrm(*arguments: str, cwd: Path, token_s: float = 0.001, **environment: str) -> subprocess.CompletedProcess[str]:
+def speclrm(
+    *arguments: str, cwd: Path, token_s: float = 0.001, scores: tuple[float, ...] = (9, 3, 8), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The command on scripted engines, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", FAKE.replace("TOKEN_S", str(token_s)), *arguments],
+        [sys.executable, "-c", FAKE.replace("TOKEN_S", str(token_s)).replace("SCORES", str(scores)), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -168,6 +168,43 @@ def test_calibration_keeps_a_threshold_that_a_run_then_uses(data: Path, tmp_path
     assert config["recipe"]["score_threshold"] == pytest.approx(8.0, abs=1e-6)
 
 
+def test_a_threshold_of_likelihoods_is_kept_apart_from_a_judges(data: Path, tmp_path: Path) -> None:
+    common = ["--draft", "d", "--dataset", str(data), "--scorer", "likelihood", "--display", "none"]
+    run = ["run", "speculative", "--target", "t", *common, "--score-threshold", "auto"]
+    early = speclrm(*run, cwd=tmp_path)
+    assert early.returncode == 2
+    assert "speclrm calibrate t --draft d --scorer likelihood" in early.stderr
+    likelihoods = (-0.5, -2.0, -0.9)
+    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", cwd=tmp_path, scores=likelihoods)
+    assert first.returncode == 0, first.stderr
+    assert "threshold   -0.900 keeps 67%" in first.stdout
+    assert "of the judge" not in first.stdout
+    second = speclrm(*run, cwd=tmp_path, scores=likelihoods)
+    assert second.returncode == 0, second.stderr
+    assert "nats a token on average, by likelihood" in second.stdout
+    config = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["config"]
+    assert config["recipe"]["score_threshold"] == pytest.approx(-0.9, abs=1e-6)
+
+
+def test_options_of_the_gate_reach_the_recipe_and_bad_ones_end_with_2(data: Path, tmp_path: Path) -> None:
+    common = ["run", "speculative", "--target", "t", "--draft", "d", "--dataset", str(data), "--display", "none"]
+    gate = ["--gate-sure", "-0.1", "--gate-doubt", "-2", "--gate-entropy", "1.5", "--gate-tokens", "8"]
+    done = speclrm(*common, *gate, "--min-step-tokens", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "drafts kept and 0 left to the target unscored" in done.stdout
+    recipe = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["config"]["recipe"]
+    assert [recipe[name] for name in ("gate_sure", "gate_doubt", "gate_entropy", "gate_tokens")] == [-0.1, -2, 1.5, 8]
+    assert recipe["min_step_tokens"] == 4
+    for wrong, message in (
+        (["--gate-tokens", "8"], "give gate_doubt, too"),
+        (["--scorer", "likelihood", "--score-threshold", "7"], "with scorer likelihood it is from -100 to 0"),
+        (["--judge", "inline"], "Use --judge turn with this model"),  # the scripted engine writes a token a byte
+    ):
+        refused = speclrm(*common, *wrong, cwd=tmp_path)
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
 def test_the_doctor_examines_and_says_what_to_do(tmp_path: Path) -> None:
     done = speclrm("doctor", "--json", cwd=tmp_path)
     report = json.loads(done.stdout)

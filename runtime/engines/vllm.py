@@ -51,6 +51,11 @@ ENTROPY_TOP = 20
 """The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says otherwise.
 GlimpRouter (arXiv 2601.05110) takes as many."""
 
+UNREAD_MAX = 1024
+"""Tokens before a likelihood that may be uncached. vLLM makes logits of the whole vocabulary for each uncached one at once
+(v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. A longer context
+is therefore read by a plain request first, which costs a block where it was cached, as it nearly always is."""
+
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
 """How long a start that is given up may take to end: the import of vLLM, which nothing can stop, is the most of it."""
@@ -533,11 +538,15 @@ class VllmEngine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         first = True
+        start = request.likelihood_from
+        before = None if start is None or start <= UNREAD_MAX else await self._read(request, start)
         async with aclosing(self._outputs(request, request.prompt_ids)) as outputs:
             async for output in outputs:
                 delta = self._delta(request, output, first=first)
-                if first and request.likelihood_from is not None:
-                    delta = await self._with_likelihood(request, request.likelihood_from, output, delta)
+                if first and start is not None:
+                    delta = await self._with_likelihood(request, start, output, delta)
+                    if before is not None and delta.cached_tokens is not None:
+                        delta = dataclasses.replace(delta, cached_tokens=min(before, delta.cached_tokens))
                 first = False
                 yield delta
 
@@ -572,6 +581,15 @@ class VllmEngine:
             await outputs.aclose()
             if not finished and not self._closed:
                 await self._abort(name)
+
+    async def _read(self, request: Request, length: int) -> int | None:
+        """Has the first ids of the prompt computed, so that the cache holds them; returns how many it held before."""
+        cached: int | None = None
+        plain = dataclasses.replace(request, likelihood_from=None, logprob_ids=(), allowed_ids=(), max_tokens=1)
+        async with aclosing(self._outputs(plain, request.prompt_ids[:length])) as outputs:
+            async for output in outputs:
+                cached = output.num_cached_tokens
+        return cached
 
     async def _with_likelihood(self, request: Request, start: int, output: Any, delta: Delta) -> Delta:
         """The delta with the log-probabilities of the prompt's ids from ``start`` on.

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support import make_strategy, parts
+from support import Collector, make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
-from speclrm.runtime.events import EVENT, MethodsChosen
+from speclrm.runtime.events import EVENT, MethodsChosen, StepDrafted, StepScored
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
@@ -232,6 +232,33 @@ async def test_contexts_are_cached_from_step_to_step(engine_pair: dict[Role, Vll
     assert counts.cached > counts.prompt / 2
 
 
+@pytest.mark.parametrize("scorer", ["judge", "likelihood"])
+async def test_a_score_computes_no_more_than_the_step_the_question_and_a_block(
+    engine_pair: dict[Role, VllmEngine], scorer: str
+) -> None:
+    collector = Collector()
+    least = -100 if scorer == "likelihood" else 0
+    chosen = make_strategy(
+        "speculative", tracks=3, token_budget=160, max_step_tokens=20, scorer=scorer, score_threshold=least
+    )
+    async with Runtime(parts(engine_pair)) as runtime:
+        problem = Problem(f"computed by {scorer}", f"Add 1 and 2 and 3, and see the {scorer}. " * 8, "6")
+        await runtime.solve(problem, chosen, sinks=[collector])
+    target = engine_pair[Role.TARGET]
+    suffix = judge_suffix(target.tokenizer, chosen.prompts).ids if scorer == "judge" else ()
+    drafts = {(event.track, event.step): event for event in collector.of(StepDrafted)}
+    scored = [event for event in collector.of(StepScored) if event.step > 0]
+    assert len(scored) > 10
+    found, known = 0, 0
+    for event in scored:
+        (operation,) = event.operations
+        step = len(drafts[event.track, event.step].ids)
+        assert operation.prompt_tokens - operation.cached_tokens <= step + len(suffix) + 32
+        found += operation.cached_tokens // 32
+        known += (operation.prompt_tokens - step - len(suffix) - (scorer == "likelihood")) // 32
+    assert found >= 0.97 * known
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -379,6 +406,18 @@ async def test_only_the_block_before_a_step_is_computed_again_for_its_likelihood
     assert delta.cached_tokens == 192
     (delta,) = await collect(target, Request("at a border", words[:222], 1, likelihood_from=192))
     assert delta.cached_tokens == 160
+
+
+async def test_a_long_context_is_read_before_its_step_so_that_no_logits_are_made_for_it(target: VllmEngine) -> None:
+    words = target.tokenizer.encode("A long context of many numbers and steps comes first. " * 80)[:1130]
+    before = target.stats().prompt_tokens
+    (long,) = await collect(target, Request("long", words, 1, likelihood_from=1100))
+    assert long.cached_tokens == 0  # what was read ahead was computed for this answer, too
+    assert target.stats().prompt_tokens - before > 2 * 1100 - 1  # two requests
+    (again,) = await collect(target, Request("again", words, 1, likelihood_from=1100))
+    assert again.prompt_logprobs == pytest.approx(long.prompt_logprobs, abs=2e-3)
+    (single,) = await collect(target, Request("single", words[:1100], 1, logprob_ids=(words[1100],)))
+    assert next(iter(long.prompt_logprobs or [])) == pytest.approx((single.logprobs or {})[words[1100]], abs=2e-3)
 
 
 async def test_likelihoods_digits_and_tokens_are_asked_side_by_side_and_do_not_disturb_each_other(

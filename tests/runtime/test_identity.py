@@ -136,8 +136,10 @@ def play_on(
 
 def carried(played: Played, role: Role) -> list[tuple[tuple[int, ...], Request]]:
     """Of each request: the ids that the committed steps before it must give, and the request."""
+    assert played.draft is not None
+    assert played.target is not None
+    engines = played.draft, played.target
     engine = played.draft if role is Role.DRAFT else played.target
-    assert engine is not None
     (started,) = played.collector.of(TrackStarted)
     contexts = [started.prompt_ids[role.value]]
     written: StepDrafted | StepWritten | None = None
@@ -147,9 +149,7 @@ def carried(played: Played, role: Role) -> list[tuple[tuple[int, ...], Request]]
         elif isinstance(event, StepCommitted):
             assert written is not None
             own = isinstance(written, StepDrafted) is (role is Role.DRAFT)
-            same = played.draft is not None and played.target is not None
-            same = same and played.draft.tokenizer.vocabulary.fingerprint == engine.tokenizer.vocabulary.fingerprint
-            same = same and played.target.tokenizer.vocabulary.fingerprint == engine.tokenizer.vocabulary.fingerprint
+            same = len({one.tokenizer.vocabulary.fingerprint for one in engines}) == 1
             ids = written.ids if own or same else tuple(engine.tokenizer.encode(written.text))
             contexts.append((*contexts[-1], *ids))
     return [(contexts[operation(request)[2]], request) for request in engine.requests]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -9,7 +9,7 @@ from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.lanes import Flight, Lane
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.protocols import Delta, Request, Role
 from speclrm.runtime.scheduler import priority
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ def test_an_operation_that_finds_room_starts_at_once() -> None:
         return one.queue_s, one.engine_s
 
     assert run_virtual(main()) == (0.0, 10.0)
+
+
+@pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}])
+def test_an_engine_that_leaves_out_what_was_asked_for_is_an_error_and_no_guess(asked: dict[str, Any]) -> None:
+    silent = Flight(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
+    with pytest.raises(RequestError, match="Engine silent"):
+        silent.take(Delta((1, 2)))
 
 
 def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from speclrm.runtime.context import Context, judge_suffix, open_prompt, translat
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.protocols import TrackPlan
 from speclrm.runtime.tokenizer import HFTokenizer, load_tokenizer
-from speclrm.strategies.prompts import STEP_PROMPTS
+from speclrm.strategies.prompts import INLINE_IDS_MAX, INLINE_PROMPTS, STEP_PROMPTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,24 @@ def test_the_judges_turn_ends_where_one_digit_comes_next(tokenizer: HFTokenizer)
     assert text.startswith("<|im_end|>")
     assert text.rstrip().endswith("Grade:")
     assert [tokenizer.decode([token]) for token in suffix.digit_ids] == list("0123456789")
+
+
+def test_the_inline_judge_is_text_alone_and_too_long_for_some_tokenizers(tokenizer: HFTokenizer) -> None:
+    longer = replace(INLINE_PROMPTS, judge_ids_max=1000)
+    suffix = judge_suffix(tokenizer, longer)
+    assert not tokenizer.vocabulary.special_ids.intersection(suffix.ids)
+    assert tokenizer.decode(suffix.ids) == longer.judge + longer.judge_reply
+    assert [tokenizer.decode([token]) for token in suffix.digit_ids] == list("0123456789")
+    with pytest.raises(ModelError, match=r"writes the inline judge in \d+ tokens, .* 16.*Use --judge turn"):
+        judge_suffix(tokenizer, INLINE_PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_the_inline_judge_has_sixteen_ids_at_most_with_real_tokenizers(name: str) -> None:
+    path = models.find_local(name)
+    if path is None:
+        pytest.skip(f"{name} is not here: speclrm models pull {name}")
+    assert len(judge_suffix(load_tokenizer(path), INLINE_PROMPTS).ids) <= INLINE_IDS_MAX == 16
 
 
 def test_a_fingerprint_is_of_plain_text_alone(folder: Path, tokenizer: HFTokenizer, tmp_path: Path) -> None:
