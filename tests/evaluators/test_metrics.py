@@ -42,15 +42,21 @@ def chance(seed: int) -> tuple[object, object]:
     return script, script
 
 
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(["baseline", "speculative"]))
+@given(
+    seed=st.integers(0, 10_000),
+    name=st.sampled_from(["baseline", "speculative"]),
+    fast=st.sampled_from([None, 1]),
+    in_flight_max=st.sampled_from([None, 2]),
+)
 @settings(max_examples=40, deadline=None)
-def test_every_generated_token_has_one_fate(seed: int, name: str) -> None:
+def test_every_generated_token_has_one_fate(seed: int, name: str, fast: int | None, in_flight_max: int | None) -> None:
     draft, target = chance(seed)
     played = play(
-        make_strategy(name, tracks=3, token_budget=120, max_step_tokens=40),
+        make_strategy(name, tracks=3, token_budget=120, max_step_tokens=40, fast=fast),
         draft=draft,  # type: ignore[arg-type]
         target=target,  # type: ignore[arg-type]
         problems=PROBLEMS,
+        in_flight_max=in_flight_max,
     )
     summary = summarize(played.collector.events)
     for role, engine in (("draft", played.draft), ("target", played.target)):
@@ -61,6 +67,7 @@ def test_every_generated_token_has_one_fate(seed: int, name: str) -> None:
             continue
         assert counts.generated == engine.stats().output_tokens
         assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
+        assert counts.useless == counts.choice == 0
         assert counts.prompt == engine.stats().prompt_tokens
     assert summary.accepted + summary.rewritten <= summary.drafted
 
