@@ -217,6 +217,24 @@ def test_eval_prints_one_table_and_the_details(tmp_path: Path) -> None:
     assert "`speclrm eval runs`" in done.stderr
 
 
+def test_eval_tells_how_chains_compare_with_the_baseline(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", {("p", 0): "4"}, name="speculative", draft="org/Draft")
+    make_run(tmp_path / "runs" / "b", {("p", 0): "4"})
+    done = speclrm("eval", "runs", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drafted, alone = json.loads(done.stdout)["evaluations"]
+    assert alone["compared"] is None
+    assert drafted["compared"] == {
+        "to": "runs/b",
+        "chain_length": pytest.approx(drafted["chain_length"] / alone["chain_length"]),
+        "decode_flops": None,
+        "all_flops": None,
+    }
+    done = speclrm("eval", "runs", cwd=tmp_path, COLUMNS="200")
+    assert f"{drafted['chain_length']:.0f} ({drafted['compared']['chain_length']:.2f}x)" in done.stdout
+    assert "ratios      to runs/b" in done.stdout
+
+
 def test_eval_says_all_of_a_run_in_json(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "one", {("p", 0): "4", ("p", 1): "5"}, name="speculative")
     done = speclrm("eval", "--results-dir", "runs", "--json", cwd=tmp_path)
