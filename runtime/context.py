@@ -69,18 +69,19 @@ class Context:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def ids(self, *more: Sequence[int]) -> Ids:
-        """All ids as they are now, with more behind them."""
-        return Ids(self._ids, len(self._ids), tuple(chain.from_iterable(more)))
+    def ids(self, *more: Sequence[int], length: int | None = None) -> Ids:
+        """The first ``length`` ids, all unless told, with more behind them."""
+        return Ids(self._ids, len(self._ids) if length is None else length, tuple(chain.from_iterable(more)))
 
     def append(self, ids: Sequence[int]) -> None:
         self._ids.extend(ids)
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """The text of ids that follow this context."""
-        prefix = self._ids[-DECODE_PREFIX:].tolist()
-        before = self.tokenizer.decode(prefix)
-        return self.tokenizer.decode([*prefix, *ids])[len(before) :]
+    def text_of(self, ids: Sequence[int], before: Sequence[int] = (), length: int | None = None) -> str:
+        """The text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""
+        end = len(self._ids) if length is None else length
+        prefix = [*self._ids[max(0, end - DECODE_PREFIX) : end], *before][-DECODE_PREFIX:]
+        known = self.tokenizer.decode(prefix)
+        return self.tokenizer.decode([*prefix, *ids])[len(known) :]
 
     @property
     def thinking(self) -> bool:

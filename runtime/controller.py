@@ -68,7 +68,7 @@ RATE_TOKENS = 2_000
 CORRECTION_WEIGHT, CORRECTION_MAX = 0.1, 1.5
 OUTLIER = 4.0
 """Times the mean beyond which what one request read counts no more."""
-EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.15
+EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.25
 """Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
 grows with the load is under this share of what an iteration costs by itself."""
 

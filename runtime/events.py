@@ -81,9 +81,10 @@ class Operation(_Frozen):
     """What one request to an engine cost.
 
     ``id`` is ``problem/repeat/track/step/kind``; the seed is derived from it and the run's seed. ``cached_tokens``: the
-    part of the prompt that the engine had computed before (0 where it does not say). ``queue_s``: from the request to
-    the engine's taking it; ``engine_s``: from there to its end. Where one request yields several steps, each carries
-    its own share: prompt and queue on the first, output and engine seconds on all.
+    part of the prompt that the engine had computed before (0 where it does not say). Both are 0 for a request that was given
+    up before its first token. ``queue_s``: from the request to the engine's taking it; ``engine_s``: from there to its end.
+    Where one request yields several steps, each carries its own share: prompt and queue on the first, output and engine
+    seconds on all.
     """
 
     id: str

@@ -41,8 +41,7 @@ class Flight:
     """One request and what has become of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``sent``: whether the engine has seen it; one that was given up while it waited cost no prompt. ``queue_s`` and
-    ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
     """
 
     request: Request
@@ -56,9 +55,9 @@ class Flight:
     sampled_logprobs: list[float] = field(default_factory=list[float])
     first_entropy: float | None = None
     prompt_logprobs: Sequence[float] | None = None
-    sent: bool = False
     queue_s: float = 0.0
     engine_s: float = 0.0
+    answered: bool = False
     _reported_tokens: int = 0
     _reported_s: float = 0.0
 
@@ -69,6 +68,7 @@ class Flight:
             raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
         self.ids.extend(delta.ids)
         self.finish = delta.finish
+        self.answered = True
         if delta.logprobs is not None:
             self.logprobs = delta.logprobs
         if delta.cached_tokens is not None:
@@ -99,7 +99,8 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            prompt_tokens=len(self.request.prompt_ids) if first and self.sent else 0,
+            # What was given up before the first token may never have been read: nothing is known of it.
+            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
@@ -155,7 +156,6 @@ class Stay:
         await self._scope.__aenter__()
         queue.scopes.add(self._scope)
         self._stream = queue.engine.stream(flight.request)
-        flight.sent = True
         return self
 
     def __aiter__(self) -> AsyncIterator[Delta]:

@@ -318,6 +318,13 @@ class Track(Protocol):
         """The draft model writes the next step."""
         ...
 
+    def ahead(self, step: Step, *, draft: bool, rewrite: bool) -> None:
+        """Begins what would follow the score of this step: the draft behind it, its rewrite. Does not wait.
+
+        The next ``draft`` or ``rewrite`` takes up what was begun; committing a step gives up what then has no use.
+        """
+        ...
+
     async def score(self, step: Step) -> Score:
         """The target model judges the step in one token, or reads it for its likelihood."""
         ...

@@ -6,8 +6,9 @@ cuts a character in two, makes no step of its own.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import Context, JudgeSuffix, translate
@@ -30,7 +31,7 @@ from speclrm.runtime.seeds import derive_seed, operation_id
 from speclrm.runtime.steps import confidence, split_ending, step_length, stop_ids, whole_characters, without_think_close
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from speclrm.runtime.admission import Seat
     from speclrm.runtime.context import Ids
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
 BLANK_PIECES_MAX = 4
 """Pieces without anything visible in a row, after which a step is taken as empty: a model that writes only newlines
 must not keep its track for ever."""
+
+
+Ahead = Literal["draft", "rewrite"]
+"""What can be made before it is known to be wanted."""
+Reason = Literal["stopped", "cancelled", "error", "useless"]
+_Made = tuple[Step, "tuple[Operation, ...]"]
 
 
 class _Where(TypedDict):
@@ -83,6 +90,8 @@ class RuntimeTrack:
         self._controller = scheduler.controller
         self._speculate = strategy.speculate
         self._seat: Seat | None = None
+        self._ahead: dict[Ahead, asyncio.Task[_Made]] = {}
+        self._useless: set[asyncio.Task[_Made]] = set()
         self._ready_s: float | None = None
         self._openings = openings
         self._judge = judge
@@ -116,6 +125,10 @@ class RuntimeTrack:
     async def aclose(self) -> None:
         """Ends the open request, if there is one, and gives the room back."""
         try:
+            for purpose in tuple(self._ahead):
+                self._give_up(purpose)
+            # Each ends at once, but for what its engine takes to hear of it.
+            await asyncio.gather(*self._useless, return_exceptions=True)
             await self._end_writing()
         finally:
             if self._seat is not None:
@@ -134,7 +147,7 @@ class RuntimeTrack:
     async def draft(self) -> Step:
         await self._end_writing()
         await self._hold()
-        step, operations = await self._step(Role.DRAFT, "draft")
+        step, operations = await self._begun("draft") or await self._step(Role.DRAFT, "draft")
         sure = step.confidence
         self._emit(
             StepDrafted(
@@ -166,9 +179,15 @@ class RuntimeTrack:
         )
 
     async def rewrite(self, step: Step) -> Step:
-        new, operations = await self._step(Role.TARGET, "rewrite")
+        new, operations = await self._begun("rewrite") or await self._step(Role.TARGET, "rewrite")
         self._emit_written("rewrite", new, operations)
         return new
+
+    def ahead(self, step: Step, *, draft: bool, rewrite: bool) -> None:
+        if draft and self._limits.token_budget > self.state.tokens + len(step.ids):
+            self._begin("draft", self._step(Role.DRAFT, "draft", after=step, ahead=True))
+        if rewrite:
+            self._begin("rewrite", self._step(Role.TARGET, "rewrite", ahead=True))
 
     async def score(self, step: Step) -> Score:
         await self._room()
@@ -283,6 +302,10 @@ class RuntimeTrack:
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(self._seat, role, 0 if idle else len(context))
         self._translated.clear()
+        # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
+        self._give_up("rewrite")
+        if step.kind != "draft":
+            self._give_up("draft")
         self._emit(
             StepCommitted(
                 **self._where(), step=step.index, origin=step.kind, tokens=len(step.ids) + step.removed, score=score
@@ -290,6 +313,41 @@ class RuntimeTrack:
         )
 
     # ---------------------------------------------------------------------------------------------------- requests
+
+    def _begin(self, purpose: Ahead, work: Coroutine[Any, Any, _Made]) -> None:
+        """Sets work going that ``_begun`` takes up or ``_give_up`` ends; ``aclose`` waits for all of it."""
+        self._ahead[purpose] = asyncio.create_task(work, name=f"{self.problem.id}/{self._track} {purpose} ahead")
+
+    async def _begun(self, purpose: Ahead) -> _Made | None:
+        """The step that was set going ahead, or None where none was."""
+        task = self._ahead.pop(purpose, None)
+        if task is None:
+            return None
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self._drop_made(task, purpose, self.stop_reason)  # it may have ended in the same moment
+            raise
+
+    def _give_up(self, purpose: Ahead) -> None:
+        task = self._ahead.pop(purpose, None)
+        if task is None:
+            return
+        if task.done():
+            self._drop_made(task, purpose, "useless")
+        else:
+            self._useless.add(task)
+            task.add_done_callback(self._useless.discard)
+            task.cancel()
+
+    def _drop_made(self, task: asyncio.Task[_Made], purpose: Ahead, reason: Reason) -> None:
+        if task.cancelled() or task.exception() is not None:
+            return  # it has accounted for itself
+        step, operations = task.result()
+        for operation in operations:
+            self._emit_dropped(
+                operation, Role.DRAFT if purpose == "draft" else Role.TARGET, purpose, reason, step.index
+            )
 
     async def _hold(self) -> None:
         """Makes room for older tracks where the engines have too little."""
@@ -308,14 +366,23 @@ class RuntimeTrack:
             self._translated[key] = translate(step.ids, step.text, source, self._contexts[role].tokenizer)
         return self._translated[key]
 
-    async def _step(self, role: Role, purpose: Literal["draft", "rewrite"]) -> tuple[Step, tuple[Operation, ...]]:
-        """One step by one model: a request, and more where the first brought nothing visible."""
+    async def _step(
+        self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False
+    ) -> tuple[Step, tuple[Operation, ...]]:
+        """One step by one model: a request, and more where the first brought nothing visible.
+
+        ``ahead``: before it is known that it is wanted; ``after``: behind a step that is not committed yet.
+        """
         context = self._contexts[role]
+        before: tuple[int, ...] = () if after is None else (*self._opening(role), *self._ids_for(after, role))
+        length = len(context)  # the context may have grown by the time of a second piece
+        spent = self.state.tokens + (0 if after is None else len(after.ids))
+        index = self._index + (after is not None)
         tokenizer = context.tokenizer
         original = bool(self._limits.original_marks)
         limit = self._limits.max_step_tokens
         if not original:
-            limit = min(limit, self._limits.token_budget - self.state.tokens)
+            limit = min(limit, self._limits.token_budget - spent)
         least = self._limits.min_step_tokens
         ids: list[int] = []
         sampled: list[float] = []
@@ -329,18 +396,21 @@ class RuntimeTrack:
             flight = self._flight(
                 role,
                 purpose,
-                context.ids(ids),
+                context.ids(before, ids, length=length),
                 limit - len(ids),
                 stop_ids=self._stop_ids[role],
                 sampled_logprobs=role is Role.DRAFT and self._limits.confidence,
                 first_entropy=role is Role.DRAFT and self._limits.first_entropy and part == 0,
                 part=part,
+                index=index,
+                ahead=ahead,
             )
             try:
-                length, left = await self._run_step(role, purpose, flight, ids, sampled, entropy)
+                length, left = await self._run_step(role, flight, ids, sampled, entropy)
             except BaseException as error:
-                for operation in operations:  # the pieces before this one were for nothing too
-                    self._emit_dropped(operation, role, purpose, self._reason(error))
+                # The pieces before this one were for nothing, too.
+                for operation in (*operations, flight.report()):
+                    self._emit_dropped(operation, role, purpose, self._reason(error), index)
                 raise
             operations.append(flight.report())
             entropy = entropy if flight.first_entropy is None else flight.first_entropy
@@ -353,7 +423,7 @@ class RuntimeTrack:
             if length is not None and length < len(ids):
                 del ids[length:]
                 ended = False
-            text = context.text_of(ids)
+            text = context.text_of(ids, before, length)
             if original or ended or left or len(ids) >= limit or flight.finish == "length":
                 break
             if len(ids) >= least if text.strip() else part + 1 >= BLANK_PIECES_MAX:
@@ -364,16 +434,15 @@ class RuntimeTrack:
             generated = len(ids) + ended
             ids = without_think_close(tokenizer, ids, self._limits.original_marks)
             removed = max(0, generated - len(ids))
-            text = context.text_of(ids)
+            text = context.text_of(ids, before, length)
         kind: StepKind = purpose
         sure = confidence(sampled[: len(ids)], entropy)
-        step = Step(role, self._index, text, tuple(ids), ended, kind, removed, sure, left)
+        step = Step(role, index, text, tuple(ids), ended, kind, removed, sure, left)
         return step, tuple(operations)
 
     async def _run_step(
         self,
         role: Role,
-        purpose: Purpose,
         flight: Flight,
         before: list[int],
         sampled: list[float],
@@ -389,24 +458,20 @@ class RuntimeTrack:
         blank, least = bool(self._limits.original_marks), self._limits.min_step_tokens
         lines = self._line_ids[role]
         length = None
-        try:
-            async with self._lanes[role].fly(flight) as deltas:
-                async for _ in deltas:
-                    # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
-                    if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
-                        ids = [*before, *flight.ids]
-                        length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                        if length is not None:
-                            break
-                    entropy = entropy if flight.first_entropy is None else flight.first_entropy
-                    so_far = confidence([*sampled, *flight.sampled_logprobs], entropy)
-                    if flight.finish is None and so_far and self._gate(so_far, whole=False) == "doubtful":
-                        self._ready_s = now_s()
-                        return None, True
-            self._ready_s = now_s()
-        except BaseException as error:
-            self._drop(flight, role, purpose, error)
-            raise
+        async with self._lanes[role].fly(flight) as deltas:
+            async for _ in deltas:
+                # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
+                if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
+                    ids = [*before, *flight.ids]
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
+                    if length is not None:
+                        break
+                entropy = entropy if flight.first_entropy is None else flight.first_entropy
+                so_far = confidence([*sampled, *flight.sampled_logprobs], entropy)
+                if flight.finish is None and so_far and self._gate(so_far, whole=False) == "doubtful":
+                    self._ready_s = now_s()
+                    return None, True
+        self._ready_s = now_s()
         return length, False
 
     def _next_written(self, flight: Flight, taken: int) -> Step | None:
@@ -453,16 +518,23 @@ class RuntimeTrack:
     def _drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
         self._emit_dropped(flight.report(), role, purpose, self._reason(error))
 
-    def _reason(self, error: BaseException) -> Literal["stopped", "cancelled", "error"]:
-        return "error" if isinstance(error, Exception) else self.stop_reason
+    def _reason(self, error: BaseException) -> Reason:
+        if isinstance(error, Exception):
+            return "error"
+        return "useless" if asyncio.current_task() in self._useless else self.stop_reason
 
     def _emit_dropped(
-        self, operation: Operation, role: Role, purpose: Purpose, reason: Literal["stopped", "cancelled", "error"]
+        self,
+        operation: Operation,
+        role: Role,
+        purpose: Purpose,
+        reason: Reason,
+        index: int | None = None,
     ) -> None:
         self._emit(
             OperationDropped(
                 **self._where(),
-                step=self._index,
+                step=self._index if index is None else index,
                 role=role.value,
                 purpose=purpose,
                 reason=reason,
@@ -485,8 +557,12 @@ class RuntimeTrack:
         first_entropy: bool = False,
         likelihood_from: int | None = None,
         part: int = 0,
+        index: int | None = None,
+        ahead: bool = False,
     ) -> Flight:
-        name = operation_id(self.problem.id, self._repeat, self._track, self._index, purpose, part)
+        kind = f"{purpose}-ahead" if ahead else purpose
+        index = self._index if index is None else index
+        name = operation_id(self.problem.id, self._repeat, self._track, index, kind, part)
         place = 0 if self._seat is None else self._seat.places[role]
         engine = self._lanes[role].engines[place]
         room = engine.max_model_len - len(ids)
@@ -508,7 +584,7 @@ class RuntimeTrack:
             sampled_logprobs=sampled_logprobs,
             first_entropy=first_entropy,
             likelihood_from=likelihood_from,
-            priority=priority(purpose, self._order),
+            priority=priority(purpose, self._order, ahead=ahead),
         )
         return Flight(request, engine.name, place, self._ready_s)
 

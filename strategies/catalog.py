@@ -30,7 +30,13 @@ ALIASES = {
     "ssr-m": "speculative-methods",
     "specreason": "speculative",
 }
-ORIGINAL: dict[str, Any] = {"prompt_style": "raw", "closing": False, "speculate": "always"}
+ORIGINAL: dict[str, Any] = {
+    "prompt_style": "raw",
+    "closing": False,
+    "speculate": "always",
+    "draft_ahead": "never",
+    "rewrite_ahead": "never",
+}
 """What ``fidelity="original"`` changes in a recipe unless it is given: the original has none of these."""
 
 

@@ -17,6 +17,7 @@ from speclrm.strategies.stopping import Fast
 
 PromptStyle = Literal["chat", "raw"]
 Fidelity = Literal["none", "original"]
+WorkAhead = Literal["auto", "always", "never"]
 
 ENTROPY_MAX = math.log(20)
 """The entropy of twenty equally likely tokens, which is over how many it is taken."""
@@ -45,6 +46,11 @@ class Recipe(BaseModel):
     """1: the first answer ends the sample. 2: two tracks with equal answers end it."""
     speculate: Speculate = "auto"
     """Whether drafts are made: as the break-even controller decides, always, or never."""
+    draft_ahead: WorkAhead = "auto"
+    """Whether the next step is drafted while the score of one is on its way: where the controller says that engines have the
+    time, always, or never."""
+    rewrite_ahead: WorkAhead = "auto"
+    """The same for the step's rewrite."""
     fidelity: Fidelity = "none"
     """``original``: the decisions of SSR's code (``strategies/original.py``)."""
     scorer: Scorer = "judge"

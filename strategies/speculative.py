@@ -16,6 +16,7 @@ from speclrm.strategies.prompts import RAW_OPENING
 if TYPE_CHECKING:
     from speclrm.runtime.events import FinishReason
     from speclrm.runtime.protocols import Step, Track
+    from speclrm.strategies.recipe import WorkAhead
 
 
 class Speculative(Family):
@@ -45,5 +46,16 @@ class Speculative(Family):
         if verdict is not None:
             await track.gate(step, verdict)
             return verdict == "sure", None
+        if not step.ended and self._find_answer(step.text) is None:
+            eager = track.state.mode == "eager"
+            track.ahead(
+                step,
+                draft=_does(self.recipe.draft_ahead, eager),
+                rewrite=_does(self.recipe.rewrite_ahead, eager),
+            )
         score = await track.score(step)
         return accepts(score.value, self.recipe.score_threshold), score.value
+
+
+def _does(ahead: WorkAhead, eager: bool) -> bool:
+    return eager if ahead == "auto" else ahead == "always"

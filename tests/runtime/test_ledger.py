@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import Collector, make_strategy, parts, play
+from support import Collector, make_strategy, operation, parts, play
 
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import simulated_engines
-from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
+from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.engines.simulated import DELTA_TOKENS
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
 from speclrm.runtime.events import (
@@ -38,6 +39,8 @@ from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from speclrm.runtime.protocols import Request
 
 TRACES = Path(__file__).parent.parent / "traces"
 
@@ -339,17 +342,50 @@ def test_a_report_is_of_its_own_run_and_not_of_those_before_it() -> None:
     assert first.facts == EngineFacts(name="scripted", max_num_seqs=256)
 
 
-def test_a_request_that_no_engine_saw_costs_no_prompt() -> None:
-    script = by_step(["It is \\boxed{4}."], scores=[9])
-    played = play(make_strategy("speculative", tracks=4, fast=1), target=script, draft=script, in_flight_max=1)
+def test_a_request_that_was_given_up_before_it_was_answered_costs_no_prompt() -> None:
+    def target(request: Request, prompt: str) -> Reply:
+        return Reply(score=9, wait_s=0.1)
+
+    draft = by_step(["It is \\boxed{4}."])
+    played = play(make_strategy("speculative", tracks=4, fast=1), target=target, draft=draft, in_flight_max=1)
     assert played.draft is not None
+    # One draft was at work when the first track ended the sample, and had said something; two had not had their turn.
     dropped = played.collector.of(OperationDropped)
-    # One draft was at work when the first track ended the sample; two had not had their turn.
-    assert [(one.reason, one.operation.prompt_tokens > 0) for one in dropped] == [
-        ("stopped", True),
-        ("stopped", False),
-        ("stopped", False),
+    assert sorted((one.operation.output_tokens > 0, one.operation.prompt_tokens > 0) for one in dropped) == [
+        (False, False),
+        (False, False),
+        (True, True),
     ]
     summary = summarize(played.collector.events)
     assert summary.tokens["draft"].prompt == played.draft.stats().prompt_tokens
     assert summary.phases["draft"].requests == len(played.draft.requests) == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_work_ahead_that_was_not_wanted_is_useless_and_nothing_else_is(seed: int) -> None:
+    dice = random.Random(seed)
+    steps = [f"Step {number} of them.\n\n" for number in range(4)] + ["It is \\boxed{4}."]
+    scores = {(track, step): dice.choice([2, 9]) for track in range(9) for step in range(5)}
+
+    def target(request: Request, prompt: str) -> Reply:
+        _, track, step, kind = operation(request)
+        if kind == "score":
+            return Reply(score=scores[int(track[-1]), step], wait_s=dice.choice([0.0, 0.4]))
+        return Reply(steps[step], wait_s=dice.choice([0.0, 0.1]))
+
+    played = play(
+        make_strategy("speculative", tracks=3, fast=1, draft_ahead="always", rewrite_ahead="always"),
+        draft=by_step(steps),
+        target=target,
+    )
+    told = summarize(played.collector.events).tokens
+    useless: Counter[str] = Counter()
+    for event in played.collector.of(OperationDropped):
+        if event.reason == "useless":
+            assert event.operation.id.endswith("-ahead")
+            useless[event.role] += event.operation.output_tokens
+    assert {role: counts.useless for role, counts in told.items()} == {role: useless[role] for role in told}
+    assert useless.total() > 0
+    for role, engine in (("draft", played.draft), ("target", played.target)):
+        assert engine is not None
+        assert told[role].generated == engine.stats().output_tokens == fates(told[role])

@@ -1,0 +1,132 @@
+"""Work ahead of scores: what it saves, and that it is taken up or given up, and accounted for either way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support import PROBLEM, Collector, Played, make_strategy, parts, play
+
+from speclrm.evaluators.metrics import summarize
+from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
+from speclrm.runtime.errors import RequestError
+from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepWritten, TrackFinished
+from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.runtime import Runtime
+
+STEPS = ["First we add.\n\n", "Then we look.\n\n", "Then we wait.\n\n", "So it is \\boxed{4}."]
+WRITTEN = ["One.\n\n", "Two.\n\n", "Three.\n\n", "\\boxed{4}."]
+
+
+def slow_scores(scores: tuple[float, ...]) -> Any:
+    """A target whose scores take a second, so that there is time to work ahead."""
+    answer = by_step(WRITTEN, scores=scores)
+
+    def script(request: Request, prompt: str) -> Reply:
+        reply = answer(request, prompt)
+        if reply.score is None:
+            return reply
+        return Reply(score=reply.score, wait_s=1.0)
+
+    return script
+
+
+def ahead(scores: tuple[float, ...], **options: Any) -> Played:
+    chosen = make_strategy("speculative", tracks=1, plan="plain", **options)
+    return play(chosen, draft=by_step(STEPS), target=slow_scores(scores))
+
+
+def seconds(played: Played) -> float:
+    return played.sample.seconds
+
+
+def texts(played: Played) -> list[str]:
+    return [step.text for track in played.sample.tracks.values() for step in track.steps]
+
+
+def test_a_draft_ahead_is_taken_up_when_the_step_is_kept_and_saves_its_time() -> None:
+    plain, early = ahead((9, 9, 9, 9)), ahead((9, 9, 9, 9), draft_ahead="always")
+    assert texts(plain) == texts(early) == STEPS
+    assert seconds(early) < seconds(plain)
+    assert not early.collector.of(OperationDropped)
+    assert early.draft is not None
+    kinds = [request.id.rsplit("/", 1)[1] for request in early.draft.requests]
+    assert kinds == ["draft", "draft-ahead", "draft-ahead", "draft-ahead"]
+
+
+def test_a_draft_ahead_is_useless_when_the_step_is_rejected_and_another_is_made() -> None:
+    played = ahead((9, 2, 9, 9), draft_ahead="always")
+    assert texts(played) == [STEPS[0], WRITTEN[1], STEPS[2], STEPS[3]]
+    dropped = played.collector.of(OperationDropped)
+    assert [(event.reason, event.purpose, event.step) for event in dropped] == [("useless", "draft", 2)]
+    assert dropped[0].operation.id == "p/0/M1/2/draft-ahead"
+
+
+def test_a_rewrite_ahead_is_taken_up_when_the_step_is_rejected_and_useless_when_it_is_kept() -> None:
+    plain, early = ahead((9, 2, 9, 9)), ahead((9, 2, 9, 9), rewrite_ahead="always")
+    assert texts(plain) == texts(early)
+    assert seconds(early) < seconds(plain)
+    reasons = {(event.reason, event.purpose, event.step) for event in early.collector.of(OperationDropped)}
+    assert reasons == {("useless", "rewrite", 0), ("useless", "rewrite", 2)}
+    assert [event.operations[0].id for event in early.collector.of(StepWritten)] == ["p/0/M1/1/rewrite-ahead"]
+
+
+def test_nothing_is_made_ahead_of_a_step_that_ends_the_track() -> None:
+    played = ahead((9, 9, 9, 9), draft_ahead="always", rewrite_ahead="always")
+    assert all(event.step < 3 for event in played.collector.of(OperationDropped))
+    assert played.draft is not None
+    assert len(played.draft.requests) == len(STEPS)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"draft_ahead": "always"}, {"draft_ahead": "always", "rewrite_ahead": "always"}]
+)
+def test_every_token_that_was_generated_has_one_fate(options: dict[str, str]) -> None:
+    played = ahead((9, 2, 2, 9), **options)
+    summary = summarize(played.collector.events)
+    assert played.draft is not None
+    assert played.target is not None
+    assert summary.tokens["draft"].generated == played.draft.stats().output_tokens
+    assert summary.tokens["target"].generated == played.target.stats().output_tokens
+
+
+def test_an_error_ahead_ends_the_track_only_if_its_work_is_wanted() -> None:
+    def broken(request: Request, prompt: str) -> Reply:
+        if request.id.endswith("/2/draft-ahead"):
+            return Reply(error=RequestError("no"))
+        return by_step(STEPS)(request, prompt)
+
+    for scores, reason in (((9, 9, 9, 9), "error"), ((9, 2, 9, 9), "answer")):
+        chosen = make_strategy("speculative", tracks=1, draft_ahead="always")
+        played = play(chosen, draft=broken, target=slow_scores(scores))
+        assert [event.reason for event in played.collector.of(TrackFinished)] == [reason]
+
+
+@pytest.mark.parametrize("moment_s", [step / 10 for step in range(1, 70, 3)])
+def test_cancelling_at_any_moment_leaves_nothing_in_the_engines(moment_s: float) -> None:
+    async def main() -> tuple[int, int, list[str], Collector]:
+        engines = {
+            Role.TARGET: ScriptedEngine(slow_scores((9, 2, 9, 9)), name="target"),
+            Role.DRAFT: ScriptedEngine(by_step(STEPS), name="draft"),
+        }
+        collector = Collector()
+        async with Runtime(parts(engines)) as runtime:
+            chosen = make_strategy("speculative", tracks=2, draft_ahead="always", rewrite_ahead="always")
+            call = asyncio.create_task(runtime.run([PROBLEM], chosen, sinks=[collector]))
+            started = now_s()
+            await asyncio.sleep(moment_s)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            assert now_s() - started < moment_s + 0.05
+            running = sum(engine.stats().running for engine in engines.values())
+            flying = sum(one.in_flight for lane in runtime.scheduler.stats().values() for one in lane)
+            seats = runtime.scheduler.admission.seated
+            reasons = [event.reason for event in collector.of(TrackFinished)]
+            return running, flying + seats, reasons, collector
+
+    running, held, reasons, collector = run_virtual(main())
+    assert (running, held, len(reasons)) == (0, 0, 2)
+    drafted = {(event.track, event.step) for event in collector.of(StepDrafted)}
+    assert {(event.track, event.step) for event in collector.of(StepCommitted) if event.origin == "draft"} <= drafted
