@@ -88,7 +88,10 @@ def test_speculation_is_told_by_steps_and_by_tracks(tmp_path: Path) -> None:
     assert (one.acceptance, one.rewrite_rate, one.track_rewrite_rate) == (0.5, 0.5, 0.5)
     assert (one.scores[3], one.scores[9]) == (1, 1)
     for counts in one.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+        assert (
+            counts.generated
+            == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+        )
 
 
 def test_runs_of_one_configuration_are_taken_together_and_others_apart(tmp_path: Path) -> None:

@@ -197,7 +197,10 @@ async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
         fold.add(event)
     summary = fold.summary()
     for counts in summary.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+        assert (
+            counts.generated
+            == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+        )
     assert summary.status == "finished"
     assert all(track.reason != "error" for row in summary.samples for track in row.tracks)
     for sample in result.samples:

@@ -37,6 +37,7 @@ def evaluation(
 
 
 PLAIN: dict[str, Any] = {"chains": 4, "chain_length": 100.0, "decode_flops": 1000, "all_flops": 2000}
+SHORTER: dict[str, Any] = {**PLAIN, "chain_length": 50.0}
 DRAFTED: dict[str, Any] = {"chains": 6, "chain_length": 150.0, "decode_flops": 600, "all_flops": 3000}
 
 
@@ -45,7 +46,7 @@ def test_the_first_baseline_of_dataset_and_target_is_what_others_are_compared_wi
         [
             evaluation("speculative", samples=3, **DRAFTED),
             evaluation("parallel", **PLAIN),
-            evaluation("baseline", **{**PLAIN, "chain_length": 50.0}),
+            evaluation("baseline", **SHORTER),
             evaluation("speculative", target="other", **DRAFTED),
         ]
     )

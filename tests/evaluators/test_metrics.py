@@ -78,8 +78,7 @@ def test_every_generated_token_has_one_fate(seed: int, name: str, fast: int | No
             assert engine.stats().output_tokens == 0
             continue
         assert counts.generated == engine.stats().output_tokens
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
-        assert counts.useless == counts.choice == 0
+        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge
         # Of a request that was given up before its first token nobody knows what was read.
         answered = {one.id for event in played.collector.events for one in costs(event) if one.prompt_tokens}
         assert counts.prompt == sum(len(one.prompt_ids) for one in engine.requests if one.id in answered)
