@@ -49,9 +49,10 @@ test-engine: setup ## Tests on the real vLLM with tiny random models
 test-models: setup ## Tests on real weights
 	@$(BIN)/python -m pytest -q -m models
 
-bench: setup ## Baseline against bare vLLM, free-running against lock-step
-	@$(BIN)/python benchmarks/throughput.py
-	@$(BIN)/python benchmarks/lockstep.py
+bench: setup ## The runtime's own cost, answers under load, real models beside bare vLLM
+	@$(BIN)/speclrm bench overhead
+	@$(BIN)/speclrm bench load
+	@$(BIN)/speclrm bench real
 
 locks: ## Make the lock files anew (needs uv)
 	uv pip compile pyproject.toml --extra cpu --extra tasks --extra parquet --extra convert --extra dev --override locks/cpu-overrides.txt \

@@ -8,31 +8,55 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speclrm.calibration import Calibration, calibration_path, choose_threshold, keep, kept_threshold, way_of_scoring
+from speclrm.calibration import (
+    Calibration,
+    JudgeQuality,
+    calibration_path,
+    choose_threshold,
+    judge_quality,
+    keep,
+    kept_threshold,
+    pair_name,
+    way_of_scoring,
+)
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.evaluators.metrics import RunSummary, Summary
+from speclrm.evaluators.metrics import RunSummary, Summary, summarize
 from speclrm.evaluators.report import write_reports
+from speclrm.measuring import measure_engines, measured_world, provenance
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_of, judge_suffix, open_prompt, question_ids
-from speclrm.runtime.engines.presets import DATA_PREFIX, check_names, is_simulated, simulated_engines, world_settings
+from speclrm.runtime.engines.presets import (
+    DATA_PREFIX,
+    Preset,
+    check_names,
+    engines_world,
+    is_simulated,
+    presets_dir,
+    simulated_engines,
+    world_settings,
+    write_preset,
+)
 from speclrm.runtime.engines.world import SimulatedWorld
-from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.events import StepScored
+from speclrm.runtime.errors import SettingsError, SpecLRMError
+from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
+from speclrm.runtime.journal import TraceOptions
 from speclrm.runtime.machine import read_machine
 from speclrm.runtime.protocols import Engine, Problem, Role
+from speclrm.runtime.reader import read_run
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.segments import check_compression
 from speclrm.runtime.sizing import Work, check_gpus, check_room, engine_settings, read_facts
 from speclrm.strategies.acceptance import RANGES
 from speclrm.strategies.catalog import defaults
@@ -67,6 +91,15 @@ def _quiet(what: str, done: float | None, total: float | None) -> None:
 class RunReport(Options):
     directory: Path
     summary: RunSummary
+
+
+class CalibrationReport(Options):
+    """What a calibration found. ``preset``: as kept in ``preset_file`` for ``--target sim/...`` and ``--dataset sim:...``."""
+
+    calibration: Calibration
+    judge: JudgeQuality
+    preset: Preset
+    preset_file: Path
 
 
 class Preview(Options):
@@ -192,11 +225,45 @@ async def run_in(
             directory=directory,
             config=options.model_dump(mode="json") | {"recipe": chosen.recipe.model_dump(mode="json")},
             sinks=[*sinks, fold],
+            trace=TraceOptions(compress=options.compress_trace),
         )
-    finally:
+    except BaseException:
         if fold.summary().run:  # it began: the directory is this run's
-            write_reports(directory, fold.summary())
-    return RunReport(directory=directory, summary=fold.summary())
+            with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
+                await _write_reports(directory)
+        raise
+    return RunReport(directory=directory, summary=await _write_reports(directory))
+
+
+async def _write_reports(directory: Path) -> RunSummary:
+    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
+    write_reports(directory, summary)
+    return summary
+
+
+def prepare(options: RunOptions, notify: Notify = _quiet) -> tuple[RunOptions, Family, list[Problem]]:
+    """The options with names in their one form, the strategy, and the problems; nothing is loaded. Raises UsageError."""
+    return _prepared(options, notify)
+
+
+def recipe_options(options: RunOptions) -> dict[str, Any]:
+    """The recipe's options that are set, for ``strategy``."""
+    given = {name: getattr(options, name) for name in RecipeOptions.model_fields}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def runtime_for(options: RunOptions, chosen: Family, problems: Sequence[Problem], notify: Notify = _quiet) -> _Runtime:
+    """A runtime for ``async with``, its engines sized for ``options.concurrency`` samples of these problems at once.
+
+    For many calls of ``solve`` or ``run`` on the same engines. Raises on entry what ``run`` raises.
+    """
+
+    async def open_parts(stack: AsyncExitStack) -> Parts:
+        sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+        return await _open(stack, options, sized, notify)
+
+    return _Runtime(open_parts)
 
 
 def preview(options: RunOptions, notify: Notify = _quiet) -> Preview:
@@ -251,19 +318,40 @@ async def calibrate(
     sinks: Sequence[Sink] = (),
     notify: Notify = _quiet,
     plan: Callable[[int], None] | None = None,
-) -> Calibration:
-    """Looks at a judge's scores on a few problems and keeps the threshold for ``--score-threshold auto``."""
+) -> CalibrationReport:
+    """Measures what the engines cost, looks at the judge's scores on a few problems, and keeps both: the threshold for
+    ``--score-threshold auto``, and a preset for simulated engines.
+    """
     chosen, problems = _calibration_work(options)
     if plan is not None:
         plan(len(problems))
     work = Work(options.tracks * len(problems), 0, options.token_budget, options.max_step_tokens, suffix_tokens=0)
+    machine = read_machine()
     sized = await _size(options, chosen, work, notify, problems)
     async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
-        return await calibrate_in(runtime, options, sinks)
+        engines = {role: lane.engine for role, lane in runtime.scheduler.lanes.items()}
+        fits = await measure_engines(engines, sized.settings, machine, quick=options.quick, notify=notify)
+        calibration, seen = await _calibrated(runtime, options, sinks)
+    preset = Preset(
+        engines=fits,
+        one_device=len(machine.gpus) < 2,
+        measured=provenance(machine, options),
+        world=measured_world(calibration, seen.summary(), seen.states.values(), seen.lengths),
+    )
+    file = options.preset_file or presets_dir() / f"{pair_name(calibration.target, calibration.draft)}.json"
+    write_preset(preset, file)
+    judge = judge_quality(calibration.scores, seen.labelled())
+    return CalibrationReport(calibration=calibration, judge=judge, preset=preset, preset_file=file)
 
 
 async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
-    """The same on a runtime that is open already."""
+    """The threshold alone, on a runtime that is open already."""
+    calibration, _ = await _calibrated(runtime, options, sinks)
+    return calibration
+
+
+async def _calibrated(runtime: _Runtime, options: CalibrateOptions, sinks: Sequence[Sink]) -> tuple[Calibration, _Fold]:
+    """The threshold, and the run that it was drawn from."""
     first = await _scored(runtime, options, sinks, RANGES[options.scorer][0], options.seed)
     # The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
     # behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant).
@@ -283,7 +371,7 @@ async def calibrate_in(runtime: _Runtime, options: CalibrateOptions, sinks: Sequ
         mass=sum(second.masses) / len(second.masses),
     )
     keep(result)
-    return result
+    return result, second
 
 
 async def _scored(
@@ -304,8 +392,10 @@ async def _scored(
 def _calibration_work(options: CalibrateOptions, threshold: float | None = None) -> tuple[Family, list[Problem]]:
     if options.draft is None:
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
+    _simulated(options)  # names of simulated engines are told before anything starts
     chosen = strategy(
         "speculative",
+        speculate="always",
         tracks=options.tracks,
         score_threshold=threshold,
         score_method=options.score_method,
@@ -329,6 +419,8 @@ def _faults(options: RunOptions) -> AbstractContextManager[None]:
 def _prepared(options: RunOptions, notify: Notify) -> tuple[RunOptions, Family, list[Problem]]:
     """The options with names in their one form, the strategy, and the problems. Raises UsageError."""
     chosen = _strategy(options)
+    if options.compress_trace:
+        check_compression()
     selection = Selection(options.problem_ids, options.sample, options.limit)
     if options.dataset.startswith(DATA_PREFIX):
         _check_simulated(options)
@@ -391,12 +483,15 @@ def _simulated_problems(options: RunOptions) -> list[Problem]:
 
 
 def _world(options: EngineOptions, problems: Iterable[Problem]) -> SimulatedWorld:
-    """What simulated models say: as the dataset's world has it where there is one, with the problems' answers."""
+    """What simulated models say: as the dataset's world has it, the engines' own preset, or the default, in this order."""
     dataset = options.dataset if isinstance(options, RunOptions) else ""
     seed = options.seed or 0 if isinstance(options, RunOptions) else 0
-    mix = _mix(dataset) if dataset.startswith(DATA_PREFIX) else DEFAULT_MIX
+    if dataset.startswith(DATA_PREFIX):
+        settings = world_settings(_mix(dataset))
+    else:
+        settings = engines_world(_names(options).values()) or world_settings(DEFAULT_MIX)
     truths = {problem.id: problem.answer for problem in problems if problem.answer is not None}
-    return SimulatedWorld(world_settings(mix), seed, truths)
+    return SimulatedWorld(settings, seed, truths)
 
 
 def _strategy(options: RunOptions) -> Family:
@@ -571,12 +666,28 @@ class _Fold(Summary):
         super().__init__()
         self.scores: list[float] = []
         self.masses: list[float] = []
+        self.lengths: dict[str, list[int]] = {"draft": [], "target": []}
+        self._scored: list[tuple[tuple[str, int], float]] = []
 
     def emit(self, event: Event) -> None:
         self.add(event)
         if isinstance(event, StepScored):
             self.scores.append(event.value)
             self.masses.append(event.mass)
+            self._scored.append(((event.problem, event.repeat), event.value))
+        elif isinstance(event, StepDrafted):
+            self.lengths["draft"].append(len(event.ids))
+        elif isinstance(event, StepWritten) and event.write_kind != "closing":
+            self.lengths["target"].append(len(event.ids))
+
+    def labelled(self) -> list[tuple[float, bool]]:
+        """The scores of steps of samples that were graded, with whether the sample was right."""
+        outcomes = {(row.problem, row.repeat): row.outcome for row in self.summary().samples}
+        return [
+            (score, outcomes[sample] == "correct")
+            for sample, score in self._scored
+            if outcomes.get(sample) in ("correct", "wrong")
+        ]
 
     async def room(self) -> None:
         pass
@@ -588,6 +699,7 @@ class _Fold(Summary):
 __all__ = [
     "CalibrateOptions",
     "Calibration",
+    "CalibrationReport",
     "EngineOptions",
     "Notify",
     "Preview",
@@ -601,9 +713,12 @@ __all__ = [
     "choose_threshold",
     "defaults",
     "is_simulated",
+    "prepare",
     "preview",
+    "recipe_options",
     "run",
     "run_in",
+    "runtime_for",
     "solve",
     "strategy",
     "way_of_scoring",

@@ -1,8 +1,9 @@
-"""A judge's scores and the threshold drawn from them, kept for each pair of models."""
+"""A judge's scores: the threshold drawn from them, kept for each pair of models, and what they are worth."""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,6 +40,60 @@ class Calibration(BaseModel):
     mass: float
 
 
+class JudgeQuality(BaseModel):
+    """What scores say about outcomes.
+
+    ``steps``: scored steps of samples that were graded right or wrong. ``auroc``: the chance that a step of a right sample
+    has a higher score than one of a wrong sample; None where all ended alike. ``calibration_error``: the expected
+    calibration error of score / 9 as the chance to be right, 0 to 1, over ten bins. ``thresholds``: threshold and the share
+    of drafts that it keeps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    steps: int
+    right: int
+    auroc: float | None
+    calibration_error: float | None
+    thresholds: tuple[tuple[float, float], ...]
+
+
+THRESHOLDS = tuple(number / 2 for number in range(19))
+
+
+def judge_quality(scores: Sequence[float], labelled: Sequence[tuple[float, bool]]) -> JudgeQuality:
+    """``scores``: sorted; ``labelled``: scores of steps with whether their sample was right."""
+    return JudgeQuality(
+        steps=len(labelled),
+        right=sum(right for _, right in labelled),
+        auroc=auroc(labelled),
+        calibration_error=calibration_error(labelled),
+        thresholds=tuple((bar, 1 - bisect_left(scores, bar) / len(scores)) for bar in THRESHOLDS),
+    )
+
+
+def auroc(labelled: Sequence[tuple[float, bool]]) -> float | None:
+    """The area under the receiver's curve by ranks, equal scores counting half (Mann and Whitney's U)."""
+    wrong = sorted(score for score, right in labelled if not right)
+    right = [score for score, right in labelled if right]
+    if not wrong or not right:
+        return None
+    wins = sum(bisect_left(wrong, score) + bisect_right(wrong, score) for score in right) / 2
+    return wins / (len(right) * len(wrong))
+
+
+def calibration_error(labelled: Sequence[tuple[float, bool]]) -> float | None:
+    """Over ten bins of score / 9: the distance of their mean from the share of right ones, weighted by size (Naeini 2015)."""
+    if not labelled:
+        return None
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for score, right in labelled:
+        bins.setdefault(min(9, int(score / 9 * 10)), []).append((score / 9, right))
+    return sum(abs(sum(score for score, _ in one) - sum(right for _, right in one)) for one in bins.values()) / len(
+        labelled
+    )
+
+
 def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float, float]:
     """The threshold, among the scores seen, whose kept share comes nearest to the one asked for; and that share.
 
@@ -62,8 +117,13 @@ def way_of_scoring(scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> s
 
 def calibration_path(target: str, draft: str, way: str) -> Path:
     """Where the threshold for a pair of models and a way of scoring is kept."""
+    return models.cache_dir() / "calibrations" / f"{pair_name(target, draft)}__{way}.json"
+
+
+def pair_name(target: str, draft: str) -> str:
+    """A name for files about a pair of models."""
     names = [re.sub(r"[^\w.-]+", "--", name.removeprefix("vllm/")).strip("-") for name in (target, draft)]
-    return models.cache_dir() / "calibrations" / f"{names[0]}__{names[1]}__{way}.json"
+    return "__".join(names)
 
 
 def keep(calibration: Calibration) -> None:

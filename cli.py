@@ -14,6 +14,7 @@ import typer
 from speclrm import __version__
 from speclrm.commands import benching, evaluating, originals, solving, tools
 from speclrm.commands.settings import configurable
+from speclrm.commands.tracing import trace_app
 
 
 def _with_dashes(name: str) -> str:
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Names to local weights: list, pull, path.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(trace_app, name="trace")
 
 
 def _version(asked: bool) -> None:

@@ -92,9 +92,13 @@ async def compare(
         calibration = await api.calibrate_in(runtime, calibration_options, sinks)
         if plan is not None:
             plan(options.limit)
-        drafted = api.strategy("speculative", score_threshold=calibration.threshold, **recipe)
+        drafted = api.strategy("speculative", speculate="always", score_threshold=calibration.threshold, **recipe)
         run = api.RunOptions(
-            strategy="speculative", draft=options.draft, score_threshold=calibration.threshold, **common
+            strategy="speculative",
+            speculate="always",
+            draft=options.draft,
+            score_threshold=calibration.threshold,
+            **common,
         )
         speculative = await api.run_in(runtime, drafted, problems, run, directory / "speculative", sinks)
         direct = api.strategy("baseline", **recipe)

@@ -201,7 +201,10 @@ class LiveView:
 
 
 class PlainView:
-    """The ``plain`` display, a sink: a line for each finished sample, and one now and then."""
+    """The ``plain`` display, a sink: a line for each finished sample, and one now and then.
+
+    It hands each event to its monitor first, so that what it reads there is as far as the event.
+    """
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
         self._monitor = monitor
@@ -218,6 +221,7 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
+        self._monitor.emit(event)
         now = time.monotonic()
         rows = self._monitor.fold.summary().samples if event.kind == "sample_finished" else ()
         if rows:
@@ -238,12 +242,13 @@ class PlainView:
 
 
 class JsonView:
-    """The ``json`` display, a sink: a JSON object on stdout for each finished sample."""
+    """The ``json`` display, a sink: a JSON object on stdout for each finished sample. Its monitor's events too."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
 
     def emit(self, event: Event) -> None:
+        self._monitor.emit(event)
         if event.kind == "sample_finished":
             row = self._monitor.fold.summary().samples[-1]
             print_json({"kind": "sample", **row.model_dump(mode="json")})

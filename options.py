@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from speclrm.runtime.protocols import Speculate
 from speclrm.runtime.runtime import CONCURRENCY
 from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.prompts import JudgeLayout
-from speclrm.strategies.recipe import Fidelity, PromptStyle
+from speclrm.strategies.recipe import Fidelity, PromptStyle, WorkAhead
 from speclrm.strategies.scoring import ScoreMethod, Scorer
 from speclrm.strategies.stopping import Fast
 
@@ -53,6 +54,9 @@ class RecipeOptions(Options):
     duplicates: bool | None = None
     prompt_style: PromptStyle | None = None
     fast: Fast | None = None
+    speculate: Speculate | None = None
+    draft_ahead: WorkAhead | None = None
+    rewrite_ahead: WorkAhead | None = None
     fidelity: Fidelity | None = None
     scorer: Scorer | None = None
     judge: JudgeLayout | None = None
@@ -95,6 +99,7 @@ class RunOptions(EngineOptions, RecipeOptions, DataOptions):
     repeats: int = Field(default=1, ge=1)
     concurrency: int = Field(default=CONCURRENCY, ge=1)
     seed: int | None = 0
+    compress_trace: bool = False
 
 
 class CalibrateOptions(EngineOptions):
@@ -109,4 +114,8 @@ class CalibrateOptions(EngineOptions):
     scorer: Scorer = "judge"
     judge: JudgeLayout = "auto"
     acceptance: float = Field(default=0.6, gt=0, lt=1)
+    quick: bool = False
+    """Fewer measurements of what the engines cost."""
+    preset_file: Path | None = None
+    """Where the preset for simulated engines goes; by default into the cache, under a name made of the models."""
     seed: int = 1_000_003

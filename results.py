@@ -18,7 +18,7 @@ from speclrm.evaluators.datasets import ID_COLUMNS
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
 from speclrm.evaluators.metrics import Summary
-from speclrm.evaluators.report import write_reports
+from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.evaluators.tables import read_rows
 from speclrm.evaluators.wanted import Wanted
 from speclrm.runtime.errors import DatasetError, ResultsError, TraceReadError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 PICKLES = (".pickle", ".pkl")
+TRACES = (TRACE_FILE, "trace.0001.jsonl", "trace.0001.jsonl.zst")
 GRADED_AHEAD = 256
 """Rows of a file that are graded side by side."""
 
@@ -68,7 +69,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         pickles = sorted(path for suffix in PICKLES for path in folder.rglob(f"*{suffix}"))
         if pickles:
             raise ResultsError(_pickled(pickles[0], len(pickles)))
-        traces = sorted(folder.rglob(TRACE_FILE))
+        # A crash between two segments leaves a closed one alone.
+        traces = sorted(path for name in TRACES for path in folder.rglob(name))
         if not traces:
             raise ResultsError(
                 f"{folder} holds no run: there is no {TRACE_FILE} in it or below. Give the --output-dir of a run."
@@ -94,13 +96,17 @@ def read_config(directory: Path) -> dict[str, JsonValue]:
     return {}
 
 
-def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) -> RunResults:
-    """A run from its trace; its results.jsonl and summary.json are written anew. Raises TraceReadError."""
+def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *, rebuild: bool = False) -> RunResults:
+    """A run from its trace. Raises TraceReadError.
+
+    Its results.jsonl and summary.json are written anew with ``rebuild``, where they are missing or say something else;
+    without it that is told.
+    """
     fold = Summary()
     config: dict[str, JsonValue] = {}
     for event in read_trace(directory / TRACE_FILE, notice):
         if isinstance(event, RunStarted):
-            config = event.config
+            config = config or event.config
         fold.add(event)
     summary = fold.summary()
     if not summary.run:
@@ -109,18 +115,31 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None) ->
     if summary.status != "finished":
         state = "did not end by itself" if not finished else f"was {summary.status}"
         notice(f"{directory}: the run {state}; evaluated as far as it came")
-    try:
-        write_reports(directory, summary)
-    except OSError as error:
-        notice(f"{directory}: results.jsonl and summary.json were not written anew ({error.strerror})")
+    if stale := stale_reports(directory, summary):
+        what = "; ".join(stale)
+        if not rebuild:
+            notice(f"{directory}: {what}; evaluated from the trace. --rebuild writes them anew")
+        else:
+            try:
+                write_reports(directory, summary)
+            except OSError as error:
+                notice(f"{directory}: {what}, and could not be written anew ({error.strerror})")
+            else:
+                notice(f"{directory}: {what}; written anew from the trace")
     return RunResults(str(directory), config, summary, summary.status == "finished", tuple(fold.track_rewrites()))
 
 
 async def evaluate_runs(
-    folders: Sequence[Path], wanted: Wanted | None = None, *, notice: Callable[[str], None] = lambda _: None
+    folders: Sequence[Path],
+    wanted: Wanted | None = None,
+    *,
+    notice: Callable[[str], None] = lambda _: None,
+    rebuild: bool = False,
 ) -> list[Evaluation]:
     """An evaluation for each configuration among the runs in the folders, beside the first baseline among them; runs that
     are not ``wanted`` are told of.
+
+    ``rebuild``: as ``read_run``.
 
     Raises:
         ResultsError: there is nothing to evaluate; the message says what there is.
@@ -135,7 +154,7 @@ async def evaluate_runs(
             if config and not wanted.takes(config):
                 others[_label(config)] += 1
             else:
-                chosen.append(read_run(directory, notice))
+                chosen.append(read_run(directory, notice, rebuild=rebuild))
         except TraceReadError as error:
             raise TraceReadError(f"{error} Move {directory} away, or name the other runs one by one.") from None
     there = "; ".join(f"{label} ({count})" if count > 1 else label for label, count in sorted(others.items()))

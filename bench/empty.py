@@ -71,6 +71,7 @@ class EmptyEngine:
         self._running = 0
         self._progress = 0
         self._output_tokens = 0
+        self._score: Delta | None = None
         self._closed = False
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -78,23 +79,22 @@ class EmptyEngine:
         try:
             if request.allowed_ids:
                 await asyncio.sleep(0)
-                logprobs = dict.fromkeys(request.logprob_ids, -5.0)
                 best = request.allowed_ids[-1]
-                logprobs[best] = -0.1
-                self._told(1)
-                yield Delta((best,), "length", logprobs, 0)
+                if self._score is None or self._score.ids != (best,):
+                    logprobs = {**dict.fromkeys(request.logprob_ids, -5.0), best: -0.1}
+                    self._score = Delta((best,), "length", logprobs, 0)
+                self._progress += 1
+                self._output_tokens += 1
+                yield self._score
                 return
             number = request.id.rsplit("/", 2)[1]  # a step that repeats the one before would end its track
             for delta in self._steps[int(number[-1])]:
                 await asyncio.sleep(0)
-                self._told(len(delta.ids))
+                self._progress += 1
+                self._output_tokens += DELTA_TOKENS
                 yield delta
         finally:
             self._running -= 1
-
-    def _told(self, tokens: int) -> None:
-        self._progress += 1
-        self._output_tokens += tokens
 
     def stats(self) -> EngineStats:
         return EngineStats(

@@ -266,6 +266,7 @@ async def run_empty(tracks: int, context: int, directory: Path, gauge: Gauge) ->
     """``speculative`` on so many tracks at once, every draft accepted, each track ended by the number of its steps."""
     strategy = api.strategy(
         "speculative",
+        speculate="always",
         tracks=min(TRACKS_PER_PROBLEM, tracks),
         plan="plain",
         step_limit=STEPS,

@@ -450,6 +450,7 @@ async def cache(opened: Any, options: argparse.Namespace) -> None:
         keep = _Keep([])
         strategy = api.strategy(
             "speculative",
+            speculate="always",
             tracks=options.tracks,
             token_budget=options.budget,
             max_step_tokens=64,

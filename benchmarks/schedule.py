@@ -64,7 +64,9 @@ def simulate(mix: str, tracks: int, schedule: str, *, shared: bool, seed: int) -
     world = SimulatedWorld(MIXES[mix], seed)
     alone = schedule == "target alone"
     names = {Role.TARGET: "sim/qwq-32b"} if alone else {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
-    strategy = api.strategy("parallel" if alone else "speculative", tracks=per_problem, plan="plain")
+    strategy = api.strategy(
+        "parallel" if alone else "speculative", tracks=per_problem, plan="plain", speculate="always"
+    )
     fold = Fold()
 
     async def main() -> None:

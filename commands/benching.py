@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from speclrm.commands.plumbing import guard, stdout
+from speclrm.commands.options import ScoreMethod, complete_dataset, complete_model
+from speclrm.commands.plumbing import checked, guard, read_threshold, run_async, stdout
 from speclrm.commands.settings import configurable
 from speclrm.runtime.errors import UsageError
 
@@ -28,6 +29,19 @@ OutputDir = Annotated[
 ]
 PlotFormat = Annotated[Literal["svg", "png"], typer.Option(help="The form of the charts.")]
 
+
+Modes = Annotated[
+    str,
+    typer.Option(
+        help="What is compared, with commas between: a strategy, with options as in speculative:score_threshold=5, or "
+        "lock-step. Figures compare the first with each other one."
+    ),
+]
+Target = Annotated[str, typer.Option(help="Target model.", autocompletion=complete_model)]
+BenchDraft = Annotated[str, typer.Option(help="Draft model.", autocompletion=complete_model)]
+Dataset = Annotated[str, typer.Option(help="As in `run`.", autocompletion=complete_dataset)]
+Tracks = Annotated[int, typer.Option(min=1, help="Tracks of each problem, in every mode.")]
+Budget = Annotated[int | None, typer.Option(min=1, help="Committed tokens of a track.")]
 
 bench_app = typer.Typer(help="Measure: the runtime's own cost, schedules, load, real models.", no_args_is_help=True)
 
@@ -59,6 +73,99 @@ def overhead(
     bench("overhead", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
+def load(
+    rates: Annotated[str, typer.Option(help="Problems a minute, with commas between.")] = "1,2,4,8",
+    problems: Annotated[int, typer.Option(min=1, help="Problems at each rate.")] = 30,
+    modes: Modes = "speculative,parallel",
+    target: Target = "sim/qwq-32b",
+    draft: BenchDraft = "sim/r1-1.5b",
+    dataset: Dataset = "sim:a70",
+    tracks: Tracks = 5,
+    token_budget: Budget = None,
+    seed: Annotated[int, typer.Option(help="Of arrivals, problems and operations.")] = 0,
+    quick: Quick = False,
+    json: Json = False,
+    output_dir: OutputDir = None,
+    plot_format: PlotFormat = "svg",
+) -> None:
+    """Time to an answer while problems arrive at random, by rate, for each mode."""
+
+    def measure() -> BenchReport:
+        from speclrm import api
+        from speclrm.bench import load as benchmark
+        from speclrm.bench.modes import read_modes
+
+        chosen = read_modes(modes)
+        options = checked(
+            api.RunOptions,
+            strategy=chosen[0].strategy,
+            target=target,
+            draft=draft,
+            dataset=dataset,
+            tracks=tracks,
+            token_budget=token_budget,
+            plan="plain",
+            seed=seed,
+        )
+        return run_async(
+            lambda: benchmark.measure(
+                options, modes=chosen, rates=positive("--rates", rates), problems=problems, quick=quick, notify=tell
+            ),
+            virtual=api.is_simulated(target),
+        )
+
+    bench("load", measure, json=json, output_dir=output_dir, plot_format=plot_format)
+
+
+def real(
+    target: Target = "qwen2.5-coder-0.5b-instruct",
+    draft: BenchDraft = "smollm2-135m-instruct",
+    dataset: Dataset = "reasoning-gym:chain_sum?min_terms=3&max_terms=3",
+    limit: Annotated[int, typer.Option(min=1, help="Problems.")] = 6,
+    modes: Modes = "speculative,parallel,lock-step",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each mode.")] = 2,
+    bare: Annotated[bool, typer.Option(help="Also the target alone beside bare vLLM.")] = True,
+    tracks: Tracks = 3,
+    token_budget: Budget = 160,
+    max_step_tokens: Annotated[int | None, typer.Option(min=1, help="A step is cut there.")] = 64,
+    score_threshold: Annotated[str | None, typer.Option(help="As in `run`.")] = None,
+    score_method: ScoreMethod = None,
+    seed: Annotated[int, typer.Option(help="Of the first round; each round has its own.")] = 0,
+    quick: Quick = False,
+    json: Json = False,
+    output_dir: OutputDir = None,
+    plot_format: PlotFormat = "svg",
+) -> None:
+    """Real models: modes side by side on the same engines, the target alone beside bare vLLM, and our own CPU time."""
+
+    def measure() -> BenchReport:
+        from speclrm import api
+        from speclrm.bench import real as benchmark
+        from speclrm.bench.modes import read_modes
+
+        chosen = read_modes(modes)
+        options = checked(
+            api.RunOptions,
+            strategy=chosen[0].strategy,
+            target=target,
+            draft=draft,
+            dataset=dataset,
+            limit=limit,
+            tracks=tracks,
+            token_budget=token_budget,
+            max_step_tokens=max_step_tokens,
+            score_threshold=read_threshold(score_threshold),
+            score_method=score_method,
+            plan="plain",
+            seed=seed,
+        )
+        return run_async(
+            lambda: benchmark.measure(options, modes=chosen, rounds=rounds, bare=bare, quick=quick, notify=tell)
+        )
+
+    bench("real", measure, json=json, output_dir=output_dir, plot_format=plot_format)
+
+
 def bench(
     name: str,
     measure: Callable[[], BenchReport],
@@ -74,8 +181,10 @@ def bench(
 
     def start() -> None:
         from speclrm.bench import figures
+        from speclrm.logs import configure
         from speclrm.runtime import run_directory
 
+        configure("warning")
         folder = output_dir or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-bench-{name}"
         run_directory.check_free(folder)
         report = measure().model_copy(update={"command": " ".join(["speclrm", *sys.argv[1:]])})
@@ -101,6 +210,17 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def positive(option: str, text: str) -> list[float]:
+    """Numbers above 0 with commas between. Raises UsageError."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise UsageError(f"{option} {text!r}: write numbers above 0 with commas between.")
+    return numbers
+
+
 def tell(what: str) -> None:
     """Progress, on stderr, where a person looks on."""
     if sys.stderr.isatty():
@@ -109,6 +229,6 @@ def tell(what: str) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Puts the group into the command line."""
-    for name, function in {"overhead": overhead}.items():
+    for name, function in {"overhead": overhead, "load": load, "real": real}.items():
         bench_app.command(name)(configurable(f"bench-{name}")(function))
     app.add_typer(bench_app, name="bench")

@@ -39,16 +39,20 @@ def evaluate(
         str | None, typer.Option(help="Only runs of targets of this size, as their names end: 32b.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Write results.jsonl and summary.json anew where they are missing or stale."),
+    ] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
 
     Runs of one configuration are taken together; each other configuration is a row of its own.
     """
     folders = [*(directories or ()), *filter(None, [results_dir])]
-    evaluate_into(folders, Wanted(dataset, model, model_size), json=json)
+    evaluate_into(folders, Wanted(dataset, model, model_size), json=json, rebuild=rebuild)
 
 
-def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool) -> None:
+def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuild: bool = False) -> None:
     def start() -> None:
         from speclrm import results
         from speclrm.logs import configure
@@ -65,7 +69,7 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool) -> Non
             notices.append(text)
             typer.echo(f"note: {text}", err=True)
 
-        found = run_async(lambda: results.evaluate_runs(folders, wanted, notice=notice))
+        found = run_async(lambda: results.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
         if json:
             from speclrm.display import print_json
 

@@ -48,7 +48,7 @@ class OriginalEvaluation:
 
 
 _COMMON: dict[str, Any] = {"dataset": "aime", "problem_id": "60", "target": TARGET}
-_PAIR = {**_COMMON, "draft": DRAFT}
+_PAIR = {**_COMMON, "draft": DRAFT, "speculate": "always"}
 
 ORIGINALS = (
     Original(

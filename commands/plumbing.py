@@ -48,10 +48,10 @@ class Screen:
             self._live = LiveView(self.monitor, self.console)
         elif self.kind == "plain":
             plain = PlainView(self.monitor, self.console)
-            self.sinks.append(plain)
+            self.sinks = [plain]
             self.notify = plain.notify
         elif self.kind == "json":
-            self.sinks.append(JsonView(self.monitor))
+            self.sinks = [JsonView(self.monitor)]
 
     def __enter__(self) -> Screen:
         if self._live is not None:
@@ -190,6 +190,50 @@ def print_calibration(console: Console, result: Any) -> None:
         f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_measured(console: Console, report: Any) -> None:
+    """What the engines cost and what the scores are worth, of an ``api.CalibrationReport``."""
+    from rich.table import Table
+
+    judge, world = report.judge, report.preset.world
+    worth = "all ended alike" if judge.auroc is None else f"AUROC {judge.auroc:.2f}"
+    error = "" if judge.calibration_error is None else f", expected calibration error {judge.calibration_error:.2f}"
+    kept = " ".join(f"{threshold:g}:{share:.0%}" for threshold, share in judge.thresholds if 0 < share < 1)
+    lines = (
+        f"judge       {judge.steps} scores against their sample's outcome ({judge.right} right): {worth}{error}",
+        f"kept at     {kept or 'all or nothing at every half point'}",
+        f"steps       {world.draft_step:.1f} tokens drafted, {world.target_step:.1f} rewritten; {world.steps:.1f} a track",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in (
+        "engine",
+        "iteration",
+        "new token",
+        "1k of context",
+        "sampling",
+        "request",
+        "beside other",
+        "fit off by",
+    ):
+        table.add_column(name)
+    for role, fit in report.preset.engines.items():
+        cost = fit.cost
+        times = (cost.w, cost.p, 1000 * cost.k, cost.s, cost.request_s)
+        table.add_row(
+            role,
+            *(f"{1000 * time:.3g} ms" for time in times),
+            f"{fit.share:.0%}",
+            f"{fit.residual:.0%} of {fit.measurements}",
+        )
+    console.print(table)
+    name = report.preset_file if report.preset_file.parent.name != "presets" else report.preset_file.stem
+    line = (
+        f"preset      {report.preset_file}; used by `--target sim/{name} --draft sim/{name}` and `--dataset sim:{name}`"
+    )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def first_error(summary: Any) -> str:

@@ -203,6 +203,26 @@ def run(
             rich_help_panel=STRATEGY,
         ),
     ] = None,
+    speculate: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(
+            help="auto: where it pays, by what is measured while the run goes on.",
+            show_default="auto",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    draft_ahead: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(
+            help="Draft the next step while a score is on its way; auto: while engines have the time.",
+            show_default="auto",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    rewrite_ahead: Annotated[
+        Literal["auto", "always", "never"] | None,
+        typer.Option(help="The same for a step's rewrite.", show_default="auto", rich_help_panel=STRATEGY),
+    ] = None,
     scorer: Scorer = None,
     judge: Judge = None,
     score_threshold: Annotated[
@@ -309,6 +329,12 @@ def run(
     ] = None,
     seed: Annotated[str, typer.Option(help="A number, or none.", rich_help_panel=RUN)] = "0",
     concurrency: Annotated[int, typer.Option(min=1, help="Samples at work at once.", rich_help_panel=RUN)] = 16,
+    compress_trace: Annotated[
+        bool,
+        typer.Option(
+            "--compress-trace", help="Pack closed segments of a long trace (docs/trace.md).", rich_help_panel=RUN
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -357,6 +383,9 @@ def run(
             methods=_names(methods, upper=True) or None,
             duplicates=duplicates,
             fast=fast,
+            speculate=speculate,
+            draft_ahead=draft_ahead,
+            rewrite_ahead=rewrite_ahead,
             scorer=scorer,
             judge=judge,
             score_threshold=read_threshold(score_threshold),
@@ -378,6 +407,7 @@ def run(
             output_dir=output_dir,
             seed=read_seed(seed),
             concurrency=concurrency,
+            compress_trace=compress_trace,
         )
         with Screen(display, log_file, log_level) as screen:
             if dry_run:

@@ -14,6 +14,7 @@ from speclrm.commands.plumbing import (
     checked,
     guard,
     print_calibration,
+    print_measured,
     print_paths,
     run_async,
     stdout,
@@ -35,11 +36,22 @@ def calibrate(
     judge: Annotated[Literal["auto", "turn", "inline"], typer.Option(help="As in `run`.")] = "auto",
     acceptance: Annotated[float, typer.Option(help="The share of drafts to keep.")] = 0.6,
     dtype: Dtype = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer measurements of what the engines cost.")] = False,
+    preset_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the preset for simulated engines goes.", show_default="the cache, by the models' names"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything found as JSON.")] = False,
     display: Display = None,
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """See how a target scores a draft's steps, and keep a threshold for `run --score-threshold auto`."""
+    """Measure two engines and how the target scores the draft's steps.
+
+    Keeps a threshold for `run --score-threshold auto` and a preset for `--target sim/...` and `--dataset sim:...`.
+    """
 
     def start() -> None:
         from speclrm import api
@@ -58,15 +70,20 @@ def calibrate(
             judge=judge,
             acceptance=acceptance,
             dtype=dtype,
+            quick=quick,
+            preset_file=preset_file,
         )
         with Screen(display, log_file, log_level) as screen:
-            result = run_async(
-                lambda: api.calibrate(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan)
+            report = run_async(
+                lambda: api.calibrate(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan),
+                virtual=api.is_simulated(target),
             )
-        if screen.kind == "json":
+        result = report.calibration
+        if json or screen.kind == "json":
             from speclrm.display import print_json
 
-            print_json({"kind": "calibration", **result.model_dump(mode="json")})
+            rest = report.model_dump(mode="json", exclude={"calibration"})
+            print_json({"kind": "calibration", **result.model_dump(mode="json"), **rest})
         else:
             print_calibration(stdout(), result)
             way = api.way_of_scoring(result.scorer, result.judge, result.score_method)
@@ -74,6 +91,7 @@ def calibrate(
             how = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {result.score_method}"
             how += "" if judge == "auto" else f" --judge {judge}"
             typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
+            print_measured(stdout(), report)
 
     guard(start)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import comb
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -171,6 +172,7 @@ class Summary:
                 self._errors[(*sample, event.track)] = event.error
             case SampleFinished():
                 self._rows[sample] = self._row(self.states[sample], event)
+                self.states[sample] = _without_text(self.states[sample])
             case _:
                 pass
 
@@ -252,6 +254,15 @@ class Summary:
             decode_flops=flops and flops.decode,
             all_flops=flops and flops.all,
         )
+
+
+def _without_text(state: SampleState) -> SampleState:
+    """A finished sample's state without what its tracks wrote: a long run's texts are no load for its memory."""
+    tracks = {
+        name: track._replace(steps=tuple(step._replace(text="") for step in track.steps))
+        for name, track in state.tracks.items()
+    }
+    return state._replace(tracks=MappingProxyType(tracks))
 
 
 def summarize(events: Iterable[Event]) -> RunSummary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections import deque
+from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         """Moves the clock; used by the selector alone."""
-        self._now_s += seconds
+        # A wait below the clock's resolution moves it too: a loop that waits for it would otherwise never see it pass.
+        self._now_s = self._now_s + seconds if seconds <= 0 else max(self._now_s + seconds, nextafter(self._now_s, inf))
 
     def run_in_executor(  # type: ignore[override]  # a plain method in the stubs of some versions
         self, executor: Executor | None, func: Callable[..., Any], *args: Any

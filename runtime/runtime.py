@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunStarted, TrackFinished
-from speclrm.runtime.journal import TRACE_FILE, Journal
+from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.meter import Meter
 from speclrm.runtime.run_directory import RunRecord, create, new_record
 from speclrm.runtime.sample import Sample
@@ -131,11 +131,12 @@ class Runtime:
         directory: Path | None = None,
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
+        trace: TraceOptions | None = None,
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
-        what they do does not touch the run (``sinks.Subscriber``).
+        what they do does not touch the run (``sinks.Subscriber``). ``trace``: segments of its file and their packing.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
@@ -150,6 +151,7 @@ class Runtime:
             directory=directory,
             config=config,
             sinks=sinks,
+            trace=trace,
         )
 
     async def _run(
@@ -164,6 +166,7 @@ class Runtime:
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
         required: Sequence[Sink] = (),
+        trace: TraceOptions | None = None,
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
@@ -172,7 +175,7 @@ class Runtime:
             must: list[Sink] = [_ErrorGuard(), *required]
             if directory is not None:
                 create(directory, record)
-                must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE)))
+                must.append(await stack.enter_async_context(Journal(directory / TRACE_FILE, options=trace)))
             listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
             bus = EventBus(must, listeners)
             samples = await self._samples(problems, strategy, repeats, seed, concurrency, bus, record)

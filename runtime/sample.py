@@ -74,7 +74,8 @@ class Sample:
         started = now_s()
         strategy = self._strategy
         self._emit(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
-        plans = await self._plan()
+        # An iterator keeps nothing that it has given: a plan holds the whole prompt, which may be long, as text.
+        plans = iter(await self._plan())
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
@@ -137,6 +138,7 @@ class Sample:
 
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
         tokenizers = {role: self._scheduler.lanes[role].engine.tokenizer for role in self._strategy.roles}
+        name = plan.track  # a function that named the plan itself would keep it, and its prompt, with the track
         prompts = prompt_ids(tokenizers, plan)
         openings = {role: tokenizer.encode(plan.opening) for role, tokenizer in tokenizers.items()}
         self._emit(
@@ -161,7 +163,7 @@ class Sample:
             judge=judge,
             emit=self._emit,
             room=self._bus.room,
-            state=lambda: self.state.tracks[plan.track],
+            state=lambda: self.state.tracks[name],
         )
 
     async def _run_track(self, name: str, track: RuntimeTrack) -> None:

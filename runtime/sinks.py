@@ -85,7 +85,7 @@ class Subscriber:
             await asyncio.wait([task], timeout=SINK_CLOSE_S)
         finally:
             task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait([task], timeout=SINK_CLOSE_S)  # a sink may not heed the cancellation
         self.missed += len(self._events)
         try:
             async with asyncio.timeout(SINK_CLOSE_S):

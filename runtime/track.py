@@ -104,7 +104,7 @@ class RuntimeTrack:
             role: context.tokenizer.vocabulary.blank_line_ids | context.tokenizer.vocabulary.newline_ids
             for role, context in self._contexts.items()
         }
-        self._translated: dict[tuple[Step, Role], Sequence[int]] = {}
+        self._translated: dict[Role, tuple[Step, Sequence[int]]] = {}
         self._open = AsyncExitStack()
         self._writing: tuple[Flight, AsyncIterator[Delta]] | None = None
         self.stop_reason: Literal["stopped", "cancelled"] = "cancelled"
@@ -360,11 +360,12 @@ class RuntimeTrack:
         """The step in the ids of a model; text is tokenised anew only for a model that did not write it, and once."""
         if step.role is role:
             return step.ids
-        key = step, role
-        if key not in self._translated:
+        held = self._translated.get(role)
+        if held is None or held[0] is not step:
             source = self._contexts[step.role].tokenizer
-            self._translated[key] = translate(step.ids, step.text, source, self._contexts[role].tokenizer)
-        return self._translated[key]
+            held = step, translate(step.ids, step.text, source, self._contexts[role].tokenizer)
+            self._translated[role] = held
+        return held[1]
 
     async def _step(
         self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False

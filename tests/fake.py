@@ -23,7 +23,7 @@ STEPS = ["First [bold]we[/bold] add.\\n\\n", "Then \\x1b[31mwe look.\\n\\n", "So
 
 async def size(options, chosen, work, notify, problems=()):
     notify("loading", None, None)
-    return options
+    return api._Sized({}, {})
 
 async def start(stack, options, sized, notify):
     engines = {Role.TARGET: ScriptedEngine(by_step(STEPS, scores=SCORES), token_s=TOKEN_S)}

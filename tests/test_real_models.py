@@ -27,7 +27,19 @@ def test_the_real_pair_drafts_scores_rewrites_and_is_graded(tmp_path: Path) -> N
             pytest.skip(f"{name} is not here: speclrm models pull {name}")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "speclrm.cli", "run", "speculative", "--target", TARGET, "--draft", DRAFT),
+            *(
+                sys.executable,
+                "-m",
+                "speclrm.cli",
+                "run",
+                "speculative",
+                "--speculate",
+                "always",
+                "--target",
+                TARGET,
+                "--draft",
+                DRAFT,
+            ),
             *("--dataset", "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2", "--limit", "3"),
             *("--tracks", "3", "--token-budget", "128", "--max-step-tokens", "48", "--score-method", "average"),
             *("--score-threshold", "7.6", "--display", "json", "--output-dir", str(tmp_path / "run")),

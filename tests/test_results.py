@@ -124,7 +124,26 @@ def test_a_run_that_was_broken_off_is_evaluated_with_a_notice(tmp_path: Path) ->
     assert one.unfinished == (str(tmp_path / "run"),)
     assert f"line {last + 1}: torn" in notices[0]
     assert "did not end by itself" in notices[1]
-    assert len((tmp_path / "run" / "results.jsonl").read_text().splitlines()) == 5  # written anew from the trace
+
+
+def test_derived_files_that_are_missing_or_stale_are_told_of_and_written_anew_only_when_asked(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", ANSWERS)
+    rows = tmp_path / "run" / "results.jsonl"
+    evaluate([tmp_path], rebuild=True)
+    written = rows.read_text()
+    told: list[str] = []
+    evaluate([tmp_path], notice=told.append)
+    assert not told
+    for spoil in (lambda: rows.unlink(), lambda: rows.write_text(written.replace("correct", "wrong"))):
+        spoil()
+        left = rows.read_text() if rows.exists() else None
+        told = []
+        evaluate([tmp_path], notice=told.append)
+        assert "--rebuild" in told[0]
+        assert (rows.read_text() if rows.exists() else None) == left
+        evaluate([tmp_path], notice=told.append, rebuild=True)
+        assert "written anew" in told[1]
+        assert rows.read_text() == written
 
 
 def test_a_trace_reads_back_as_it_was_told(tmp_path: Path) -> None:

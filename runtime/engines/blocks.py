@@ -113,9 +113,9 @@ class Blocks:
         return True
 
     def publish(self, key: int) -> None:
-        """Makes a private block known. Where another with the same content is, that one is used and this one given back.
+        """Makes a private block known. Where another one with the same content is, that is used instead.
 
-        So whoever uses a block uses all before it, and what is known of a context is always a beginning of it.
+        vLLM would keep both. Here whoever holds a block holds all before it, which ``known`` and ``idle`` rest on.
         """
         if key in self._users:
             self._free += 1

@@ -1,4 +1,6 @@
-"""The tokenizer of simulated models: an id holds its own characters, so nothing has to be kept and any text reads back."""
+"""The tokenizer of simulated models: an id holds its own characters, so nothing has to be kept and any text reads back;
+and where an engine cuts what a model would write.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from speclrm.runtime.protocols import Message, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from speclrm.runtime.protocols import Finish, Request, Tokenizer
 
 _ASCII_BITS = 7
 _LETTERS = 26
@@ -94,3 +98,14 @@ def _unpack(token: int) -> str:
         characters.append(chr(token & 127))
         token >>= _ASCII_BITS
     return "".join(characters)
+
+
+def cut(ids: Sequence[int], request: Request, tokenizer: Tokenizer) -> tuple[Sequence[int], Finish]:
+    """What an engine gives of ids that a model would write: up to a stop id, an end, or the limit."""
+    stops, ends = set(request.stop_ids), tokenizer.vocabulary.end_ids
+    for index, token in enumerate(ids[: request.max_tokens]):
+        if token in ends:
+            return ids[:index], "end"
+        if token in stops:
+            return ids[: index + 1], "stop"
+    return ids[: request.max_tokens], "length" if len(ids) >= request.max_tokens else "end"

@@ -13,7 +13,7 @@ from speclrm.runtime.errors import ModelError
 from speclrm.runtime.models import cache_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from speclrm.runtime.engines.world import SimulatedWorld
     from speclrm.runtime.protocols import Role
@@ -124,6 +124,14 @@ def world_settings(name: str) -> WorldSettings:
     if world is None:
         raise ModelError(f"The preset {name} holds costs alone and no world of problems. {_known_data()}")
     return world
+
+
+def engines_world(names: Iterable[str]) -> WorldSettings | None:
+    """The world that was measured with the engines, where they come from a preset that has one."""
+    for short in (name.removeprefix(PREFIX) for name in names):
+        if short not in PRESETS and (world := read_preset(short).world) is not None:
+            return world
+    return None
 
 
 def simulated_engines(

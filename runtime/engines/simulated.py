@@ -29,6 +29,7 @@ from pydantic import Field
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engines.blocks import BlockKeys, Blocks
+from speclrm.runtime.engines.packed import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Tokenizer
 
@@ -41,6 +42,7 @@ _Tokens = Annotated[int, Field(ge=1)]
 SPAN_MAX = 64
 """Iterations that are taken together at most, so that readers of a long output see it grow."""
 DELTA_TOKENS = 8
+"""Between two deltas, as our vLLM engines have it; the first token comes by itself (v1/engine/output_processor.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class EngineCost:
     """What an iteration takes, in seconds: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
 
     ``kv_tokens``: tokens of keys and values that there is room for. The limits are those of vLLM's scheduler;
-    ``chunked_prefill``: whether a prompt may be computed in parts. ``request_s``: from a request's call until the engine has it.
+    ``chunked_prefill``: whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each
+    token that is sampled, which costs on a CPU, and ``request_s`` from a request's call until the engine has it.
     """
 
     w: Annotated[float, Field(gt=0, le=3600)]
@@ -60,6 +63,7 @@ class EngineCost:
     max_model_len: _Tokens = 32_768
     block_size: _Tokens = 16
     chunked_prefill: bool = True
+    s: _Seconds = 0.0
     request_s: _Seconds = 0.0
 
 
@@ -111,8 +115,8 @@ class Device:
 @dataclass(eq=False, slots=True)
 class _Sequence:
     """One request at work. ``ids``: what it will say; ``said``: how much of it it has said; ``computed``: tokens of prompt
-    and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed; ``seen``: how many of
-    these have been published or found; ``held``: those that are used under their key; ``private``: its other blocks.
+    and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed; ``held``: the first of
+    them, which others can find; ``private``: how many blocks it has beside these.
     """
 
     request: Request
@@ -129,7 +133,6 @@ class _Sequence:
     aborted: bool = False
     computed: int = 0
     cached: int | None = None
-    seen: int = 0
     held: list[int] = field(default_factory=list[int])
     private: int = 0
 
@@ -154,6 +157,7 @@ class _Pass:
     plan: dict[_Sequence, int]
     new: int
     context: int
+    sampled: int
     steps: int
     since_s: float
     speed: float
@@ -339,7 +343,8 @@ class SimulatedEngine:
         steps = self._decodes(plan)
         new = sum(plan.values())
         context = sum(sequence.computed for sequence in plan)
-        self._pass = _Pass(plan, new, context, steps, now_s(), self._device.speed(self))
+        sampled = sum(one.computed + tokens >= one.length for one, tokens in plan.items())
+        self._pass = _Pass(plan, new, context, sampled, steps, now_s(), self._device.speed(self))
         self.retime()
 
     def _schedule(self) -> dict[_Sequence, int]:
@@ -375,7 +380,7 @@ class SimulatedEngine:
             sequence = waiting[0][1]
             found = self._find(sequence)
             new = sequence.length - len(found) * size
-            if new > budget and not self.cost.chunked_prefill:
+            if new > budget and plan and not self.cost.chunked_prefill:
                 break
             whole = -(-sequence.length // size) - len(found)
             if whole + self._blocks.idle(found) > self._blocks.room:
@@ -383,7 +388,7 @@ class SimulatedEngine:
             heapq.heappop(waiting)
             self._blocks.hold(found)
             new = min(new, budget)
-            sequence.held, sequence.seen, sequence.computed = found, len(found), len(found) * size
+            sequence.held, sequence.computed = found, len(found) * size
             sequence.private = -(-(sequence.computed + new) // size) - len(found)
             self._blocks.take(sequence.private)
             if sequence.cached is None:
@@ -434,7 +439,7 @@ class SimulatedEngine:
     def _seconds(self, steps: int, one: _Pass) -> float:
         """Of ``steps`` iterations, in which the context grows by the new tokens each time."""
         grown = steps * one.context + one.new * steps * (steps - 1) / 2
-        return steps * (self.cost.w + self.cost.p * one.new) + self.cost.k * grown
+        return steps * (self.cost.w + self.cost.p * one.new + self.cost.s * one.sampled) + self.cost.k * grown
 
     def _whole(self, seconds: float, one: _Pass) -> int:
         """How many whole iterations fit into the time, of those taken together."""
@@ -453,7 +458,8 @@ class SimulatedEngine:
         sequence.said += tokens
         self.output_tokens += tokens
         finished = sequence.said >= len(sequence.ids)
-        if not sequence.aborted and (finished or sequence.said - sequence.told >= DELTA_TOKENS):
+        due = not sequence.started or sequence.said - sequence.told >= DELTA_TOKENS
+        if not sequence.aborted and (finished or due):
             sequence.deltas.put_nowait(self._delta(sequence, finished=finished))
         if finished:
             self._leave(sequence)
@@ -481,7 +487,7 @@ class SimulatedEngine:
         self._name_blocks(sequence)
         self._publish(sequence, sequence.computed)
         self._blocks.release(sequence.held, sequence.private)
-        sequence.held, sequence.private, sequence.seen = [], 0, 0
+        sequence.held, sequence.private = [], 0
 
     def _name_blocks(self, sequence: _Sequence) -> None:
         """The keys of what it said, which its track's next request will ask for."""
@@ -492,19 +498,7 @@ class SimulatedEngine:
 
     def _publish(self, sequence: _Sequence, computed: int) -> None:
         """Full blocks among the first ``computed`` tokens can be found by others."""
-        for key in sequence.keys[sequence.seen : computed // self.cost.block_size]:
+        for key in sequence.keys[len(sequence.held) : computed // self.cost.block_size]:
             self._blocks.publish(key)
             sequence.held.append(key)
             sequence.private -= 1
-            sequence.seen += 1
-
-
-def cut(ids: Sequence[int], request: Request, tokenizer: Tokenizer) -> tuple[Sequence[int], Finish]:
-    """What an engine gives of ids that a model would write: up to a stop id, an end, or the limit."""
-    stops, ends = set(request.stop_ids), tokenizer.vocabulary.end_ids
-    for index, token in enumerate(ids[: request.max_tokens]):
-        if token in ends:
-            return ids[:index], "end"
-        if token in stops:
-            return ids[: index + 1], "stop"
-    return ids[: request.max_tokens], "length" if len(ids) >= request.max_tokens else "end"

@@ -707,6 +707,30 @@ class VllmEngine:
                 entropy = entropy_of(found.logprobs[starts[0] + 1 : found.end_indices[0]])
         return Delta(ids, finish, logprobs, output.num_cached_tokens, sampled, entropy)
 
+    async def generate_bare(self, ids: Sequence[int], max_tokens: int, seed: int) -> int:
+        """As plainly as vLLM can be asked, past any end, for measuring beside the runtime. Returns the tokens written."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.6,
+            top_p=0.95,
+            seed=seed,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        name = f"bare#{next(self._numbers)}"
+        count = 0
+        async for output in self.engine.generate({"prompt_token_ids": list(ids)}, sampling, name):
+            count = len(output.outputs[0].token_ids)
+        return count
+
+    async def forget_prefixes(self) -> None:
+        """Empties the prefix cache, so that what is measured next does not profit from what was before."""
+        await self.engine.reset_prefix_cache()
+
     async def warm_up(self) -> None:
         """The first request for digits compiles what it needs, which takes seconds: not on the first step's time."""
         digits = tuple(range(10))

@@ -88,7 +88,5 @@ def test_bad_input_is_refused_before_anything_is_measured(arguments: list[str], 
     assert done.stdout == ""
 
 
-def test_memory_is_counted_without_the_ids() -> None:
-    short, long = overhead.track_kb(10, 200), overhead.track_kb(10, 4000)
-    assert short > 0
-    assert abs(long - short) < 4 * 4000 / 1_000 * 2  # less than the ids of one context
+def test_memory_of_a_track_is_more_than_nothing_beside_its_ids() -> None:
+    assert overhead.track_kb(10, 200) > 0  # that requests hold no copies is tested with contexts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.clock import VirtualTimeLoop, now_s, run_virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,23 @@ def test_hours_pass_in_no_time() -> None:
     started = time.monotonic()
     assert run_virtual(main()) == 36_000
     assert time.monotonic() - started < 5
+
+
+def test_a_wait_too_short_for_the_clocks_numbers_passes_all_the_same() -> None:
+    """Otherwise a loop that waits for what is left of a second, a rounding error, would wait for ever in no time."""
+
+    async def main() -> int:
+        await asyncio.sleep(16.458873999999994)
+        end, rounds = now_s() + 1e-20, 0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        before = now_s()
+        while now_s() <= max(before, end):
+            loop.advance(1e-20)
+            rounds += 1
+        return rounds
+
+    assert run_virtual(main()) == 1
 
 
 def test_timers_fire_in_the_order_of_their_times() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake import speclrm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_strategy, play
 
@@ -146,6 +146,48 @@ def test_where_room_runs_out_the_youngest_is_put_back_and_all_come_to_their_end(
     assert one.kv_tokens == 256
     ends = [ended for ended, _, _ in results]
     assert ends[0] == min(ends)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 90),  # prompt
+            st.integers(1, 60),  # output
+            st.sampled_from([0, 0, 0, 7, 300]),  # where the prompt begins: some have much in common
+            st.floats(0, 0.5),  # arrival
+            st.integers(0, 2),  # priority
+            st.none() | st.floats(0.01, 0.4),  # left after
+        ),
+        max_size=14,
+    ),
+    st.booleans(),
+)
+def test_under_any_load_all_come_to_their_end_and_no_room_is_lost(
+    asks: list[tuple[int, int, int, float, int, float | None]], chunked: bool
+) -> None:
+    cost = EngineCost(w=W, p=P, k=K, kv_tokens=320, max_num_seqs=5, max_num_batched_tokens=64, chunked_prefill=chunked)
+
+    async def one_of(one: SimulatedEngine, number: int) -> int | None:
+        prompt, tokens, start, after, urgency, left = asks[number]
+        asked = request(f"p/0/{number}/0/write", prompt, tokens, start=start, priority=urgency)
+        try:
+            async with asyncio.timeout(None if left is None else after + left):
+                return (await take(one, asked, after))[1]
+        except TimeoutError:
+            return None
+
+    async def main() -> None:
+        one = engine(cost)
+        ids = await asyncio.gather(*(one_of(one, number) for number in range(len(asks))))
+        assert all(got in (None, ask[1]) for got, ask in zip(ids, asks, strict=True))
+        assert all(got is not None for got, ask in zip(ids, asks, strict=True) if ask[5] is None)
+        await asyncio.sleep(1.0)
+        assert (one.kv_tokens_used, one.stats().running, one.stats().waiting) == (0, 0, 0)
+        assert one.new_tokens >= one.output_tokens
+        await one.aclose()
+
+    run_virtual(main())
 
 
 def test_what_can_never_fit_is_refused() -> None:
