@@ -32,7 +32,7 @@ RECORDED = sorted((Path(__file__).parent.parent / "traces").glob("*.jsonl"))
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of two samples with accepted, rewritten and scored steps, and its derived files."""
-    chosen = strategy("speculative", boxed, tracks=3)
+    chosen = strategy("speculative", boxed, tracks=3, speculate="always")
     config: dict[str, JsonValue] = {"recipe": chosen.recipe.model_dump(mode="json")}
     folder = tmp_path / "run"
     play(

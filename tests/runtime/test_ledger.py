@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import Collector, make_strategy, operation, parts, play
 
+from speclrm import traces
 from speclrm.evaluators.metrics import summarize
+from speclrm.evaluators.report import write_reports
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import simulated_engines
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
@@ -389,3 +391,30 @@ def test_work_ahead_that_was_not_wanted_is_useless_and_nothing_else_is(seed: int
     for role, engine in (("draft", played.draft), ("target", played.target)):
         assert engine is not None
         assert told[role].generated == engine.stats().output_tokens == fates(told[role])
+
+
+@pytest.mark.parametrize("options", [{}, {"draft_ahead": "always", "rewrite_ahead": "always"}, {"gate_doubt": -2.0}])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_checker_that_counts_for_itself_agrees(seed: int, options: dict[str, Any], tmp_path: Path) -> None:
+    dice = random.Random(seed)
+
+    def target(request: Request, prompt: str) -> Reply:
+        _, _, step, kind = operation(request)
+        if kind == "score":
+            return Reply(score=dice.choice([2, 9]), wait_s=dice.choice([0.0, 0.4]))
+        return Reply("It is \\boxed{4}." if step > 3 else f"Step {step} anew.\n\n", wait_s=dice.choice([0.0, 0.1]))
+
+    def draft(request: Request, prompt: str) -> Reply:
+        step = operation(request)[2]
+        text = "It is \\boxed{4}." if step > 3 else f"Step {step} of them, and on.\n\n"
+        return Reply(text, logprobs=(dice.choice([-0.1, -3.0]),))
+
+    folder = tmp_path / "run"
+    chosen = make_strategy("speculative", tracks=3, fast=1, **options)
+    config: dict[str, Any] = {"recipe": chosen.recipe.model_dump(mode="json")}  # type: ignore[attr-defined]
+    played = play(chosen, draft=draft, target=target, directory=folder, config=config)
+    summary = summarize(played.collector.events)
+    write_reports(folder, summary)
+    assert traces.check(folder).violations == ()
+    assert summary.tokens["draft"].discarded
+    assert (summary.doubtful > 0) is ("gate_doubt" in options)
