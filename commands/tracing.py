@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speclrm.commands.plumbing import guard, stdout
+from speclrm.commands.settings import configurable
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ Kind = Annotated[str | None, typer.Option("--kind", help="Only events of this ki
 
 
 @trace_app.command("check")
+@configurable("trace-check")
 def check(run: Source, json: Json = False) -> None:
     """Verify a trace and what was derived from it: exit code 1 where something is wrong, each named by file and line."""
 
@@ -72,6 +74,7 @@ def check(run: Source, json: Json = False) -> None:
 
 
 @trace_app.command("show")
+@configurable("trace-show")
 def show(
     run: Source,
     problem: Problem = None,
@@ -107,6 +110,7 @@ def show(
 
 
 @trace_app.command("stats")
+@configurable("trace-stats")
 def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) -> None:
     """Count a trace: events, bytes, tokens and rates, by kind."""
 
@@ -150,6 +154,7 @@ def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) ->
 
 
 @trace_app.command("tail")
+@configurable("trace-tail")
 def tail(
     run: Source,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the run does, up to its end.")] = False,
@@ -174,6 +179,7 @@ def tail(
 
 
 @trace_app.command("export")
+@configurable("trace-export")
 def export(
     run: Source,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .parquet file that is not there yet.")],
@@ -198,6 +204,7 @@ def export(
 
 
 @trace_app.command("anomalies")
+@configurable("trace-anomalies")
 def anomalies(
     run: Source,
     stall: Annotated[float, typer.Option("--stall", min=0, help="Seconds without an event that make a stall.")] = 60.0,

@@ -36,6 +36,10 @@ cli.main()
 """
 
 
+ENVIRONMENT = {"COLUMNS": "120", "HF_HUB_OFFLINE": "1", "SPECLRM_SPECULATE": "always"}
+"""Scripted engines say nothing of what drafts are worth."""
+
+
 def speclrm(
     *arguments: str, cwd: Path, token_s: float = 0.001, scores: tuple[float, ...] = (9, 3, 8), **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -46,6 +50,5 @@ def speclrm(
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
-        | environment,
+        env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), **ENVIRONMENT} | environment,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import FAKE, speclrm
+from fake import ENVIRONMENT, FAKE, speclrm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,8 +128,9 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
 def test_a_signal_ends_a_run_in_good_order(number: int, code: int, data: Path, tmp_path: Path) -> None:
     arguments = ["run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d", "--output-dir", "out"]
     process = subprocess.Popen(
-        [sys.executable, "-c", FAKE.replace("TOKEN_S", "0.05"), *arguments],
+        [sys.executable, "-c", FAKE.replace("TOKEN_S", "0.05").replace("SCORES", "(9, 3, 8)"), *arguments],
         cwd=tmp_path,
+        env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

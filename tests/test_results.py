@@ -64,7 +64,8 @@ def make_run(folder: Path, answers: dict[tuple[str, int], str], *, name: str = "
 def evaluate(folders: list[Path], **options: Any) -> list[Evaluation]:
     notices: list[str] = []
     notice = options.pop("notice", notices.append)
-    return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice))
+    rebuild = options.pop("rebuild", False)
+    return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice, rebuild=rebuild))
 
 
 ANSWERS = {("p", 0): "4", ("p", 1): "4.0", ("p", 2): "5", ("q", 0): "5", ("q", 1): "5", ("q", 2): "4"}

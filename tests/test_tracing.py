@@ -33,7 +33,7 @@ PROBLEMS = [Problem("one", "What is two and two?", "4"), Problem("two", "What is
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("traced") / "run"
-    chosen = strategy("speculative", boxed, tracks=2)
+    chosen = strategy("speculative", boxed, tracks=2, speculate="always")
     config: dict[str, JsonValue] = {"recipe": chosen.recipe.model_dump(mode="json")}
     engine = by_step(STEPS, scores=[9, 3, 8])
     play(chosen, target=engine, draft=by_step(STEPS), problems=PROBLEMS, directory=folder, config=config)
