@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_run_prints_its_figures_and_leaves_its_files(data: Path, tmp_path: Path) -> None:
     done = speclrm(
         *("run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d"),
-        *("--output-dir", "out", "--display", "plain", "--speculate", "always"),
+        *("--output-dir", "out", "--display", "plain"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
