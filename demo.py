@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm import api
 from speclrm.evaluators.datasets import load
-from speclrm.evaluators.metrics import RunSummary, TokenCounts
+from speclrm.evaluators.metrics import RunSummary
+from speclrm.runtime.ledger import TokenCounts
 from speclrm.runtime.run_directory import check_free
 
 if TYPE_CHECKING:

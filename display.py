@@ -19,8 +19,11 @@ from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.events import OperationDropped, RunStarted, StepDrafted, StepScored, StepWritten
+from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import RenderableType
 
     from speclrm.evaluators.metrics import SampleRow
@@ -277,6 +280,8 @@ def print_report(console: Console, summary: RunSummary, title: str = "") -> None
     console.print(_samples_table(summary))
     for line in figures(summary):
         console.print(Text(line), highlight=False, soft_wrap=True)
+    if summary.tokens:
+        console.print(_ledger_table(summary))
 
 
 def _samples_table(summary: RunSummary) -> Table:
@@ -328,20 +333,62 @@ def figures(summary: RunSummary) -> list[str]:
         lines.append(
             f"steps       {summary.written} written" + (f", {summary.closings} closing" if summary.closings else "")
         )
-    for role, counts in summary.tokens.items():
-        rate = summary.tokens_per_s.get(role, 0.0)
-        choice = f", choice {counts.choice}" if counts.choice else ""
+    modes = summary.modes
+    if modes.changes:
         lines.append(
-            f"{role:<12}{counts.generated} tokens generated ({rate:.1f}/s): kept {counts.kept}, rejected "
-            f"{counts.rejected}, dropped {counts.dropped}, judge {counts.judge}{choice}; prompts {counts.prompt}, "
-            f"of that cached {counts.cached}"
+            f"modes       {modes.speculated} steps speculated ({modes.eager} ahead of scores), {modes.written} left to the "
+            f"target; tracks changed {modes.changes} times"
         )
     phases = ", ".join(
         f"{name} {phase.engine_s:.1f} s in {phase.requests} requests ({phase.mean_s:.2f} s each; queued {phase.queue_s:.1f})"
         for name, phase in summary.phases.items()
     )
     lines.append(f"time        {summary.seconds:.1f} s; requests, side by side: {phases}")
-    if summary.busy_s and summary.seconds:
-        busy = ", ".join(f"{role} {seconds / summary.seconds:.0%}" for role, seconds in summary.busy_s.items())
-        lines.append(f"engines     had work: {busy} of the time")
+    if summary.chain_length is not None:
+        chains = f"{summary.chain_length:.1f} tokens kept by {summary.chains} tracks with an answer, on average"
+        share = "" if summary.draft_share is None else f"; {summary.draft_share:.1%} of all kept by the draft"
+        lines.append(f"chains      {chains}{share}")
+    if summary.decode_flops is not None and summary.all_flops is not None:
+        lines.append(
+            f"FLOPs       {summary.decode_flops:.3g} to decode, {summary.all_flops:.3g} with what was read of prompts"
+        )
+    if summary.stood_up:
+        lines.append(f"room        tracks gave theirs to older ones {summary.stood_up} times")
     return lines
+
+
+def _ledger_table(summary: RunSummary) -> Table:
+    """A column a model: what became of its tokens, and of its engine's time. Rows without a number are left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tokens")
+    for role in summary.tokens:
+        table.add_column(role, justify="right")
+    for name, cells in _ledger_rows(summary):
+        if any(cells):
+            table.add_row(name, *cells)
+    return table
+
+
+def _ledger_rows(summary: RunSummary) -> Iterator[tuple[str, list[str]]]:
+    rates = summary.tokens_per_s
+    yield "generated", [f"{counts.generated}" for counts in summary.tokens.values()]
+    yield "a second", [f"{rates[role]:.1f}" if role in rates else "" for role in summary.tokens]
+    for fate in ("kept", "rejected", "dropped", "useless", "judge", "choice"):
+        yield f"  {fate}", [f"{count}" if (count := getattr(one, fate)) else "" for one in summary.tokens.values()]
+    yield "discarded", [_share(counts.discarded) for counts in summary.tokens.values()]
+    yield "prompts", [f"{counts.prompt}" for counts in summary.tokens.values()]
+    yield "  cached", [_share(counts.cache_hit) for counts in summary.tokens.values()]
+    yield (
+        "decode FLOPs",
+        [f"{flops.decode:.3g}" if (flops := summary.flops.get(role)) else "" for role in summary.tokens],
+    )
+    yield "all FLOPs", [f"{flops.all:.3g}" if (flops := summary.flops.get(role)) else "" for role in summary.tokens]
+    engines = [summary.engines.get(role, EngineUse()) for role in summary.tokens]
+    yield "engine idle", [_share(engine.idle) for engine in engines]
+    yield "  though a track was ready", [_share(engine.idle_ready) for engine in engines]
+    yield "mean batch", ["" if engine.batch is None else f"{engine.batch:.1f}" for engine in engines]
+    yield "preemptions", [f"{engine.preemptions}" if engine.preemptions else "" for engine in engines]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

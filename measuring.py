@@ -54,7 +54,11 @@ async def measure_engines(
             w=fit.w, p=fit.p, k=fit.k, s=fit.s, request_s=fit.request_s, **_limits(engine, settings.get(role), machine)
         )
         fits[role.value] = EngineFit(
-            cost=cost, share=shares[role], residual=fit.residual, measurements=fit.measurements
+            cost=cost,
+            share=shares[role],
+            residual=fit.residual,
+            measurements=fit.measurements,
+            parameters=engine.stats().parameters,
         )
     return fits
 

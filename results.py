@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import text_of
+from speclrm.evaluators.compare import compared
 from speclrm.evaluators.datasets import ID_COLUMNS
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
@@ -135,7 +136,8 @@ async def evaluate_runs(
     notice: Callable[[str], None] = lambda _: None,
     rebuild: bool = False,
 ) -> list[Evaluation]:
-    """An evaluation for each configuration among the runs in the folders; runs that are not ``wanted`` are told of.
+    """An evaluation for each configuration among the runs in the folders, beside the first baseline among them; runs that
+    are not ``wanted`` are told of.
 
     ``rebuild``: as ``read_run``.
 
@@ -182,7 +184,7 @@ async def evaluate_runs(
                     f"{twice} samples are of the same problem, repeat number and same seed as another run's: they are not "
                     "independent of each other, so pass@k and majority say less than they seem to"
                 )
-        return [await evaluate(group, same) for group in groups]
+        return compared([await evaluate(group, same) for group in groups])
 
 
 def _repeated(group: Sequence[RunResults]) -> int:

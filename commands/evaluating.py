@@ -136,6 +136,8 @@ def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
         "majority",
         "outcomes",
         "time",
+        "chain",
+        "FLOPs",
     ):
         table.add_column(name, overflow="fold")
     for one in found:
@@ -151,6 +153,8 @@ def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
             _percent(one.majority),
             ", ".join(f"{one.outcomes[name]} {name}" for name in OUTCOMES if name in one.outcomes),
             f"{one.seconds:.0f} s",
+            _chain(one),
+            _flops(one),
         )
     console.print(table)
     for one in found:
@@ -185,6 +189,10 @@ def _details(one: Evaluation) -> list[str]:
         )
     if one.sample_seconds is not None:
         lines.append(f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average")
+    if one.decode_flops is not None and one.all_flops is not None:
+        lines.append(f"FLOPs       {one.decode_flops:.3g} to decode, {one.all_flops:.3g} with what was read of prompts")
+    if one.compared is not None:
+        lines.append(f"ratios      to {one.compared.to}")
     return lines
 
 
@@ -192,6 +200,21 @@ def _some(pass_at: dict[int, float]) -> list[tuple[int, float]]:
     """K of 1, 2, 4, ... and the last."""
     last = max(pass_at, default=0)
     return [(k, value) for k, value in pass_at.items() if k & (k - 1) == 0 or k == last]
+
+
+def _chain(one: Evaluation) -> str:
+    ratio = one.compared.chain_length if one.compared else None
+    length = "-" if one.chain_length is None else f"{one.chain_length:.0f}"
+    return length if ratio is None else f"{length} ({ratio:.2f}x)"
+
+
+def _flops(one: Evaluation) -> str:
+    """To decode, and with what was read of prompts: as ratios where there is a baseline."""
+    if one.compared is not None and one.compared.decode_flops is not None and one.compared.all_flops is not None:
+        return f"{one.compared.decode_flops:.2f}x, {one.compared.all_flops:.2f}x"
+    if one.decode_flops is None or one.all_flops is None:
+        return "-"
+    return f"{one.decode_flops:.2g}, {one.all_flops:.2g}"
 
 
 def _percent(value: Any) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from speclrm.evaluators.metrics import PhaseTime, TokenCounts, pass_at_k
+from speclrm.evaluators.compare import Comparison
+from speclrm.evaluators.metrics import pass_at_k
+from speclrm.runtime.ledger import PhaseTime, TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -55,7 +57,9 @@ class Evaluation(BaseModel):
     least one correct sample. ``pass_at``: the unbiased estimator of Chen et al. 2021, mean over problems, up to the
     fewest samples that any problem has. ``majority``: the vote over the samples of each problem, ties split evenly.
     ``rewrite_rate``: rewritten among decided steps; ``track_rewrite_rate``: the mean of the tracks' own rates, as SSR's
-    code reports it. ``scores``: how many scores rounded to 0..9.
+    code reports it. ``scores``: how many scores rounded to 0..9. ``chain_length``, over ``chains`` tracks, and the
+    floating-point operations as in a run's summary; these are None where a run does not tell a model's size. ``compared``:
+    beside a baseline among what was evaluated together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +91,11 @@ class Evaluation(BaseModel):
     phases: dict[str, PhaseTime]
     seconds: float
     sample_seconds: float | None
+    chains: int
+    chain_length: float | None
+    decode_flops: int | None
+    all_flops: int | None
+    compared: Comparison | None = None
 
 
 def grouped(runs: Iterable[RunResults]) -> list[list[RunResults]]:
@@ -140,6 +149,10 @@ async def evaluate(runs: Sequence[RunResults], same: Callable[[str, str], Awaita
         phases=_phases(summaries),
         seconds=sum(summary.seconds for summary in summaries),
         sample_seconds=sum(row.seconds for row in rows) / len(rows) if rows else None,
+        chains=sum(summary.chains for summary in summaries),
+        chain_length=_weighted([(s.chain_length, s.chains) for s in summaries]),
+        decode_flops=_sum([summary.decode_flops for summary in summaries]),
+        all_flops=_sum([summary.all_flops for summary in summaries]),
     )
 
 
@@ -193,6 +206,11 @@ async def _majority(
 def _weighted(pairs: Sequence[tuple[float | None, int]]) -> float | None:
     known = [(value, weight) for value, weight in pairs if value is not None and weight]
     return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _tokens(summaries: Sequence[RunSummary]) -> dict[str, TokenCounts]:

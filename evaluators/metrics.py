@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from math import comb
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.events import (
     Event,
-    MethodsChosen,
-    OperationDropped,
+    ModeChanged,
     Outcome,
     RunFinished,
     RunResumed,
@@ -20,19 +19,16 @@ from speclrm.runtime.events import (
     SampleEvent,
     SampleFinished,
     StepCommitted,
-    StepDrafted,
     StepGated,
     StepScored,
-    StepWritten,
     TrackFinished,
     TrackResumed,
 )
+from speclrm.runtime.ledger import EngineUse, FlopCounts, Ledger, PhaseTime, TokenCounts
 from speclrm.runtime.state import SampleState, TrackState, apply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from speclrm.runtime.events import Operation
+    from collections.abc import Iterable
 
 SCHEMA_VERSION = 1
 
@@ -67,37 +63,16 @@ class SampleRow(_Model):
     seconds: float
 
 
-class TokenCounts(_Model):
-    """Tokens of one model. ``generated`` = kept + rejected + dropped + judge + choice.
-
-    ``kept``: in committed steps. ``rejected``: drafted, then rewritten. ``dropped``: given up before its end, blank, cut
-    off behind a step's end, or written for a step that was never committed. ``judge``: scores. ``choice``: replies that
-    chose methods. ``prompt`` counts every
-    request's whole context, of which ``cached`` had been computed before. ``forced``: not generated but put into the
-    text to ask for an answer.
+class ModeCounts(_Model):
+    """What the break-even controller made of the steps. ``speculated``: committed steps that were drafted first, of them
+    ``eager`` while work ahead of scores was allowed; ``written``: those that it left to the target alone. ``changes``: how
+    often a track changed its mode.
     """
 
-    kept: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    judge: int = 0
-    choice: int = 0
-    generated: int = 0
-    prompt: int = 0
-    cached: int = 0
-    forced: int = 0
-
-
-class PhaseTime(_Model):
-    """Sums over requests, which run side by side: more seconds than the clock shows. ``mean_s``: of one request."""
-
-    requests: int = 0
-    queue_s: float = 0.0
-    engine_s: float = 0.0
-
-    @property
-    def mean_s(self) -> float:
-        return self.engine_s / self.requests if self.requests else 0.0
+    speculated: int = 0
+    eager: int = 0
+    written: int = 0
+    changes: int = 0
 
 
 class RunSummary(_Model):
@@ -106,6 +81,10 @@ class RunSummary(_Model):
     ``acceptance``: accepted steps among those drafted and decided, None where nothing was drafted;
     ``token_acceptance``: the same in tokens. ``scores``: how many scores rounded to 0..9. ``digit_mass``: the mean
     probability that the judge gave to digits at all. ``seconds``: of the run; ``busy_s``: of each engine.
+    ``discarded_drafts``: the share of the draft's tokens that was thrown away, 0 to 1; ``draft_share``: of all kept tokens
+    those by the draft. ``chains``: tracks with an answer; ``chain_length``: their mean tokens generated and kept. ``flops``:
+    by role, where the parameters are known; ``decode_flops`` and ``all_flops``: of both, None where one is not known.
+    ``stood_up``: how often a track gave its room to older ones. Formulas: docs/ledger.md.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -131,6 +110,16 @@ class RunSummary(_Model):
     phases: dict[str, PhaseTime] = {}
     seconds: float = 0.0
     busy_s: dict[str, float] = {}
+    engines: dict[str, EngineUse] = {}
+    stood_up: int = 0
+    modes: ModeCounts = ModeCounts()
+    discarded_drafts: float | None = None
+    draft_share: float | None = None
+    chains: int = 0
+    chain_length: float | None = None
+    flops: dict[str, FlopCounts] = {}
+    decode_flops: int | None = None
+    all_flops: int | None = None
 
     @property
     def tokens_per_s(self) -> dict[str, float]:
@@ -145,31 +134,22 @@ class Summary:
         self.states: dict[tuple[str, int], SampleState] = {}
         self._rows: dict[tuple[str, int], SampleRow] = {}
         self._errors: dict[tuple[str, int, str], str] = {}
-        self._tokens: dict[str, Counter[str]] = defaultdict(Counter)
-        self._phases: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
-        self._pending: dict[tuple[str, int, str], tuple[StepDrafted | StepWritten, int]] = {}
-        self._lapsed: dict[tuple[str, int, str], tuple[StepDrafted | StepWritten, int]] = {}
+        self._ledger = Ledger()
         self._count: Counter[str] = Counter()
         self._scores = [0] * 10
         self._mass = 0.0
         self._likelihood = 0.0
         self._run = RunStarted(run="", started="", config={}, versions={}, machine={})
         self._end: RunFinished | None = None
-        self._busy_s: defaultdict[str, float] = defaultdict(float)
-        self._t = 0.0
 
     def add(self, event: Event) -> None:
-        self._t = event.t
+        self._ledger.add(event)
         if isinstance(event, RunStarted):
             self._run = event
         elif isinstance(event, RunResumed):
             self._end = None
         elif isinstance(event, RunFinished):
             self._end = event
-            for name, seconds in event.busy_s.items():
-                self._busy_s[name] += seconds
-            for key in list(self._pending):
-                self._lapse(key)
         if isinstance(event, SampleEvent):
             sample = event.problem, event.repeat
             state = self.states.get(sample) or SampleState(event.problem, event.repeat)
@@ -178,30 +158,7 @@ class Summary:
 
     def _fold(self, event: SampleEvent, sample: tuple[str, int]) -> None:
         match event:
-            case MethodsChosen() if event.operations:
-                self._spend("target", "choose", event.operations)
-                self._tokens["target"]["choice"] += sum(op.output_tokens for op in event.operations)
-            case StepDrafted():
-                key = (*sample, event.track)
-                self._forget(key, "dropped")
-                self._spend("draft", "draft", event.operations)
-                self._pending[key] = event, sum(op.output_tokens for op in event.operations)
-                self._count["drafted"] += 1
-            case StepWritten():
-                key = (*sample, event.track)
-                if event.write_kind == "rewrite":
-                    before = self._pending.get(key)
-                    if before is not None and isinstance(before[0], StepDrafted):
-                        self._count["rejected_tokens"] += before[1]
-                        self._count["rejected"] += 1
-                    self._forget(key, "rejected")
-                else:
-                    self._forget(key, "dropped")
-                self._spend("target", event.write_kind, event.operations)
-                self._pending[key] = event, sum(op.output_tokens for op in event.operations)
             case StepScored():
-                self._spend("target", "score", event.operations)
-                self._tokens["target"]["judge"] += sum(op.output_tokens for op in event.operations)
                 if event.scorer == "likelihood":
                     self._count["read"] += 1
                     self._likelihood += event.value
@@ -212,74 +169,25 @@ class Summary:
             case StepGated():
                 self._count[event.verdict] += 1
             case StepCommitted():
-                self._commit(event, (*sample, event.track))
-            case OperationDropped():
-                self._spend(event.role, event.purpose, (event.operation,))
-                fate = "judge" if event.purpose == "score" else "dropped"
-                self._tokens[event.role][fate] += event.operation.output_tokens
-            case TrackFinished():
-                self._lapse((*sample, event.track))
-                if event.error is not None:
-                    self._errors[(*sample, event.track)] = event.error
+                self._count_mode(event, self.states[sample].tracks[event.track])
+            case ModeChanged():
+                self._count["changes"] += 1
+            case TrackFinished() if event.error is not None:
+                self._errors[(*sample, event.track)] = event.error
             case TrackResumed():
-                self._take_up((*sample, event.track))
+                self._errors.pop((*sample, event.track), None)
             case SampleFinished():
                 self._rows[sample] = self._row(self.states[sample], event)
                 self.states[sample] = _without_text(self.states[sample])
             case _:
                 pass
 
-    def _commit(self, event: StepCommitted, key: tuple[str, int, str]) -> None:
-        pending = self._pending.pop(key, None)
-        if pending is None:
-            return
-        _, spent = pending
-        role = "draft" if event.origin == "draft" else "target"
-        # What a request brought behind the step's end, or before it as blank pieces, was not kept.
-        kept = min(spent, event.tokens)
-        self._tokens[role]["kept"] += kept
-        self._tokens[role]["dropped"] += spent - kept
-        self._tokens[role]["forced"] += event.tokens - kept
-        match event.origin:
-            case "draft":
-                self._count["accepted"] += 1
-                self._count["accepted_tokens"] += spent
-            case "rewrite":
-                self._count["rewritten"] += 1
-            case "write":
-                self._count["written"] += 1
-            case "closing":
-                self._count["closings"] += 1
-
-    def _forget(self, key: tuple[str, int, str], fate: str) -> None:
-        """The pending step of a track will not be committed."""
-        if (pending := self._pending.pop(key, None)) is not None:
-            role = "draft" if isinstance(pending[0], StepDrafted) else "target"
-            self._tokens[role][fate] += pending[1]
-
-    def _lapse(self, key: tuple[str, int, str]) -> None:
-        """The track ends on this step, unless a later attempt goes on with it."""
-        if (pending := self._pending.get(key)) is not None:
-            self._lapsed[key] = pending
-            self._forget(key, "dropped")
-
-    def _take_up(self, key: tuple[str, int, str]) -> None:
-        """A later attempt goes on with the track: the step that it was on is no longer lost."""
-        self._errors.pop(key, None)
-        if (lapsed := self._lapsed.pop(key, None)) is not None:
-            role = "draft" if isinstance(lapsed[0], StepDrafted) else "target"
-            self._tokens[role]["dropped"] -= lapsed[1]
-            self._pending[key] = lapsed
-
-    def _spend(self, role: str, purpose: str, operations: Sequence[Operation]) -> None:
-        counts, phase = self._tokens[role], self._phases[purpose]
-        for operation in operations:
-            counts["generated"] += operation.output_tokens
-            counts["prompt"] += operation.prompt_tokens
-            counts["cached"] += operation.cached_tokens
-            phase[0] += operation.prompt_tokens > 0  # shares of one request carry its prompt once
-            phase[1] += operation.queue_s
-            phase[2] += operation.engine_s
+    def _count_mode(self, event: StepCommitted, track: TrackState) -> None:
+        if event.origin in ("draft", "rewrite"):
+            self._count["speculated"] += 1
+            self._count["eager"] += track.mode == "eager"
+        elif event.origin == "write":
+            self._count["left_to_target"] += track.mode == "write"
 
     def _row(self, state: SampleState, event: SampleFinished) -> SampleRow:
         key = event.problem, event.repeat
@@ -309,8 +217,10 @@ class Summary:
     def summary(self) -> RunSummary:
         outcomes = Counter(row.outcome for row in self._rows.values())
         graded = sum(count for outcome, count in outcomes.items() if outcome != "ungraded")
-        decided = self._count["accepted"] + self._count["rejected"]
-        decided_tokens = self._count["accepted_tokens"] + self._count["rejected_tokens"]
+        ledger = self._ledger
+        steps, tokens, flops = ledger.steps(), ledger.tokens(), ledger.all_flops()
+        draft = tokens.get("draft", TokenCounts())
+        kept = sum(counts.kept for counts in tokens.values())
         return RunSummary(
             run=self._run.run,
             status=self._end.status if self._end else "running",
@@ -318,25 +228,37 @@ class Summary:
             samples=tuple(self._rows.values()),
             outcomes=dict(outcomes),
             accuracy=outcomes["correct"] / graded if graded else None,
-            drafted=self._count["drafted"],
-            accepted=self._count["accepted"],
-            rewritten=self._count["rewritten"],
-            written=self._count["written"],
-            closings=self._count["closings"],
-            acceptance=self._count["accepted"] / decided if decided else None,
-            token_acceptance=self._count["accepted_tokens"] / decided_tokens if decided_tokens else None,
+            drafted=steps.drafted,
+            accepted=steps.accepted,
+            rewritten=steps.rewritten,
+            written=steps.written,
+            closings=steps.closings,
+            acceptance=steps.acceptance,
+            token_acceptance=steps.token_acceptance,
             scores=tuple(self._scores),
             digit_mass=self._mass / self._count["scored"] if self._count["scored"] else None,
             likelihood=self._likelihood / self._count["read"] if self._count["read"] else None,
             sure=self._count["sure"],
             doubtful=self._count["doubtful"],
-            tokens={role: TokenCounts(**counts) for role, counts in sorted(self._tokens.items())},
-            phases={
-                name: PhaseTime(requests=int(requests), queue_s=round(queue_s, 6), engine_s=round(engine_s, 6))
-                for name, (requests, queue_s, engine_s) in sorted(self._phases.items())
-            },
-            seconds=self._end.seconds if self._end else self._t,
-            busy_s={name: round(value, 6) for name, value in self._busy_s.items()},
+            tokens=tokens,
+            phases=ledger.phases(),
+            seconds=ledger.seconds,
+            busy_s=ledger.busy_s(),
+            engines=ledger.engines(),
+            stood_up=ledger.stood_up,
+            modes=ModeCounts(
+                speculated=self._count["speculated"],
+                eager=self._count["eager"],
+                written=self._count["left_to_target"],
+                changes=self._count["changes"],
+            ),
+            discarded_drafts=draft.discarded,
+            draft_share=draft.kept / kept if kept and steps.drafted else None,
+            chains=ledger.chains,
+            chain_length=ledger.chain_length,
+            flops=ledger.flops(),
+            decode_flops=flops and flops.decode,
+            all_flops=flops and flops.all,
         )
 
 

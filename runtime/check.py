@@ -25,6 +25,7 @@ from speclrm.runtime.events import (
     SampleFinished,
     StepCommitted,
     StepDrafted,
+    StepGated,
     StepScored,
     StepWritten,
     TrackEvent,
@@ -63,12 +64,13 @@ class Report:
 
 @dataclass(slots=True)
 class _Pending:
-    """A step that was made and not yet committed. ``spent``: tokens that its requests brought."""
+    """A step that was made and not yet committed. ``spent``: tokens that its requests brought. ``fate``: should it never be."""
 
     kind: str
     step: int
     ids: int
     spent: int
+    fate: str = "dropped"
 
 
 @dataclass(slots=True)
@@ -172,7 +174,8 @@ class Checker:
             self._finish_sample(event, sample)
         elif isinstance(event, OperationDropped):
             self._spend(event.role, (event.operation,), sample, event)
-            fate = "judge" if event.purpose == "score" else "dropped"
+            fate = "useless" if event.reason == "useless" else "dropped"
+            fate = "judge" if event.purpose == "score" else fate
             self._tokens[event.role][fate] += event.operation.output_tokens
         elif isinstance(event, TrackStarted):
             if event.track in sample.tracks:
@@ -200,8 +203,9 @@ class Checker:
         if isinstance(event, StepDrafted):
             self._at_step(event.step, track, "drafted")
             self._spend("draft", event.operations, sample, event)
-            self._forget(track, "dropped")
-            track.pending = _Pending("draft", event.step, len(event.ids), _output(event.operations))
+            self._forget(track)
+            fate = "rejected" if event.left else "dropped"
+            track.pending = _Pending("draft", event.step, len(event.ids), _output(event.operations), fate)
             self._count["drafted"] += 1
         elif isinstance(event, StepWritten):
             self._at_step(event.step, track, "written")
@@ -210,7 +214,7 @@ class Checker:
             rewrite = event.write_kind == "rewrite"
             if rewrite and (before is None or before.kind != "draft" or before.step != event.step):
                 self._wrong("fate", f"step {event.step} rewritten, though no draft of it was pending")
-            self._forget(track, "rejected" if rewrite else "dropped")
+            self._forget(track, "rejected" if rewrite else None)
             track.pending = _Pending(event.write_kind, event.step, len(event.ids), _output(event.operations))
         elif isinstance(event, StepScored):
             self._at_step(event.step, track, "scored")
@@ -218,7 +222,11 @@ class Checker:
                 self._wrong("fate", f"step {event.step} scored, though none was pending")
             self._spend("target", event.operations, sample, event)
             self._tokens["target"]["judge"] += _output(event.operations)
-            self._scores[min(9, max(0, round(event.value)))] += 1
+            if event.scorer == "judge":
+                self._scores[min(9, max(0, round(event.value)))] += 1
+        elif isinstance(event, StepGated):
+            if event.verdict == "doubtful" and track.pending is not None:
+                track.pending.fate = "rejected"
         elif isinstance(event, StepCommitted):
             self._commit(event, track)
         elif isinstance(event, TrackFinished):
@@ -227,7 +235,7 @@ class Checker:
                     "tokens", f"track {event.track} ends with {event.tokens} tokens; its steps have {track.tokens}"
                 )
             track.lapsed = track.pending
-            self._forget(track, "dropped")
+            self._forget(track)
             track.reason, track.answer, track.error = event.reason, event.answer, event.error
             track.place = sum(other.place >= 0 for other in sample.tracks.values())
 
@@ -237,9 +245,9 @@ class Checker:
             self._wrong("closed", f"a track goes on that ended with {track.reason}")
         pending, track.lapsed = track.lapsed, None
         if pending is not None:
-            self._tokens["draft" if pending.kind == "draft" else "target"]["dropped"] -= pending.spent
+            self._tokens["draft" if pending.kind == "draft" else "target"][pending.fate] -= pending.spent
             if pending.kind == "draft":
-                self._count["dropped"] -= 1
+                self._count[pending.fate] -= 1
         track.pending, track.reason, track.error, track.place = pending, None, None, -1
 
     def _at_step(self, step: int, track: _Track, what: str) -> None:
@@ -268,11 +276,12 @@ class Checker:
         if event.score is not None:
             track.scores.append(event.score)
 
-    def _forget(self, track: _Track, fate: str) -> None:
+    def _forget(self, track: _Track, fate: str | None = None) -> None:
         """The pending step will not be committed."""
         pending, track.pending = track.pending, None
         if pending is not None:
             role = "draft" if pending.kind == "draft" else "target"
+            fate = fate or pending.fate
             self._tokens[role][fate] += pending.spent
             if pending.kind == "draft":
                 self._count[fate] += 1
@@ -422,7 +431,7 @@ class Checker:
         if self._end is not None:
             for sample in self._samples.values():
                 for track in sample.tracks.values():
-                    self._forget(track, "dropped")
+                    self._forget(track)
         outcomes = Counter(row["outcome"] for row in self._rows.values())
         graded = sum(count for outcome, count in outcomes.items() if outcome != "ungraded")
         ours: dict[str, Any] = {
@@ -440,7 +449,7 @@ class Checker:
         for role, counts in said.items():
             mine: dict[str, Any] = {name: self._tokens[role][name] for name in counts}
             self._compare("summary", mine, counts, f"{role} tokens ")
-            fates = sum(counts.get(name, 0) for name in ("kept", "rejected", "dropped", "judge", "choice"))
+            fates = sum(counts.get(name, 0) for name in ("kept", "rejected", "dropped", "useless", "judge", "choice"))
             if self._end is not None and fates != counts.get("generated"):
                 self._wrong("summary", f"{role}: {counts.get('generated')} tokens generated, {fates} accounted for")
 

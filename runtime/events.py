@@ -161,8 +161,37 @@ class StepEvent(TrackEvent):
     step: int
 
 
+class EngineFacts(_Frozen):
+    """What the engines of a role are. ``parameters``: of the model, None where that is not known; ``kv_tokens``: room for keys
+    and values of each engine, None where it does not say; ``max_num_seqs``: of each; ``replicas``: how many there are.
+    """
+
+    name: str
+    parameters: int | None = None
+    kv_tokens: int | None = None
+    max_num_seqs: int
+    replicas: int = 1
+
+
+class EngineReport(_Frozen):
+    """What the engines of a role did during a run, whoever asked them; seconds are the mean of the role's engines, counts
+    their sum.
+
+    ``idle_ready_s``: without an operation though a track stood ready to send one. ``iterations``, and ``batched``: the sum of
+    running requests over them; ``preemptions``: requests put back for want of room; all 0 where an engine does not say.
+    ``operations``: those that got a place; ``waited_s``: the sum of their waits for it.
+    """
+
+    idle_ready_s: float
+    iterations: int
+    batched: int
+    preemptions: int
+    operations: int
+    waited_s: float
+
+
 class RunStarted(EventBase):
-    """The first line of a trace."""
+    """The first line of a trace. ``engines``: by role."""
 
     kind: Literal["run_started"] = "run_started"
     schema_version: int = SCHEMA_VERSION
@@ -174,6 +203,7 @@ class RunStarted(EventBase):
     machine: dict[str, JsonValue]
     context_max: dict[str, int] = Field(default_factory=dict)
     """By role, the most tokens that prompt and output may have together."""
+    engines: dict[str, EngineFacts] = Field(default_factory=dict)
 
 
 class RunResumed(EventBase):
@@ -361,13 +391,17 @@ class EngineRecovered(EventBase):
 
 
 class RunFinished(EventBase):
-    """The last line of a trace that ended by itself. ``busy_s``: seconds in which each engine had work."""
+    """The last line of a trace that ended by itself. ``busy_s``, by role: seconds in which each engine had work; ``engines``:
+    what else they did. ``stood_up``: how often a track gave its room to older ones and waited.
+    """
 
     kind: Literal["run_finished"] = "run_finished"
     status: Literal["finished", "cancelled", "failed"]
     seconds: float
     error: str | None = None
     busy_s: dict[str, float] = Field(default_factory=dict)
+    engines: dict[str, EngineReport] = Field(default_factory=dict)
+    stood_up: int = 0
 
 
 Event = Annotated[

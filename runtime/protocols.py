@@ -109,7 +109,8 @@ class EngineStats:
     ``prompt_tokens``: computed, not found in the cache. ``progress`` is any number that grows whenever the engine does
     work: it is what tells a slow engine from a hung one. ``kv_tokens``: tokens of keys and values that there is room for,
     None where the engine does not say. ``iterations``, and ``batched``: the sum of running requests over them;
-    ``preemptions``: requests put back for want of room; all 0 where the engine does not say.
+    ``preemptions``: requests put back for want of room; all 0 where the engine does not say. ``parameters``: of the model,
+    None where that is not known.
     """
 
     name: str
@@ -123,6 +124,7 @@ class EngineStats:
     iterations: int = 0
     batched: int = 0
     preemptions: int = 0
+    parameters: int | None = None
 
 
 class Engine(Protocol):

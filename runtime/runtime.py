@@ -16,6 +16,7 @@ from speclrm.runtime.bus import EventBus
 from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
 from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
+from speclrm.runtime.meter import Meter
 from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
@@ -282,6 +283,7 @@ class Runtime:
             versions=record.versions,
             machine=record.machine,
             context_max={role.value: lane.engine.max_model_len for role, lane in self.scheduler.lanes.items()},
+            engines=Meter(self.scheduler).facts(),
         )
 
     def _begin_again(self, resumption: Resumption, record: RunRecord, bus: EventBus) -> RunRecord:
@@ -325,7 +327,7 @@ class Runtime:
         self, jobs: Sequence[Job | SampleState], concurrency: int | None, bus: EventBus
     ) -> tuple[SampleState, ...]:
         """Runs the samples, so many at a time (None: all), and publishes the run's end."""
-        busy_before = self._busy_s()
+        meter = Meter(self.scheduler)
         places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
 
         async def attempt(job: Job | SampleState) -> SampleState:
@@ -356,8 +358,16 @@ class Runtime:
                 return await sample.run()
 
         def finish(status: Any, error: str | None = None) -> None:
-            busy_s = {name: round(after - busy_before[name], 6) for name, after in self._busy_s().items()}
-            bus.publish(RunFinished(status=status, seconds=bus.elapsed_s, error=error, busy_s=busy_s))
+            bus.publish(
+                RunFinished(
+                    status=status,
+                    seconds=bus.elapsed_s,
+                    error=error,
+                    busy_s=meter.busy_s(),
+                    engines=meter.reports(),
+                    stood_up=meter.stood_up,
+                )
+            )
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -386,11 +396,6 @@ class Runtime:
             raise SettingsError(
                 f"Strategy {strategy.name} needs a {' and a '.join(missing)} model. Give --{missing[0]} MODEL."
             )
-
-    def _busy_s(self) -> dict[str, float]:
-        return {
-            role.value: sum(one.busy_s for one in stats) / len(stats) for role, stats in self.scheduler.stats().items()
-        }
 
     @property
     def _equivalence(self) -> Equivalence:

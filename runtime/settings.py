@@ -13,7 +13,8 @@ class EngineSettings(BaseModel):
 
     ``cores``: the processor numbers that the engine's threads run on (CPU only). ``preload``: shared libraries put into
     LD_PRELOAD while the engine's processes are spawned, and only then. ``kv_cache_bytes``: memory for keys and values;
-    None leaves it to ``gpu_memory_utilization``. ``extra``: further arguments of vLLM's EngineArgs, as they are.
+    None leaves it to ``gpu_memory_utilization``. ``parameters``: of the model, where known. ``extra``: further arguments of
+    vLLM's EngineArgs, as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,4 +34,5 @@ class EngineSettings(BaseModel):
     enforce_eager: bool = True
     cores: tuple[int, ...] = ()
     preload: tuple[str, ...] = ()
+    parameters: int | None = Field(default=None, gt=0)
     extra: dict[str, JsonValue] = {}

@@ -192,6 +192,7 @@ def engine_settings(
             enforce_eager=not on_gpu,
             cores=() if on_gpu else machine.cores,
             preload=() if on_gpu else machine.preload,
+            parameters=facts.parameters or None,
             extra={"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {},
         )
     return settings

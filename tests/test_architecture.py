@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "hub", "protocols", "state")}
+LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "hub", "ledger", "protocols", "state")}
 
 
 def modules(folder: str) -> list[Path]:
@@ -33,6 +33,12 @@ def test_strategies_and_evaluators_know_only_the_leaves_of_the_runtime(path: Pat
     own = f"speclrm.{path.parent.name}"
     allowed = {name for name in imports(path) if name.startswith("speclrm.") and not name.startswith(own)}
     assert allowed <= LEAVES
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES))
+def test_the_leaves_know_nothing_but_each_other(name: str) -> None:
+    path = ROOT / "runtime" / f"{name.rpartition('.')[2]}.py"
+    assert {other for other in imports(path) if other.startswith("speclrm")} <= LEAVES
 
 
 @pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: path.stem)

@@ -62,4 +62,4 @@ def test_the_real_pair_drafts_scores_rewrites_and_is_graded(tmp_path: Path) -> N
     assert all(len(row.tracks) == 3 for row in summary.samples)
     assert not [track for row in summary.samples for track in row.tracks if track.reason == "error"]
     for counts in summary.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
+        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge

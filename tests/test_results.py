@@ -89,7 +89,10 @@ def test_speculation_is_told_by_steps_and_by_tracks(tmp_path: Path) -> None:
     assert (one.acceptance, one.rewrite_rate, one.track_rewrite_rate) == (0.5, 0.5, 0.5)
     assert (one.scores[3], one.scores[9]) == (1, 1)
     for counts in one.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+        assert (
+            counts.generated
+            == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+        )
 
 
 def test_runs_of_one_configuration_are_taken_together_and_others_apart(tmp_path: Path) -> None:
@@ -235,6 +238,24 @@ def test_eval_prints_one_table_and_the_details(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "There are: baseline on own" in done.stderr
     assert "`speclrm eval runs`" in done.stderr
+
+
+def test_eval_tells_how_chains_compare_with_the_baseline(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", {("p", 0): "4"}, name="speculative", draft="org/Draft")
+    make_run(tmp_path / "runs" / "b", {("p", 0): "4"})
+    done = speclrm("eval", "runs", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drafted, alone = json.loads(done.stdout)["evaluations"]
+    assert alone["compared"] is None
+    assert drafted["compared"] == {
+        "to": "runs/b",
+        "chain_length": pytest.approx(drafted["chain_length"] / alone["chain_length"]),
+        "decode_flops": None,
+        "all_flops": None,
+    }
+    done = speclrm("eval", "runs", cwd=tmp_path, COLUMNS="200")
+    assert f"{drafted['chain_length']:.0f} ({drafted['compared']['chain_length']:.2f}x)" in done.stdout
+    assert "ratios      to runs/b" in done.stdout
 
 
 def test_eval_says_all_of_a_run_in_json(tmp_path: Path) -> None:

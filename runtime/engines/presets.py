@@ -31,6 +31,10 @@ PRESETS: dict[str, EngineCost] = {
 }
 """By the name behind ``sim/``."""
 
+PARAMETERS = {"qwq-32b": 32_800_000_000, "r1-1.5b": 1_800_000_000}
+"""Of the models that the built-in costs stand for, Qwen/QwQ-32B and deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: 32.76e9 and
+1.78e9 as stored on the hub (sizing.py has them in full), rounded as the costs above are."""
+
 SHARED = {"draft": 0.40, "target": 0.75}
 """The speed of each role's engine on a shared device while the other works: time slicing, in which the draft, bound by its host,
 leaves gaps. Assumed; a measured preset brings its own."""
@@ -39,6 +43,7 @@ leaves gaps. Assumed; a measured preset brings its own."""
 class EngineFit(BaseModel):
     """One engine of a preset. ``share``: its speed, 0 to 1, while the other engine works too. ``residual``: of the fit of
     its costs, root mean square over what was measured, relative to each measurement; ``measurements``: how many.
+    ``parameters``: of the model, where known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,6 +52,7 @@ class EngineFit(BaseModel):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     residual: Annotated[float, Field(ge=0)] | None = None
     measurements: int = 0
+    parameters: Annotated[int, Field(gt=0)] | None = None
 
 
 class Preset(BaseModel):
@@ -139,8 +145,11 @@ def simulated_engines(
     one_device = len(set(names.values())) == 1 and all(together for _, together in fits.values())
     device = Device() if shared_device or one_device else None
     return {
-        role: SimulatedEngine(name, fits[role][0].cost, world, world.tokenizer, device, share=fits[role][0].share)
+        role: SimulatedEngine(
+            name, fit.cost, world, world.tokenizer, device, share=fit.share, parameters=fit.parameters
+        )
         for role, name in names.items()
+        for fit, _ in [fits[role]]
     }
 
 
@@ -148,7 +157,7 @@ def _fit(name: str, role: Role) -> tuple[EngineFit, bool]:
     """What is known of an engine, and whether it was measured beside the other on one device."""
     short = name.removeprefix(PREFIX)
     if (cost := PRESETS.get(short)) is not None:
-        return EngineFit(cost=cost, share=SHARED[role.value]), False
+        return EngineFit(cost=cost, share=SHARED[role.value], parameters=PARAMETERS[short]), False
     if not short.endswith(".json") and short not in kept_presets():
         raise ModelError(f"There is no simulated engine {name!r}. {_known()}")
     preset = read_preset(short)

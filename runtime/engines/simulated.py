@@ -180,8 +180,10 @@ class SimulatedEngine:
         device: Device | None = None,
         *,
         share: float = 0.5,
+        parameters: int | None = None,
     ) -> None:
         self.name = name
+        self.parameters = parameters
         self.cost = cost
         self.share = share
         self.tokenizer = tokenizer
@@ -264,6 +266,7 @@ class SimulatedEngine:
             iterations=self.iterations,
             batched=self.batched,
             preemptions=self.preemptions,
+            parameters=self.parameters,
         )
 
     async def aclose(self) -> None:

@@ -526,6 +526,7 @@ class VllmEngine:
         self._counters = counters
         blocks = getattr(engine.vllm_config.cache_config, "num_gpu_blocks", None)
         self._kv_tokens = blocks * settings.block_size if blocks else None
+        self._parameters = settings.parameters
         self._watchdog = watchdog
         self._log_path = log_path
         self._numbers = itertools.count()
@@ -751,6 +752,7 @@ class VllmEngine:
             iterations=counters.iterations,
             batched=counters.batched,
             preemptions=counters.preemptions,
+            parameters=self._parameters,
         )
 
     async def aclose(self) -> None:

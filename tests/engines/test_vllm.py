@@ -18,7 +18,7 @@ from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
-from speclrm.runtime.events import EVENT, MethodsChosen, StepDrafted, StepScored
+from speclrm.runtime.events import EVENT, EngineFacts, MethodsChosen, StepDrafted, StepScored
 from speclrm.runtime.protocols import Delta, Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
@@ -197,9 +197,26 @@ async def test_a_whole_run_on_real_engines_is_recorded_as_it_was(
         fold.add(event)
     summary = fold.summary()
     for counts in summary.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+        assert (
+            counts.generated
+            == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+        )
     assert summary.status == "finished"
     assert all(track.reason != "error" for row in summary.samples for track in row.tracks)
+    use, stats = summary.engines["target"], engine_pair[Role.TARGET].stats()
+    assert use.facts == EngineFacts(
+        name="tiny-target", parameters=stats.parameters, kv_tokens=stats.kv_tokens, max_num_seqs=16
+    )
+    assert stats.parameters is not None
+    assert stats.kv_tokens is not None
+    assert use.idle is not None
+    assert use.idle_ready is not None
+    assert use.batch is not None
+    assert 0 <= use.idle_ready <= use.idle < 1
+    assert 0 < use.batch <= 16
+    assert summary.decode_flops is not None
+    assert summary.all_flops is not None
+    assert 2 * stats.parameters * summary.tokens["target"].generated <= summary.decode_flops < summary.all_flops
     for sample in result.samples:
         state = SampleState(sample.problem, sample.repeat)
         for event in events:

@@ -12,11 +12,13 @@ from speclrm.evaluators.metrics import RunSummary, Summary, pass_at_k, summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import RequestError
-from speclrm.runtime.events import EVENT
+from speclrm.runtime.events import EVENT, OperationDropped, StepDrafted, StepScored, StepWritten
 from speclrm.runtime.protocols import Problem, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from speclrm.runtime.events import Event, Operation
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 PROBLEMS = [Problem(f"p{number}", f"Problem {number}", "4") for number in range(4)]
@@ -42,15 +44,31 @@ def chance(seed: int) -> tuple[object, object]:
     return script, script
 
 
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(["baseline", "speculative"]))
+def costs(event: Event) -> tuple[Operation, ...]:
+    match event:
+        case StepDrafted() | StepScored() | StepWritten():
+            return event.operations
+        case OperationDropped():
+            return (event.operation,)
+        case _:
+            return ()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    name=st.sampled_from(["baseline", "speculative"]),
+    fast=st.sampled_from([None, 1]),
+    in_flight_max=st.sampled_from([None, 2]),
+)
 @settings(max_examples=40, deadline=None)
-def test_every_generated_token_has_one_fate(seed: int, name: str) -> None:
+def test_every_generated_token_has_one_fate(seed: int, name: str, fast: int | None, in_flight_max: int | None) -> None:
     draft, target = chance(seed)
     played = play(
-        make_strategy(name, tracks=3, token_budget=120, max_step_tokens=40),
+        make_strategy(name, tracks=3, token_budget=120, max_step_tokens=40, fast=fast),
         draft=draft,  # type: ignore[arg-type]
         target=target,  # type: ignore[arg-type]
         problems=PROBLEMS,
+        in_flight_max=in_flight_max,
     )
     summary = summarize(played.collector.events)
     for role, engine in (("draft", played.draft), ("target", played.target)):
@@ -60,10 +78,10 @@ def test_every_generated_token_has_one_fate(seed: int, name: str) -> None:
             assert engine.stats().output_tokens == 0
             continue
         assert counts.generated == engine.stats().output_tokens
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge
-        assert (
-            counts.prompt <= engine.stats().prompt_tokens
-        )  # of what was given up before its first token, nothing is known
+        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge
+        # Of a request that was given up before its first token nobody knows what was read.
+        answered = {one.id for event in played.collector.events for one in costs(event) if one.prompt_tokens}
+        assert counts.prompt == sum(len(one.prompt_ids) for one in engine.requests if one.id in answered)
     assert summary.accepted + summary.rewritten <= summary.drafted
 
 

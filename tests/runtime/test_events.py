@@ -23,7 +23,14 @@ TRACK: typing.Any = {**WHERE, "track": "A1"}
 STEP: typing.Any = {**TRACK, "step": 0}
 
 SAMPLES: list[EventBase] = [
-    events.RunStarted(run="r", started="2026-01-01", config={"a": [1]}, versions={"x": "1"}, machine={"cores": 2}),
+    events.RunStarted(
+        run="r",
+        started="2026-01-01",
+        config={"a": [1]},
+        versions={"x": "1"},
+        machine={"cores": 2},
+        engines={"draft": events.EngineFacts(name="d", parameters=10**11, max_num_seqs=4)},
+    ),
     events.RunResumed(
         started="2026-01-02",
         config={},
@@ -47,7 +54,17 @@ SAMPLES: list[EventBase] = [
     events.ModeChanged(**WHERE, track="A1", step=3, mode="write", reason="slow"),
     events.EngineFailed(engine="t", error="gone"),
     events.EngineRecovered(engine="t", down_s=3.0),
-    events.RunFinished(status="finished", seconds=2.0, busy_s={"draft": 1.0}),
+    events.RunFinished(
+        status="finished",
+        seconds=2.0,
+        busy_s={"draft": 1.0},
+        engines={
+            "draft": events.EngineReport(
+                idle_ready_s=0.5, iterations=3, batched=6, preemptions=1, operations=2, waited_s=0.1
+            )
+        },
+        stood_up=1,
+    ),
 ]
 
 

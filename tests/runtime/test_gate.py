@@ -40,7 +40,10 @@ def whole(played: Played) -> None:
     assert played.draft is not None
     summary = summarize(played.collector.events)
     for counts in summary.tokens.values():
-        assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+        assert (
+            counts.generated
+            == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+        )
     assert summary.tokens["draft"].generated == played.draft.stats().output_tokens
 
 

@@ -29,7 +29,7 @@ WORLD = WorldSettings((0.6,), steps=7.5, scores=(1.5, 4.0, 6.25), draft_lengths=
 PRESET = Preset(
     engines={
         "target": EngineFit(cost=COST, share=0.6, residual=0.04, measurements=80),
-        "draft": EngineFit(cost=EngineCost(w=0.02, p=0.001, k=0.0, kv_tokens=20_000), share=0.5),
+        "draft": EngineFit(cost=EngineCost(w=0.02, p=0.001, k=0.0, kv_tokens=20_000), share=0.5, parameters=9),
     },
     one_device=True,
     measured={"machine": "two cores", "date": "2026-11-25"},
@@ -56,6 +56,7 @@ def test_each_role_gets_its_own_engine_and_one_device_stays_one(folder: Path) ->
     engines = simulated_engines(NAMES, SimulatedWorld(WORLD), shared_device=False)
     target, draft = engines[Role.TARGET], engines[Role.DRAFT]
     assert (target.cost, target.share, draft.cost.w, draft.share) == (COST, 0.6, 0.02, 0.5)
+    assert (target.stats().parameters, draft.stats().parameters) == (None, 9)
     assert target._device is draft._device  # pyright: ignore[reportPrivateUsage]
 
 

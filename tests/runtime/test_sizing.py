@@ -43,6 +43,7 @@ def test_sequences_follow_the_tracks_up_to_what_an_engine_can_use() -> None:
 def test_a_whole_prompt_fits_into_one_iteration_on_a_cpu() -> None:
     settings = engine_settings(FAST, {Role.TARGET: TARGET}, replace(WORK, token_budget=8192))[Role.TARGET]
     assert settings.max_num_batched_tokens >= settings.max_model_len
+    assert settings.parameters == TARGET.parameters
 
 
 def test_both_engines_together_stay_within_the_memory_that_is_free() -> None:

@@ -65,7 +65,10 @@ def test_the_target_chooses_the_methods_and_the_choice_is_recorded(name: str) ->
     summary = summarize(played.collector.events)
     counts = summary.tokens["target"]
     assert counts.choice == len("B, E, B")
-    assert counts.generated == counts.kept + counts.rejected + counts.dropped + counts.judge + counts.choice
+    assert (
+        counts.generated
+        == counts.kept + counts.rejected + counts.dropped + counts.useless + counts.judge + counts.choice
+    )
 
 
 @pytest.mark.parametrize(

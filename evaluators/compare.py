@@ -1,0 +1,62 @@
+"""What a configuration costs beside plain decoding by the same target on the same problems: ratios to a baseline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.evaluators.evaluation import Evaluation
+
+BASELINES = ("baseline", "parallel")
+"""Strategies in which the target thinks alone."""
+
+
+class Comparison(BaseModel):
+    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
+
+    ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
+    whose operations belong to samples that are not counted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: str
+    chain_length: float | None
+    decode_flops: float | None
+    all_flops: float | None
+
+
+def compared(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, each beside the first of a baseline on the same dataset by the same target, where there is one."""
+    first: dict[tuple[str, str], Evaluation] = {}
+    for one in evaluations:
+        if one.strategy in BASELINES:
+            first.setdefault((one.dataset, one.target), one)
+    return [
+        one
+        if (other := first.get((one.dataset, one.target))) is None or other is one
+        else one.model_copy(update={"compared": _compare(one, other)})
+        for one in evaluations
+    ]
+
+
+def _compare(one: Evaluation, other: Evaluation) -> Comparison:
+    whole = not one.unfinished and not other.unfinished
+    return Comparison(
+        to=other.runs[0],
+        chain_length=_ratio(one.chain_length, other.chain_length),
+        decode_flops=_ratio(_each(one.decode_flops, one), _each(other.decode_flops, other)) if whole else None,
+        all_flops=_ratio(_each(one.all_flops, one), _each(other.all_flops, other)) if whole else None,
+    )
+
+
+def _each(flops: int | None, one: Evaluation) -> float | None:
+    return flops / one.samples if flops is not None and one.samples else None
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
