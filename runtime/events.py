@@ -103,6 +103,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_judge(value: object) -> bool:
+    return value == "judge"
+
+
 class Operation(_Frozen):
     """What one request to an engine cost.
 
@@ -123,11 +127,11 @@ class Operation(_Frozen):
     id: str
     engine: str
     seed: int | None
-    prompt_tokens: int
-    cached_tokens: int
+    prompt_tokens: int = Field(default=0, exclude_if=not_)
+    cached_tokens: int = Field(default=0, exclude_if=not_)
     output_tokens: int
-    queue_s: float
-    engine_s: float
+    queue_s: float = Field(default=0.0, exclude_if=not_)
+    engine_s: float = Field(default=0.0, exclude_if=not_)
     digest: str = Field(default="", exclude_if=not_)
     finish: Literal["stop", "length", "end"] | None = Field(default=None, exclude_if=not_)
     tail: TokenIds = Field(default=(), exclude_if=not_)
@@ -142,7 +146,7 @@ class EventBase(_Frozen):
     """``seq``: position in the run, from 0. ``attempt``: which start of the run, from 0. ``t``: seconds of run time."""
 
     seq: int = -1
-    attempt: int = 0
+    attempt: int = Field(default=0, exclude_if=not_)
     t: float = 0.0
 
 
@@ -240,7 +244,7 @@ class MethodsChosen(SampleEvent):
     text: str | None = None
     padded: int = 0
     operations: tuple[Operation, ...] = ()
-    error: str | None = None
+    error: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class TrackStarted(TrackEvent):
@@ -262,11 +266,11 @@ class StepDrafted(StepEvent):
     kind: Literal["step_drafted"] = "step_drafted"
     text: str
     ids: TokenIds
-    ended: bool
+    ended: bool = Field(default=False, exclude_if=not_)
     operations: tuple[Operation, ...]
-    mean_logprob: float | None = None
-    first_entropy: float | None = None
-    left: bool = False
+    mean_logprob: float | None = Field(default=None, exclude_if=_is_none)
+    first_entropy: float | None = Field(default=None, exclude_if=_is_none)
+    left: bool = Field(default=False, exclude_if=not_)
 
 
 class StepGated(StepEvent):
@@ -292,7 +296,7 @@ class StepScored(StepEvent):
     mass: float
     digits: tuple[float, ...]
     said: str = ""
-    scorer: Literal["judge", "likelihood"] = "judge"
+    scorer: Literal["judge", "likelihood"] = Field(default="judge", exclude_if=_is_judge)
     operations: tuple[Operation, ...]
 
 
@@ -303,7 +307,7 @@ class StepWritten(StepEvent):
     write_kind: Literal["rewrite", "write", "closing"]
     text: str
     ids: TokenIds
-    ended: bool
+    ended: bool = Field(default=False, exclude_if=not_)
     operations: tuple[Operation, ...]
 
 
@@ -327,7 +331,7 @@ class OperationDropped(StepEvent):
     purpose: Literal["choose", "draft", "score", "rewrite", "write", "closing"]
     reason: Literal["stopped", "cancelled", "error", "useless"]
     operation: Operation
-    error: str | None = None
+    error: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class TrackResumed(TrackEvent):
@@ -346,7 +350,7 @@ class TrackFinished(TrackEvent):
     reason: FinishReason
     answer: str | None
     tokens: int
-    error: str | None = None
+    error: str | None = Field(default=None, exclude_if=_is_none)
 
 
 class VoteUpdated(SampleEvent):
@@ -398,7 +402,7 @@ class RunFinished(EventBase):
     kind: Literal["run_finished"] = "run_finished"
     status: Literal["finished", "cancelled", "failed"]
     seconds: float
-    error: str | None = None
+    error: str | None = Field(default=None, exclude_if=_is_none)
     busy_s: dict[str, float] = Field(default_factory=dict)
     engines: dict[str, EngineReport] = Field(default_factory=dict)
     stood_up: int = 0

@@ -25,7 +25,7 @@ def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
     """
     top = max(digits)
     weights = [math.exp(value - top) for value in digits]
-    mass = min(1.0, math.exp(top) * sum(weights))
+    mass = round(min(1.0, math.exp(top) * sum(weights)), 6)
     if method == "greedy":
         return Score(float(digits.index(top)), mass)
     return Score(sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights), mass)

@@ -11,7 +11,7 @@ from speclrm.evaluators.trace_stats import StatsFold
 from speclrm.runtime.events import ProblemStarted, StepDrafted, StepWritten
 from speclrm.runtime.reader import read_placed
 
-STEP_BYTES_MAX = 1300
+STEP_BYTES_MAX = 1200
 PACKED_MAX = 3.0
 
 
