@@ -67,7 +67,7 @@ def recipe(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     common = {"tracks": options.tracks, "token_budget": options.token_budget, "max_step_tokens": 128}
     if kind == "baseline":
         return common
-    return common | {"score_method": "average", "score_threshold": options.threshold}
+    return common | {"score_method": "average", "score_threshold": options.threshold, "speculate": "always"}
 
 
 def run_options(options: argparse.Namespace, kind: str, target: str, draft: str, seed: int) -> api.RunOptions:

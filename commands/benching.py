@@ -73,6 +73,36 @@ def overhead(
     bench("overhead", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
+def schedule(
+    mixes: Annotated[str, typer.Option(help="Simulated datasets, with commas between.")] = "aime-mix,a70,a85",
+    tracks: Annotated[str, typer.Option(help="Numbers of tracks at once, with commas between.")] = "1,5,20,110",
+    device: Annotated[
+        Literal["both", "own", "shared"], typer.Option(help="Whether the engines share one device.")
+    ] = "both",
+    seed: Annotated[int, typer.Option(help="Of the simulated world.")] = 0,
+    quick: Quick = False,
+    json: Json = False,
+    output_dir: OutputDir = None,
+    plot_format: PlotFormat = "svg",
+) -> None:
+    """Schedules on simulated engines: lock-step, free-running, each lever, and the target alone."""
+
+    def measure() -> BenchReport:
+        from speclrm.bench import schedule as benchmark
+
+        counts = whole_numbers("--tracks", tracks)
+        return benchmark.measure(
+            mixes=[part.strip() for part in mixes.split(",") if part.strip()],
+            tracks=[count for count in counts if count <= 5] or counts[:1] if quick else counts,
+            devices=("own", "shared") if device == "both" else (device,),
+            seed=seed,
+            quick=quick,
+            notify=tell,
+        )
+
+    bench("schedule", measure, json=json, output_dir=output_dir, plot_format=plot_format)
+
+
 def load(
     rates: Annotated[str, typer.Option(help="Problems a minute, with commas between.")] = "1,2,4,8",
     problems: Annotated[int, typer.Option(min=1, help="Problems at each rate.")] = 30,
@@ -229,6 +259,6 @@ def tell(what: str) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Puts the group into the command line."""
-    for name, function in {"overhead": overhead, "load": load, "real": real}.items():
+    for name, function in {"schedule": schedule, "overhead": overhead, "load": load, "real": real}.items():
         bench_app.command(name)(configurable(f"bench-{name}")(function))
     app.add_typer(bench_app, name="bench")

@@ -135,6 +135,8 @@ def best_threshold(
     speculation were found to be, beside predicted ones.
     """
     everyone = sum(group.tracks for group in groups)
+    if not everyone:
+        return 2.0, 1.0
     alone = predict([Group(group.tracks, None) for group in groups], shape, target, None)
     rates = {2.0: alone.rate}
     for bound in {group.acceptance for group in groups if group.acceptance is not None}:

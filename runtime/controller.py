@@ -328,9 +328,10 @@ class Controller:
         self._decided_s = now
         self._weigh()
         shape = self._step
-        seated = min(1.0, self._admission.seated / max(1, sum(p.tracks for p in self._problems.values())))
+        tracks = sum(problem.tracks for problem in self._problems.values())
+        seated = 1 - min(1.0, self._admission.waiting / max(1, tracks))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
-        everyone = sum(problem.tracks for problem in self._problems.values()) * seated
+        everyone = tracks * seated
         self._measure(now)
         correction = self._found[True].value / self._found[False].value
         groups = self._groups(seated, self._acceptance)

@@ -90,6 +90,10 @@ def test_where_nothing_pays_the_threshold_is_out_of_reach() -> None:
     assert best_threshold([Group(5, None)], EQUAL, QWQ, R1) == (2.0, 1.0)
 
 
+def test_tracks_that_all_wait_for_room_are_no_reason_to_decide_anything() -> None:
+    assert best_threshold([Group(0.0, 0.6), Group(0.0, 0.9)], EQUAL, QWQ, R1) == (2.0, 1.0)
+
+
 def test_where_drafts_pay_for_some_the_threshold_lies_between_them() -> None:
     threshold, gain = best_threshold([Group(3, 0.9), Group(3, 0.05)], EQUAL, QWQ, R1)
     assert 0.05 < threshold <= 0.9
