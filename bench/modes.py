@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from speclrm.strategies.family import Family
 
 LOCK_STEP = "lock-step"
-SHORT = {LOCK_STEP: "speculative:fault=rounds"}
+SHORT = {LOCK_STEP: "speculative:speculate=always:fault=rounds"}
 """Names for what would be long to write. Lock-step is the original's way: every track waits for all others after each
 phase of a step."""
 
