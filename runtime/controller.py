@@ -37,6 +37,10 @@ Mode = Literal["write", "speculate", "eager"]
 
 LOOK_S = 0.25
 """Between two looks at the engines."""
+LOOK_ITERATIONS = 16
+"""Fewer than these tell too little of what one costs."""
+LOOK_AGAIN = 128
+"""Steps of all problems after which one is drafted though none seems to pay; twice as many after each time."""
 DECIDE_S = 1.0
 """Between two decisions, so that what one changed can be seen before the next."""
 PROBES = 6
@@ -171,7 +175,6 @@ class Controller:
         self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
         self._prior_weight = PRIOR_WEIGHT
         self._seen: dict[Role, _Totals] = {}
-        self._both_s = 0.0
         self._looked_s = self._decided_s = float("-inf")
         self._drafted = False
         self._tokens = 0
@@ -180,6 +183,8 @@ class Controller:
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
+        self._steps = self._looked_again = 0
+        self._look_again = LOOK_AGAIN
 
     @property
     def problems(self) -> int:
@@ -228,6 +233,7 @@ class Controller:
         self._tokens += event.tokens
         problem = self._problems[event.problem]
         problem.since += 1
+        self._steps += 1
         problem.probing.discard((event.repeat, event.track))
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
@@ -262,8 +268,15 @@ class Controller:
         if not self._drafted:
             # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
             return not any(other.probing for other in self._problems.values())
-        if self._fits[Role.DRAFT].costs is None or self._hopeless:
+        if self._fits[Role.DRAFT].costs is None:
             return False
+        if self._hopeless:
+            # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
+            if self._steps < self._look_again or any(other.probing for other in self._problems.values()):
+                return False
+            self._look_again = self._steps + 2 * max(LOOK_AGAIN, self._look_again - self._looked_again)
+            self._looked_again = self._steps
+            return True
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
         moved = self.threshold < problem.tried_at - MOVED
@@ -294,8 +307,6 @@ class Controller:
     def _look(self, now: float) -> None:
         """Takes the engines' counters since the last look into what their iterations cost."""
         self._looked_s = now
-        both_s = self._overlap.both_s
-        together, self._both_s = both_s - self._both_s, both_s
         for role, lane in self._lanes.items():
             stats = lane.stats()
             totals = _Totals(
@@ -303,8 +314,11 @@ class Controller:
                 sum(one.engine.iterations for one in stats),
                 sum(one.engine.prompt_tokens + one.engine.output_tokens for one in stats),
                 sum(one.engine.batched for one in stats),
+                self._overlap.both_s,
             )
-            before = self._seen.get(role, _Totals(0.0, 0, 0, 0))
+            before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
+            if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
+                continue  # of a few, a large part may lie on the other side of this moment
             self._seen[role] = totals
             busy_s = totals.busy_s - before.busy_s
             iterations = float(totals.iterations - before.iterations)
@@ -316,7 +330,7 @@ class Controller:
                     iterations,
                     totals.new_tokens - before.new_tokens,
                     (totals.batched - before.batched) * self._admission.mean_tokens(Role.TARGET),
-                    min(together, busy_s),
+                    min(totals.both_s - before.both_s, busy_s),
                 )
             )
 
@@ -413,3 +427,4 @@ class _Totals:
     iterations: int
     new_tokens: int
     batched: int
+    both_s: float
