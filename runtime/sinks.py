@@ -23,8 +23,10 @@ SINK_EVENTS_MAX = 10_000
 """Events that may wait for a sink."""
 SINK_CLOSE_S = 5.0
 """How long a run's end waits for a sink: once to take what waits for it, once more to close."""
-BLOCKING_S = 0.05
-"""An ``emit`` that takes longer holds up every track; from then on it is called in another thread."""
+BLOCKING_S = 0.5
+"""An ``emit`` that takes longer holds up every track; from then on it is called in another thread. Well above the pauses of the
+interpreter itself, which no sink can help.
+"""
 BLOCKING_MEAN_S = 0.005
 _MEAN_OVER = 20
 
