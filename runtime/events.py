@@ -117,7 +117,7 @@ class Operation(_Frozen):
     seconds on all.
 
     The other fields are what a replay needs beside the event that carries the operation, each empty where it has nothing
-    to add. ``digest``: of the request, on its first share (``replay.digest``). ``finish``: why the engine stopped, where it
+    to add. ``digest``: of the request, on its first share (``lanes.digest``). ``finish``: why the engine stopped, where it
     had by then. ``tail``: ids of this share that are not in the event's step, behind those that are. ``ahead``: ids that had
     come behind this share when it was made. ``logprobs``: of the ``logprob_ids``, where the event has no digits.
     ``sampled_logprobs`` (one for each id of share and ``ahead``), ``first_entropy``, ``prompt_logprobs``: as the engine

@@ -7,6 +7,7 @@ that holds a blank line; one that is put together from two tokens is found here.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Confidence
@@ -89,6 +90,17 @@ def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[i
     return ids, False
 
 
+VOCABULARIES_MAX = 16
+"""Vocabularies whose ids are kept. Each track asks for them, and a real one has some 600: one copy serves all tracks."""
+
+
+@lru_cache(maxsize=VOCABULARIES_MAX)
+def line_ids(vocabulary: Vocabulary) -> frozenset[int]:
+    """Ids of which at least one stands in every blank line."""
+    return vocabulary.blank_line_ids | vocabulary.newline_ids
+
+
+@lru_cache(maxsize=VOCABULARIES_MAX)
 def stop_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
     """The ids that end a step inside the engine: a blank line, or a mark that is not text."""
     marks = vocabulary.special_ids - vocabulary.end_ids - {vocabulary.think_open, vocabulary.think_close}

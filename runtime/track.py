@@ -28,7 +28,15 @@ from speclrm.runtime.lanes import Flight
 from speclrm.runtime.protocols import Request, Role, Score, Step
 from speclrm.runtime.scheduler import Purpose, priority
 from speclrm.runtime.seeds import derive_seed, operation_id
-from speclrm.runtime.steps import confidence, split_ending, step_length, stop_ids, whole_characters, without_think_close
+from speclrm.runtime.steps import (
+    confidence,
+    line_ids,
+    split_ending,
+    step_length,
+    stop_ids,
+    whole_characters,
+    without_think_close,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -114,10 +122,7 @@ class RuntimeTrack:
         self._state = state
         self._contexts = {role: Context(self._lanes[role].engine.tokenizer, ids) for role, ids in prompts.items()}
         self._stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
-        self._line_ids = {
-            role: context.tokenizer.vocabulary.blank_line_ids | context.tokenizer.vocabulary.newline_ids
-            for role, context in self._contexts.items()
-        }
+        self._line_ids = {role: line_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
         self._translated: dict[Role, tuple[Step, Sequence[int]]] = {}
         self._open = AsyncExitStack()
         self._writing: tuple[Flight, AsyncIterator[Delta]] | None = None

@@ -9,7 +9,7 @@ from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten
 from speclrm.runtime.protocols import Request, Role
-from speclrm.runtime.steps import step_end, step_length, whole_characters
+from speclrm.runtime.steps import line_ids, step_end, step_length, stop_ids, whole_characters
 from speclrm.strategies.prompts import STEP_PROMPTS
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
@@ -229,3 +229,12 @@ def test_a_draft_ahead_in_several_pieces_is_made_behind_the_same_context_as_it_b
         seen = BYTES.decode(request.prompt_ids).partition("<|assistant|>")[2]
         whole = "".join(text for text in texts(played)[:step])
         assert seen == whole + "".join(f"s{step}p{before}\n\n" for before in range(part))
+
+
+def test_all_tracks_of_a_model_share_the_ids_that_end_steps() -> None:
+    """Real vocabularies have some 600 of them; a copy a track would be most of what a track holds."""
+    one, other = ByteTokenizer().vocabulary, ByteTokenizer().vocabulary
+    assert stop_ids(one) is stop_ids(other)
+    assert line_ids(one) is line_ids(other)
+    assert line_ids(one) == one.blank_line_ids | one.newline_ids
+    assert stop_ids(ByteTokenizer(thinking=True).vocabulary) != stop_ids(one)
