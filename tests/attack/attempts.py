@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -86,8 +86,33 @@ class Attempt:
         return self.error is None
 
 
+@contextmanager
+def unsynced() -> Generator[None]:
+    """Files are not brought to the disk itself: no power fails here."""
+    with patch.object(os, "fsync", lambda _: None):
+        yield
+
+
 class AttackLoop(CountingLoop):
-    """Calls that go to other threads are made at once and answered a turn later: a seed brings about the same again."""
+    """Calls that go to other threads are made at once and answered a turn later: a seed brings about the same again.
+
+    Keeps all tasks, to tell of errors that nobody asked for without waiting until a collector finds them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._task)
+
+    def _task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+        self.tasks.append(task)
+        return task
+
+    def forgotten(self) -> list[Fault]:
+        """Tasks that failed, and nobody knows."""
+        failed = [task for task in self.tasks if task.done() and getattr(task, "_log_traceback", False)]
+        return [Fault("forgotten", f"{task.get_name()}: {task.exception()!r}") for task in failed]
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self.create_future()
@@ -214,7 +239,7 @@ def attempt(
     world, several = simulated(work)
     engines = [engine for role in several.values() for engine in role]
 
-    async def main(loop: CountingLoop) -> None:
+    async def main(loop: AttackLoop) -> None:
         loop.set_exception_handler(lambda _, context: left.faults.append(unhandled(context)))
         resumption = _resumption(work, folder) if resume and folder is not None else None
         async with Runtime(parts(several, ExactAnswers()), in_flight_max=work.in_flight_max) as runtime:
@@ -266,6 +291,7 @@ def attempt(
             left.faults += [Fault("open", f"{name} is still in its engine") for name in open_now]
             tasks = asyncio.all_tasks() - before - {call, *closing}
             left.faults += [Fault("task", f"{task.get_name()} goes on") for task in tasks]
+            left.faults += loop.forgotten()
             await asyncio.sleep(SETTLE_S)
             left.faults += left_over(engines, runtime.scheduler, record)
             if not isinstance(left.error, ResumeError):  # a trace that does not fit is left as it is
@@ -280,14 +306,13 @@ def attempt(
         for tell in told:
             tell(len(left.events))
 
-    with watched() as record, published(see):
+    with watched() as record, published(see), unsynced():
         record.step_tokens = STEP_TOKENS
         try:
             run_attacked(main)
         except Exception as error:  # noqa: BLE001  # a virtual loop tells a deadlock by an error
             left.faults.append(Fault("crash", repr(error)))
             left.error = left.error or error
-    gc.collect()  # errors that nobody asked for are told when their tasks go
     return left
 
 

@@ -6,7 +6,7 @@ import shutil
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from again import Fold, Silent, generated, lines_of
+from again import Fold, Silent, generated
 from attack.attempts import Attempt, End, Fault, attempt, violations
 from attack.drawn import draw_trace, draw_work, equality, generator
 from attack.reports import Report
@@ -18,7 +18,7 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import OperationDropped, TrackFinished, VoteUpdated
 from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import read_past
+from speclrm.runtime.past import past_of
 from speclrm.runtime.reader import read_trace
 from speclrm.runtime.run_directory import RUN_FILE
 from speclrm.runtime.runtime import Runtime
@@ -39,8 +39,8 @@ CHAINS = 3
 """Each undisturbed run is broken off that many times, each time and again by itself."""
 
 
-def replayed(work: Workload, folder: Path) -> list[Fault]:
-    """Whether the trace in a folder is played again to the byte."""
+def replayed(work: Workload, events: Sequence[Event]) -> list[Fault]:
+    """Whether a trace is played again to the byte."""
     world, several = simulated(work)
     silent = {role: [Silent(engine) for engine in engines] for role, engines in several.items()}
     fold = Fold()
@@ -49,15 +49,26 @@ def replayed(work: Workload, folder: Path) -> list[Fault]:
     async def main() -> list[Fault]:
         async with Runtime(parts(silent, ExactAnswers())) as runtime:
             playback = await runtime.replay(
-                read_past(folder, whole=True), world.problems(work.problems), lambda _: (strategy, work.seed), [fold]
+                past_of(events, "trace", whole=True),
+                world.problems(work.problems),
+                lambda _: (strategy, work.seed),
+                [fold],
             )
         faults = [Fault("replay", f"{one}") for one in playback.differences[:2]]
         return faults + [Fault("replay", f"{stop.operation}: {stop.why}") for stop in list(playback.stops.values())[:2]]
 
     faults = run_virtual(main())
-    if not faults and fold.lines != lines_of(folder):
+    if not faults and fold.lines != lines_of(events):
         faults.append(Fault("replay", "the events are the same and the results are not"))
     return faults
+
+
+def lines_of(events: Sequence[Event]) -> list[str]:
+    """Results as they follow from a trace."""
+    fold = Fold()
+    for event in events:
+        fold.add(event)
+    return fold.lines
 
 
 def events_of(folder: Path) -> list[Event]:
@@ -126,7 +137,7 @@ def examined(
     """Looks at all that must hold of a run that went on to its end. Returns the events of its trace."""
     faults = report.faults
     events = events_of(folder)
-    if left.fold.lines != lines_of(folder):
+    if left.fold.lines != lines_of(events):
         faults.append(Fault("fold", "those who saw it happen say other than the trace"))
     if [event.seq for event in events] != list(range(len(events))):
         faults.append(Fault("trace", "the numbers of events have gaps"))
@@ -157,12 +168,12 @@ def undisturbed(report: Report, work: Workload, folder: Path, draw: random.Rando
     whole = attempt(work, folder, trace=draw_trace(draw))
     report.faults += [Fault(f"whole {kind}", text) for kind, text in whole.faults]
     events = events_of(folder)
-    report.faults += [Fault(f"whole {kind}", text) for kind, text in violations(events) + replayed(work, folder)]
+    report.faults += [Fault(f"whole {kind}", text) for kind, text in violations(events) + replayed(work, events)]
     return whole, events
 
 
-def finish(report: Report, work: Workload, folder: Path) -> None:
-    different = replayed(work, folder)
+def finish(report: Report, work: Workload, events: Sequence[Event]) -> None:
+    different = replayed(work, events)
     report.count("replayed")
     report.count("replay exact", not different)
     report.faults += different
@@ -197,7 +208,7 @@ def cuts(seed: int, folder: Path) -> Report:
             seen = examined(report, work, here, left, before, expected, equal)
             source, after = here, len(before)
         else:
-            finish(report, work, source)
+            finish(report, work, seen)
     return report
 
 
@@ -245,6 +256,5 @@ def ends(seed: int, folder: Path) -> Report:
             report.faults += [Fault(kind, f"chain {chain}, gone on with: {text}") for kind, text in left.faults]
         if left.error is None:
             report.count("resumed")
-            examined(report, work, here, left, before, expected, equal)
-            finish(report, work, here)
+            finish(report, work, examined(report, work, here, left, before, expected, equal))
     return report
