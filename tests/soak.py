@@ -2,6 +2,7 @@
 
     python tests/soak.py --minutes 60 --seed 0 --jobs 2      # attacks number 0 and on, of each kind in turn
     python tests/soak.py --only cuts:17                      # one of them, once more
+    python tests/soak.py --minutes 60 --kills 20             # and real kills of real processes, twenty configurations
 
 Exit code 1 where anything broke.
 """
@@ -96,19 +97,22 @@ class Table:
         return "\n".join(lines)
 
 
-def soak(kinds: list[str], first: int, minutes: float, jobs: int, most: int | None) -> int:
+def soak(kinds: list[str], first: int, minutes: float, jobs: int, most: int | None, kills: int) -> int:
     table = Table()
     began = told = time.monotonic()
-    work = ((kind, number) for number in count(first) for kind in kinds)
+    work = (
+        (kind, number) for number in count(first) for kind in [*kinds, *(["kills"] if number - first < kills else [])]
+    )
     open_: set[Future[Report]] = set()
     broken: list[str] = []
-    started = 0
     with ProcessPoolExecutor(jobs, get_context("spawn"), quiet, max_tasks_per_child=300) as pool:
         while True:
-            late = time.monotonic() - began > minutes * 60 or (most is not None and started >= most * len(kinds))
+            late = time.monotonic() - began > minutes * 60
             while len(open_) < jobs and not late:
-                open_.add(pool.submit(one, *next(work)))
-                started += 1
+                kind, number = next(work)
+                if late := most is not None and number >= first + most:
+                    break
+                open_.add(pool.submit(one, kind, number))
             if not open_:
                 break
             done, open_ = wait(open_, timeout=10, return_when=FIRST_COMPLETED)
@@ -133,7 +137,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first number of each kind")
     parser.add_argument("--seeds", type=int, help="so many numbers of each kind at most")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 1))
-    parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
+    parser.add_argument(
+        "--kinds", nargs="*", choices=sorted(KINDS), default=[kind for kind in KINDS if kind != "kills"]
+    )
+    parser.add_argument("--kills", type=int, default=0, help="so many runs of the command line are killed, too")
     parser.add_argument("--only", metavar="KIND:SEED", nargs="+", help="these, and nothing else")
     given = parser.parse_args()
     if given.only:
@@ -142,7 +149,7 @@ def main() -> int:
         for report in reports:
             print(report, report.counts, sep="\n")
         return 1 if any(report.faults for report in reports) else 0
-    return soak(given.kinds, given.seed, given.minutes, given.jobs, given.seeds)
+    return soak(given.kinds, given.seed, given.minutes, given.jobs, given.seeds, given.kills)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from speclrm.runtime.runtime import Resumption, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pydantic import JsonValue
@@ -101,6 +102,7 @@ class AttackLoop(CountingLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        self._at: dict[int, list[Callable[[], object]]] = {}
         self.tasks: list[asyncio.Task[Any]] = []
         self.set_task_factory(self._task)
 
@@ -108,6 +110,14 @@ class AttackLoop(CountingLoop):
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
         self.tasks.append(task)
         return task
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        for call in self._at.pop(self.turns, ()):
+            call()
+
+    def call_at_turn(self, turn: int, call: Callable[[], object]) -> None:
+        self._at.setdefault(turn, []).append(call)
 
     def forgotten(self) -> list[Fault]:
         """Tasks that failed, and nobody knows."""
@@ -158,7 +168,7 @@ def later(loop: asyncio.AbstractEventLoop, turns: int, call: Callable[[], object
         loop.call_soon(later, loop, turns - 1, call)
 
 
-def arm(loop: CountingLoop, end: End, fire: Callable[[], object]) -> Callable[[int], None]:
+def arm(loop: AttackLoop, end: End, fire: Callable[[], object]) -> Callable[[int], None]:
     """Sets the trap; returns what is to be told the number of each event."""
     fired = False
 
@@ -172,7 +182,7 @@ def arm(loop: CountingLoop, end: End, fire: Callable[[], object]) -> Callable[[i
         case "time":
             loop.call_later(end.number, once)
         case "turn":
-            loop.at_turn = loop.turns + max(1, int(end.number)), once
+            loop.call_at_turn(loop.turns + max(1, int(end.number)), once)
         case "event":
             return lambda number: loop.call_soon(once) and None if number >= end.number else None
     return lambda _: None
@@ -233,8 +243,11 @@ def attempt(
     concurrency: int | None = None,
     trace: TraceOptions | None = None,
     errors: tuple[type[Exception], ...] = (),
+    disk: AbstractContextManager[object] | None = None,
 ) -> Attempt:
-    """Starts, or goes on with, a run. ``errors``: that it may end with, beside those that ``end`` brings about."""
+    """Starts, or goes on with, a run. ``errors``: that it may end with, beside those that ``end`` brings about.
+    ``disk``: what its files are on.
+    """
     left = Attempt()
     world, several = simulated(work)
     engines = [engine for role in several.values() for engine in role]
@@ -278,7 +291,6 @@ def attempt(
             if end is not None:
                 told.append(arm(loop, end, fire))
             await asyncio.wait([call], timeout=HANG_S)
-            loop.at_turn = None
             left.turns, left.seconds = loop.turns - begun, loop.time() - begun_s
             if not call.done():
                 left.faults.append(Fault("hang", f"still at work after {HANG_S:.0f} s"))
@@ -306,7 +318,7 @@ def attempt(
         for tell in told:
             tell(len(left.events))
 
-    with watched() as record, published(see), unsynced():
+    with watched() as record, published(see), disk or unsynced():
         record.step_tokens = STEP_TOKENS
         try:
             run_attacked(main)

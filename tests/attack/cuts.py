@@ -212,9 +212,12 @@ def cuts(seed: int, folder: Path) -> Report:
     return report
 
 
-def draw_end(draw: random.Random, whole: Attempt) -> End:
+def draw_end(draw: random.Random, whole: Attempt, *, resumes: bool) -> End:
+    """``resumes``: the attempt drives loops again over a trace at first, which takes no time and publishes nothing."""
     how = draw.choice(["cancelled", "cancelled", "dead"])
     again = tuple(draw.choice([1, 1, 2, 3]) for _ in range(draw.choice([0, 0, 1, 2]))) if how == "cancelled" else ()
+    if resumes and draw.random() < 0.5:
+        return End(how, "turn", draw.randint(1, 120), 0, again)
     match draw.choice(["time", "event", "event", "turn"]):
         case "time":
             return End(how, "time", round(draw.uniform(0, whole.seconds), 4), draw.choice([0, 0, 1, 2]), again)
@@ -239,7 +242,7 @@ def ends(seed: int, folder: Path) -> Report:
         here = folder / str(chain)
         before: list[Event] = []
         for again in range(draw.choice([1, 1, 2, 3])):
-            end = draw_end(draw, whole)
+            end = draw_end(draw, whole, resumes=bool(before))
             left = attempt(work, here, resume=again > 0 and bool(before), end=end, trace=draw_trace(draw))
             report.count(f"ended by {end.how}", left.ended is not None)
             report.faults += [Fault(kind, f"chain {chain}, {end}: {text}") for kind, text in left.faults]

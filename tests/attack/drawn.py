@@ -10,13 +10,13 @@ from workloads import Workload
 from speclrm.runtime.journal import TraceOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-Aim = Literal["any", "room", "stops", "ahead"]
+Aim = Literal["any", "room", "stops", "ahead", "hurry"]
 """``room``: tracks stand up in the middle of writes; ``stops``: answers stop other tracks, also those that wait for a seat;
-``ahead``: much is made before it is known to be wanted.
+``ahead``: much is made before it is known to be wanted; ``hurry``: and answers stop it.
 """
-AIMS: Sequence[Aim] = ("any", "any", "room", "stops", "ahead")
+AIMS: Sequence[Aim] = ("any", "any", "room", "stops", "ahead", "hurry")
 Equality = Literal["all", "so far", "none"]
 """What of two runs of one workload must be equal, however each was broken off and gone on with.
 
@@ -34,9 +34,11 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
     name = _name(draw, aim)
     options: dict[str, Any] = {}
     if name != "baseline":
-        options["tracks"] = draw.choice([1, 2, 2, 3, 3, 4, 5, 6]) if aim in ("any", "ahead") else draw.randint(3, 6)
+        options["tracks"] = (
+            draw.choice([1, 2, 2, 3, 3, 4, 5, 6]) if aim in ("any", "ahead", "hurry") else draw.randint(3, 6)
+        )
     if options.get("tracks", 1) > 1:
-        options["fast"] = draw.choice([1, 1, 2] if aim == "stops" else [None, None, None, 1, 2])
+        options["fast"] = draw.choice([1, 1, 2] if aim in ("stops", "hurry") else [None, None, None, 1, 2])
     options["token_budget"] = draw.choice([200, 200, 120, 60, 30])
     # Where a limit cuts a step of a long write in two, the simulated world would say other words behind a break.
     options["max_step_tokens"] = 200
@@ -68,7 +70,7 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
 
 def _name(draw: random.Random, aim: Aim) -> str:
     match aim:
-        case "ahead":
+        case "ahead" | "hurry":
             return draw.choice(["speculative", "speculative", "speculative-methods"])
         case "room":
             return draw.choice(["parallel", "parallel", "speculative"])
@@ -80,11 +82,11 @@ def _name(draw: random.Random, aim: Aim) -> str:
 
 def _speculation(draw: random.Random, aim: Aim) -> dict[str, Any]:
     options: dict[str, Any] = {"speculate": draw.choice(["always", "always", "auto", "never"])}
-    if aim == "ahead":
+    if aim in ("ahead", "hurry"):
         options["speculate"] = draw.choice(["always", "always", "auto"])
     if draw.random() < 0.06:
         return {**options, "fidelity": "original"}
-    each = ["always", "always", "never"] if aim == "ahead" else ["auto", "always", "never"]
+    each = ["always", "always", "never"] if aim in ("ahead", "hurry") else ["auto", "always", "never"]
     options["draft_ahead"], options["rewrite_ahead"] = draw.choice(each), draw.choice(each)
     if draw.random() < 0.25:
         options |= {"scorer": "likelihood", "score_threshold": -0.2}
@@ -107,8 +109,12 @@ def draw_trace(draw: random.Random) -> TraceOptions | None:
 
 
 def equality(work: Workload) -> Equality:
-    options = work.options
-    speculates = options.get("speculate", "always") if work.name.startswith("speculative") else "never"
+    return equality_of(work.name, {"speculate": "always", **work.options})
+
+
+def equality_of(name: str, options: Mapping[str, Any]) -> Equality:
+    """Of a strategy with its options."""
+    speculates = options.get("speculate", "auto") if name.startswith("speculative") else "never"
     if speculates == "auto":
         return "none"
     if speculates == "never" and options.get("min_step_tokens"):

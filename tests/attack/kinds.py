@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attack.callers import cancels, readers
 from attack.cuts import cuts, ends
+from attack.disks import disks
+from attack.kills import kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,4 +15,11 @@ if TYPE_CHECKING:
 
     from attack.reports import Report
 
-KINDS: dict[str, Callable[[int, Path], Report]] = {"cuts": cuts, "ends": ends}
+KINDS: dict[str, Callable[[int, Path], Report]] = {
+    "cuts": cuts,
+    "ends": ends,
+    "cancels": cancels,
+    "readers": readers,
+    "disks": disks,
+    "kills": kills,
+}
