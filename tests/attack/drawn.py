@@ -40,6 +40,7 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
     if options.get("tracks", 1) > 1:
         options["fast"] = draw.choice([1, 1, 2] if aim in ("stops", "hurry") else [None, None, None, 1, 2])
     options["token_budget"] = draw.choice([200, 200, 120, 60, 30])
+    options["step_limit"] = draw.choice([None, None, None, None, None, 2])  # ends tracks in the middle of a write
     # Where a limit cuts a step of a long write in two, the simulated world would say other words behind a break.
     options["max_step_tokens"] = 200
     if name.startswith("speculative"):
