@@ -66,6 +66,7 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
         one_device=draw.choice([False, True]),
         seed=draw.randrange(10_000),
         steps=draw.choice([3.0, 4.0, 6.0]),
+        talks_on=draw.random() < 0.3,
     )
 
 
@@ -141,6 +142,7 @@ def told(work: Workload) -> str:
             "one_device",
             "seed",
             "steps",
+            "talks_on",
         )
     }
     return f"{work.name} {options} | " + " ".join(f"{name}={value}" for name, value in rest.items())
