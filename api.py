@@ -15,8 +15,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from speclrm import continuing
-from speclrm.calibration import (
+from speclrm.app import settings_diff
+from speclrm.app.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
+from speclrm.app.presets import measure_engines, measured_world, provenance
+from speclrm.app.thresholds import (
     Calibration,
     JudgeQuality,
     calibration_path,
@@ -34,8 +36,6 @@ from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.evaluators.metrics import RunSummary, Summary, summarize
 from speclrm.evaluators.report import write_reports
-from speclrm.measuring import measure_engines, measured_world, provenance
-from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
 from speclrm.runtime.context import judge_of, judge_suffix, open_prompt, question_ids
 from speclrm.runtime.engines.presets import (
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.continuing import ReplayReport
+    from speclrm.app.settings_diff import ReplayReport
     from speclrm.runtime.engines.simulated import SimulatedEngine
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Message, Sink, Tokenizer
@@ -293,7 +293,7 @@ def runtime_for(options: RunOptions, chosen: Family, problems: Sequence[Problem]
 
 def _config(options: RunOptions, chosen: Family, problems: Sequence[Problem]) -> dict[str, JsonValue]:
     recipe: dict[str, JsonValue] = chosen.recipe.model_dump(mode="json")
-    return {**options.model_dump(mode="json"), "recipe": recipe, "problems": continuing.mark(problems)}
+    return {**options.model_dump(mode="json"), "recipe": recipe, "problems": settings_diff.mark(problems)}
 
 
 # ----------------------------------------------------------------------------------------------------------- again
@@ -321,7 +321,7 @@ async def resume(
     run_directory.read_record(directory)
     with run_directory.locked(directory, lambda text: notify(text, None, None)):
         past = read_past(directory, lambda text: notify(text, None, None))
-        options = (asked or continuing.recorded_options(past.config)).model_copy(
+        options = (asked or settings_diff.recorded_options(past.config)).model_copy(
             update={"output_dir": directory, **(harmless or {})}
         )
         with _faults(options):
@@ -329,11 +329,11 @@ async def resume(
             if asked is None:
                 chosen = _recorded_strategy(past.config)[0]
             config = _config(options, chosen, problems) | {"strategy": chosen.name}
-            found = continuing.changes(past.config, config)
+            found = settings_diff.changes(past.config, config)
             if found and not override:
                 raise ResumeError(
                     f"{directory}: the run was started otherwise, and its results would not be comparable.\n"
-                    f"{continuing.table(found)}\n"
+                    f"{settings_diff.table(found)}\n"
                     "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
                 )
             _check_problems(past, problems)
@@ -364,7 +364,7 @@ async def replay(directory: Path, settings: Mapping[str, Any], notify: Notify = 
     """
     run_directory.read_record(directory)
     past = read_past(directory, lambda text: notify(text, None, None), whole=True)
-    options = continuing.recorded_options(past.config)
+    options = settings_diff.recorded_options(past.config)
     with _faults(options):
         options, _, problems = _prepared(options, notify)
         _check_problems(past, problems)
@@ -388,7 +388,7 @@ async def replay(directory: Path, settings: Mapping[str, Any], notify: Notify = 
             playback = await runtime.replay(
                 past, problems, lambda attempt: _recorded_strategy(past.attempts[attempt].config, settings), [now]
             )
-    report = continuing.report(playback, past, before.summary().samples, now, settings)
+    report = settings_diff.report(playback, past, before.summary().samples, now, settings)
     return Replayed(report, playback.kept(), options)
 
 

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import benching, continuing, evaluating, originals, solving, tools
-from speclrm.commands.settings import configurable
-from speclrm.commands.tracing import trace_app
+from speclrm.commands import bench, calibrate, evaluate, original_scripts, resume
+from speclrm.commands import run as run_command
+from speclrm.commands.config_file import configurable
+from speclrm.commands.trace import trace_app
 
 
 def _with_dashes(name: str) -> str:
@@ -52,22 +53,22 @@ def common(
 
 
 for name, function in {
-    "run": solving.run,
-    "resume": continuing.resume,
-    "replay": continuing.replay,
-    "eval": evaluating.evaluate,
-    "grade": evaluating.grade,
-    "calibrate": tools.calibrate,
-    "demo": tools.demo,
-    "doctor": tools.doctor,
+    "run": run_command.run,
+    "resume": resume.resume,
+    "replay": resume.replay,
+    "eval": evaluate.evaluate,
+    "grade": evaluate.grade,
+    "calibrate": calibrate.calibrate,
+    "demo": calibrate.demo,
+    "doctor": calibrate.doctor,
 }.items():
     app.command(name)(configurable(name)(function))
-app.command("faults")(solving.faults)
-models_app.command("list")(tools.models_list)
-models_app.command("pull")(configurable("models-pull")(tools.models_pull))
-models_app.command("path")(tools.models_path)
-benching.add_to(app)
-originals.add_to(app)
+app.command("faults")(run_command.faults)
+models_app.command("list")(calibrate.models_list)
+models_app.command("pull")(configurable("models-pull")(calibrate.models_pull))
+models_app.command("path")(calibrate.models_path)
+bench.add_to(app)
+original_scripts.add_to(app)
 
 
 _COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from speclrm.app.run_filter import Wanted
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import text_of
 from speclrm.evaluators.compare import compared
@@ -20,7 +21,6 @@ from speclrm.evaluators.grading import Grader, plainly_same
 from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.evaluators.tables import read_rows
-from speclrm.evaluators.wanted import Wanted
 from speclrm.runtime.errors import DatasetError, ResultsError, TraceReadError
 from speclrm.runtime.events import Outcome, RunStarted
 from speclrm.runtime.journal import TRACE_FILE

@@ -17,9 +17,9 @@ from speclrm.runtime.sizing import CPU_SEQUENCES_MAX, GPU_SEQUENCES_MAX, RESERVE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from speclrm.calibration import Calibration
+    from speclrm.app.options import CalibrateOptions
+    from speclrm.app.thresholds import Calibration
     from speclrm.evaluators.metrics import RunSummary
-    from speclrm.options import CalibrateOptions
     from speclrm.runtime.machine import Machine
     from speclrm.runtime.protocols import Engine, Role
     from speclrm.runtime.settings import EngineSettings

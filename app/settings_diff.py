@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from speclrm.options import Options, RecipeOptions, RunOptions
+from speclrm.app.options import Options, RecipeOptions, RunOptions
 from speclrm.runtime.errors import ResumeError, SettingsError
 from speclrm.strategies.recipe import Recipe
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from speclrm import api
-from speclrm.bench.figures import BenchReport, Chart, Figure, Row, figure, percentile, report
-from speclrm.bench.fold import Fold
+from speclrm.benchmarks.fold import Fold
+from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, percentile, report
 from speclrm.runtime.clock import now_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from speclrm.bench.modes import Mode
-    from speclrm.options import RunOptions
+    from speclrm.app.options import RunOptions
+    from speclrm.benchmarks.modes import Mode
     from speclrm.runtime.protocols import Problem, Strategy
     from speclrm.runtime.runtime import Runtime
     from speclrm.runtime.state import SampleState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from speclrm import api
-from speclrm.options import RecipeOptions
+from speclrm.app.options import RecipeOptions
 from speclrm.runtime.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Mode(BaseModel):
             return nullcontext()
         from speclrm import faults  # it reaches into every part
 
-        return faults.reproduced([self.fault])
+        return original_faults.reproduced([self.fault])
 
 
 def read_modes(text: str) -> list[Mode]:
@@ -66,7 +66,7 @@ def _read(text: str) -> Mode:
         options[name] = value
     fault = options.pop("fault", None)
     if fault is not None:
-        from speclrm import faults
+        from speclrm.app import original_faults
 
-        faults.check(fault)
+        original_faults.check(fault)
     return Mode(name=text, strategy=strategy, options=options, fault=fault)

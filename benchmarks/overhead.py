@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import uvloop
 
 from speclrm import api
-from speclrm.bench.empty import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
-from speclrm.bench.figures import BenchReport, Chart, Figure, Row, figure, report, spread
+from speclrm.benchmarks.null_engine import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
+from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report, spread
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.collector import rare_collections
 from speclrm.runtime.events import StepCommitted

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import psutil
 
 from speclrm import api
-from speclrm.bench.figures import BenchReport, Figure, Row, figure, report, spread
-from speclrm.bench.fold import Fold
+from speclrm.benchmarks.fold import Fold
+from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
@@ -24,8 +24,8 @@ from speclrm.strategies.family import Family
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from speclrm.bench.modes import Mode
-    from speclrm.options import RunOptions
+    from speclrm.app.options import RunOptions
+    from speclrm.benchmarks.modes import Mode
     from speclrm.runtime.events import FinishReason
     from speclrm.runtime.protocols import Engine, Problem, Track
     from speclrm.runtime.runtime import Runtime

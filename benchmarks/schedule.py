@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from speclrm import api, faults
-from speclrm.bench.figures import BenchReport, Chart, Figure, Row, figure, report
+from speclrm import api
+from speclrm.app import original_faults
+from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.clock import run_virtual
@@ -102,7 +103,7 @@ def simulate(
         preemptions = sum(engine.preemptions for engine in engines.values())
         await asyncio.gather(*(engine.aclose() for engine in engines.values()))
 
-    with faults.reproduced([fault]) if fault else contextlib.nullcontext():
+    with original_faults.reproduced([fault]) if fault else contextlib.nullcontext():
         run_virtual(main())
     return Outcome(fold.summary(), preemptions)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from speclrm.commands.config_file import configurable
 from speclrm.commands.options import ScoreMethod, complete_dataset, complete_model
-from speclrm.commands.plumbing import checked, guard, read_threshold, run_async, stdout
-from speclrm.commands.settings import configurable
+from speclrm.commands.screen import checked, guard, read_threshold, run_async, stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from speclrm.bench.figures import BenchReport
+    from speclrm.benchmarks.report import BenchReport
 
 Quick = Annotated[bool, typer.Option("--quick", help="A version that takes about a minute.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
@@ -59,7 +59,7 @@ def overhead(
     """The runtime's own CPU time a step and memory a track, on engines that answer at once."""
 
     def measure() -> BenchReport:
-        from speclrm.bench import overhead as benchmark
+        from speclrm.benchmarks import overhead as benchmark
 
         return benchmark.measure(
             loops=("uvloop", "asyncio") if loop == "both" else (loop,),
@@ -88,7 +88,7 @@ def schedule(
     """Schedules on simulated engines: lock-step, free-running, each lever, and the target alone."""
 
     def measure() -> BenchReport:
-        from speclrm.bench import schedule as benchmark
+        from speclrm.benchmarks import schedule as benchmark
 
         counts = whole_numbers("--tracks", tracks)
         return benchmark.measure(
@@ -122,8 +122,8 @@ def load(
 
     def measure() -> BenchReport:
         from speclrm import api
-        from speclrm.bench import load as benchmark
-        from speclrm.bench.modes import read_modes
+        from speclrm.benchmarks import load as benchmark
+        from speclrm.benchmarks.modes import read_modes
 
         chosen = read_modes(modes)
         options = checked(
@@ -170,8 +170,8 @@ def real(
 
     def measure() -> BenchReport:
         from speclrm import api
-        from speclrm.bench import real as benchmark
-        from speclrm.bench.modes import read_modes
+        from speclrm.benchmarks import real as benchmark
+        from speclrm.benchmarks.modes import read_modes
 
         chosen = read_modes(modes)
         options = checked(
@@ -210,8 +210,8 @@ def bench(
     """
 
     def start() -> None:
-        from speclrm.bench import figures
-        from speclrm.logs import configure
+        from speclrm.benchmarks import report as figures
+        from speclrm.commands.logs import configure
         from speclrm.runtime import run_directory
 
         configure("warning")
@@ -220,7 +220,7 @@ def bench(
         report = measure().model_copy(update={"command": " ".join(["speclrm", *sys.argv[1:]])})
         written = figures.write(report, folder, plot_format)
         if json:
-            from speclrm.display import print_json
+            from speclrm.commands.display import print_json
 
             print_json(report.model_dump(mode="json"))
             return

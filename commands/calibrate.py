@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from speclrm.commands.options import Display, Draft, Dtype, LogFile, LogLevelOption
-from speclrm.commands.plumbing import (
+from speclrm.commands.screen import (
     Screen,
     checked,
     guard,
@@ -80,7 +80,7 @@ def calibrate(
             )
         result = report.calibration
         if json or screen.kind == "json":
-            from speclrm.display import print_json
+            from speclrm.commands.display import print_json
 
             rest = report.model_dump(mode="json", exclude={"calibration"})
             print_json({"kind": "calibration", **result.model_dump(mode="json"), **rest})
@@ -112,7 +112,7 @@ def demo(
     """Calibrate, solve a few problems with a draft and a target, then with the target alone, and compare."""
 
     def start() -> None:
-        from speclrm import demo as demonstration
+        from speclrm.app import demo as demonstration
 
         given = {"target": target, "draft": draft, "dataset": dataset, "limit": limit, "tracks": tracks}
         options = demonstration.DemoOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def demo(
                     options, directory, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan
                 )
             )
-        from speclrm.display import print_report
+        from speclrm.commands.display import print_report
 
         console = stdout()
         print_calibration(console, comparison.calibration)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from speclrm.app.run_filter import Wanted
 from speclrm.commands.options import complete_dataset
-from speclrm.commands.plumbing import guard, run_async, stdout
-from speclrm.evaluators.wanted import Wanted
+from speclrm.commands.screen import guard, run_async, stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Write results.jsonl and summary.json anew where they are missing or stale."),
+        typer.Option("--rebuild", help="Write evaluation.jsonl and summary.json anew where they are missing or stale."),
     ] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
@@ -54,8 +54,8 @@ def evaluate(
 
 def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuild: bool = False) -> None:
     def start() -> None:
-        from speclrm import results
-        from speclrm.logs import configure
+        from speclrm.app import evaluation
+        from speclrm.commands.logs import configure
 
         if not folders:
             raise UsageError(
@@ -69,9 +69,9 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuil
             notices.append(text)
             typer.echo(f"note: {text}", err=True)
 
-        found = run_async(lambda: results.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
+        found = run_async(lambda: evaluation.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
         if json:
-            from speclrm.display import print_json
+            from speclrm.commands.display import print_json
 
             print_json({"notices": notices, "evaluations": [one.model_dump(mode="json") for one in found]})
         else:
@@ -94,14 +94,14 @@ def grade(
     def start() -> None:
         from collections import Counter
 
-        from speclrm import results
-        from speclrm.display import harmless, print_json
-        from speclrm.logs import configure
+        from speclrm.app import evaluation
+        from speclrm.commands.display import harmless, print_json
+        from speclrm.commands.logs import configure
 
         configure("error")  # an answer that cannot be graded is a row of the result, not a warning
         outcomes: Counter[str] = Counter()
 
-        def take(row: results.GradedRow) -> None:
+        def take(row: evaluation.GradedRow) -> None:
             outcomes[row.outcome] += 1
             if json:
                 print_json(row.model_dump(mode="json"))
@@ -109,7 +109,7 @@ def grade(
                 answer = "no answer" if row.answer is None else harmless(row.answer)
                 typer.echo(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
 
-        run_async(lambda: results.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
+        run_async(lambda: evaluation.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
         total = sum(outcomes.values())
         if not json:
             counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])

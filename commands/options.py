@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from speclrm.commands.plumbing import DisplayKind, LogLevel
+from speclrm.commands.screen import DisplayKind, LogLevel
 
 PROBLEMS, MODELS, STRATEGY, FIDELITY, RUN, SCREEN = (
     "Problems",
@@ -39,7 +39,7 @@ def complete_strategy(incomplete: str) -> list[str]:
 
 
 def complete_fault(incomplete: str) -> list[str]:
-    from speclrm.faults import FAULTS
+    from speclrm.app.original_faults import FAULTS
 
     return [name for name in FAULTS if name.startswith(incomplete)]
 

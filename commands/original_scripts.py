@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from speclrm.commands.evaluating import evaluate, evaluate_into
-from speclrm.commands.settings import configurable
-from speclrm.commands.solving import run
-from speclrm.evaluators.wanted import Wanted
+from speclrm.app.run_filter import Wanted
+from speclrm.commands.config_file import configurable
+from speclrm.commands.evaluate import evaluate, evaluate_into
+from speclrm.commands.run import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

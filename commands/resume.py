@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.commands.options import MODELS, RUN, STRATEGY, Display, LogFile, LogLevelOption
-from speclrm.commands.plumbing import Screen, first_error, guard, print_paths, run_async, stdout
+from speclrm.commands.screen import Screen, first_error, guard, print_paths, run_async, stdout
 from speclrm.runtime.errors import SettingsError, SpecLRMError
 
 if TYPE_CHECKING:
     from speclrm.api import RunReport
-    from speclrm.continuing import ReplayReport
+    from speclrm.app.settings_diff import ReplayReport
 
 SHOWN_MAX = 40
 """Lines of each kind that a report shows."""
@@ -79,11 +79,11 @@ def resume(
 def show(report: RunReport, kind: str) -> None:
     """What a run came to. Raises SpecLRMError where every track failed."""
     if kind == "json":
-        from speclrm.display import print_json
+        from speclrm.commands.display import print_json
 
         print_json({"kind": "summary", **report.summary.model_dump(mode="json", exclude={"samples"})})
     else:
-        from speclrm.display import print_report
+        from speclrm.commands.display import print_report
 
         console = stdout()
         if report.done_before:
@@ -126,7 +126,7 @@ def replay(
 
     def start() -> None:
         from speclrm import api
-        from speclrm.continuing import read_settings
+        from speclrm.app.settings_diff import read_settings
 
         settings = read_settings(set_ or [])
         if continue_ != (output_dir is not None):
@@ -152,11 +152,11 @@ def replay(
 
 def _print(report: ReplayReport, kind: str) -> None:
     if kind == "json":
-        from speclrm.display import print_json
+        from speclrm.commands.display import print_json
 
         print_json({"kind": "replay", "equal": report.equal, **report.model_dump(mode="json")})
         return
-    from speclrm.display import harmless
+    from speclrm.commands.display import harmless
 
     console = stdout()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speclrm.commands.continuing import show
 from speclrm.commands.options import (
     FIDELITY,
     MODELS,
@@ -28,7 +27,8 @@ from speclrm.commands.options import (
     complete_model,
     complete_strategy,
 )
-from speclrm.commands.plumbing import (
+from speclrm.commands.resume import show
+from speclrm.commands.screen import (
     Screen,
     checked,
     guard,
@@ -452,7 +452,7 @@ def faults() -> None:
     """List the original experiments' faults that --reproduce-fault switches on."""
     from rich.table import Table
 
-    from speclrm.faults import FAULTS
+    from speclrm.app.original_faults import FAULTS
 
     table = Table(box=None, pad_edge=False)
     table.add_column("name")
@@ -508,7 +508,7 @@ def _names(text: str | None, *, upper: bool = False) -> tuple[str, ...]:
 
 def _show(preview: Preview) -> None:
     """Settings in the form that --config takes, then the prompts."""
-    from speclrm.display import harmless
+    from speclrm.commands.display import harmless
 
     given = preview.options.model_dump(mode="json")
     given["problem_id"] = given.pop("problem_ids")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from speclrm.display import Monitor
+    from speclrm.commands.display import Monitor
     from speclrm.runtime.protocols import Sink
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Screen:
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
         from rich.console import Console
 
-        from speclrm.display import JsonView, LiveView, Monitor, PlainView
-        from speclrm.logs import configure
+        from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView
+        from speclrm.commands.logs import configure
 
         self.console = Console(stderr=True)
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
@@ -128,7 +128,7 @@ def guard(start: Callable[[], None]) -> None:
 def complain(text: str) -> None:
     from rich.console import Console
 
-    from speclrm.display import harmless
+    from speclrm.commands.display import harmless
 
     lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
     Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speclrm.commands.plumbing import guard, stdout
-from speclrm.commands.settings import configurable
+from speclrm.commands.config_file import configurable
+from speclrm.commands.screen import guard, stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def check(run: Source, json: Json = False) -> None:
     """Verify a trace and what was derived from it: exit code 1 where something is wrong, each named by file and line."""
 
     def start() -> None:
-        from speclrm import traces
-        from speclrm.display import harmless, print_json
+        from speclrm.app import trace_check
+        from speclrm.commands.display import harmless, print_json
 
-        report = traces.check(run, _notice)
+        report = trace_check.check(run, _notice)
         wrong = len(report.violations) + report.more
         if json:
             violations = [one._asdict() for one in report.violations]
@@ -87,7 +87,7 @@ def show(
     """Read samples in the terminal: steps with scores, rejected drafts struck out, rewrites, votes."""
 
     def start() -> None:
-        from speclrm.transcript import one_line, transcripts
+        from speclrm.commands.transcript import one_line, transcripts
 
         console = stdout()
         found = False
@@ -117,7 +117,7 @@ def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) ->
     def start() -> None:
         from rich.table import Table
 
-        from speclrm.display import print_json
+        from speclrm.commands.display import print_json
         from speclrm.evaluators.trace_stats import StatsFold
         from speclrm.runtime.reader import read_placed
 
@@ -164,11 +164,11 @@ def tail(
     """The last events of a trace, and with -f those that come."""
 
     def start() -> None:
-        from speclrm import traces
-        from speclrm.transcript import one_line
+        from speclrm.app import trace_check
+        from speclrm.commands.transcript import one_line
 
         console = stdout()
-        for placed in traces.follow(run, lines, (lambda: time.sleep(POLL_S)) if follow else None):
+        for placed in trace_check.follow(run, lines, (lambda: time.sleep(POLL_S)) if follow else None):
             if json:
                 sys.stdout.write(placed.event.model_dump_json() + "\n")
                 sys.stdout.flush()
@@ -214,7 +214,7 @@ def anomalies(
     """What looks wrong: work that never ended, the longest waits, stalled tracks, low digit mass, retries."""
 
     def start() -> None:
-        from speclrm.display import harmless, print_json
+        from speclrm.commands.display import harmless, print_json
         from speclrm.evaluators.anomalies import LOW_MASS, AnomalyFold
 
         fold = AnomalyFold(stall)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from speclrm.display import harmless
+from speclrm.commands.display import harmless
 from speclrm.runtime.events import (
     EngineFailed,
     EngineRecovered,

@@ -1,6 +1,6 @@
 """The constants of the simulated world, fitted anew from the published figures that they come from.
 
-python benchmarks/fit_world.py
+python benchmarks/studies/fit_world.py
 
 Each figure stands below with its source; the results stand in runtime/engines/world.py.
 """

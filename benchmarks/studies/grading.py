@@ -1,6 +1,6 @@
 """How many answers a minute the grader judges, each text met for the first time.
 
-python benchmarks/grading.py --answers 2000
+python benchmarks/studies/grading.py --answers 2000
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from speclrm.evaluators.grading import Grader
 from speclrm.runtime.protocols import Problem
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from grading_cases import PAIRS  # the table of the tests, made new by adding to it
 
 

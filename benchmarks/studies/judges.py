@@ -1,12 +1,12 @@
 """How well a target tells good steps from bad ones, by each way of scoring, and what each way costs.
 
-    python benchmarks/judges.py record steps.json [--dataset ...] [--problems 24] [--steps 8]
-    python benchmarks/judges.py score steps.json scores.json
-    python benchmarks/judges.py table scores.json [more.json ...]
-    python benchmarks/judges.py all steps.json scores.json      (all but the last on one pair of engines)
-    python benchmarks/judges.py cache
-    python benchmarks/judges.py logprobs
-    python benchmarks/judges.py tokenizers
+    python benchmarks/studies/judges.py record steps.json [--dataset ...] [--problems 24] [--steps 8]
+    python benchmarks/studies/judges.py score steps.json scores.json
+    python benchmarks/studies/judges.py table scores.json [more.json ...]
+    python benchmarks/studies/judges.py all steps.json scores.json      (all but the last on one pair of engines)
+    python benchmarks/studies/judges.py cache
+    python benchmarks/studies/judges.py logprobs
+    python benchmarks/studies/judges.py tokenizers
 
 ``record``: at each place of a track the draft and the target write a step each, from the same context, and a coin says
 which of them is committed. ``score``: each of these steps by each scorer. ``table``: how often a good step scores above

@@ -1,7 +1,7 @@
 """The simulator against real runs on this machine, on problems that its calibration did not see.
 
 speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --preset-file preset.json
-python benchmarks/simulator.py --preset preset.json --real 5 --json simulator.json
+python benchmarks/studies/simulator.py --preset preset.json --real 5 --json simulator.json
 
 Each round solves the same problems with drafts and with the target alone, in one start of the engines; ``--json`` keeps what was
 measured, and later calls add to it: rounds may be spread over quiet times. The same runs are then simulated with the costs,
@@ -132,7 +132,7 @@ def main() -> None:
     assert preset.world is not None
     target, draft = preset.measured["target"], preset.measured["draft"]
     if options.threshold is None:
-        from speclrm.calibration import kept_threshold
+        from speclrm.app.thresholds import kept_threshold
 
         options.threshold = kept_threshold(target, draft, scorer="judge", judge="auto", method="average")
     runs = [Run(**row) for row in json.loads(options.json.read_text())] if options.json.exists() else []

@@ -4,7 +4,7 @@ One engine object, the same prompts and settings, in ABBA rounds: A is a run of 
 ``asyncio.gather`` over ``engine.generate``. Then the same work by ``vllm.LLM.generate`` in a process of its own with the
 same explicit limits. Outputs are forced to the same length, so that tokens per second compare.
 
-    python benchmarks/throughput.py [--model NAME] [--problems 16] [--tokens 96] [--rounds 3]
+    python benchmarks/studies/throughput.py [--model NAME] [--problems 16] [--tokens 96] [--rounds 3]
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 from support import PROBLEM, make_strategy, operation, play
 
-from speclrm import results
+from speclrm.app import evaluation
+from speclrm.app.run_filter import Wanted
 from speclrm.evaluators.metrics import summarize
-from speclrm.evaluators.wanted import Wanted
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import ResultsError, TraceReadError
 from speclrm.runtime.protocols import Problem, Request
@@ -65,7 +65,7 @@ def evaluate(folders: list[Path], **options: Any) -> list[Evaluation]:
     notices: list[str] = []
     notice = options.pop("notice", notices.append)
     rebuild = options.pop("rebuild", False)
-    return asyncio.run(results.evaluate_runs(folders, Wanted(**options), notice=notice, rebuild=rebuild))
+    return asyncio.run(evaluation.evaluate_runs(folders, Wanted(**options), notice=notice, rebuild=rebuild))
 
 
 ANSWERS = {("p", 0): "4", ("p", 1): "4.0", ("p", 2): "5", ("q", 0): "5", ("q", 1): "5", ("q", 2): "4"}
@@ -129,7 +129,7 @@ def test_a_run_that_was_broken_off_is_evaluated_with_a_notice(tmp_path: Path) ->
 
 def test_derived_files_that_are_missing_or_stale_are_told_of_and_written_anew_only_when_asked(tmp_path: Path) -> None:
     make_run(tmp_path / "run", ANSWERS)
-    rows = tmp_path / "run" / "results.jsonl"
+    rows = tmp_path / "run" / "evaluation.jsonl"
     evaluate([tmp_path], rebuild=True)
     written = rows.read_text()
     told: list[str] = []
@@ -194,7 +194,7 @@ def test_a_broken_trace_is_named_by_file_and_line(tmp_path: Path, spoil: Any, me
     trace = tmp_path / "run" / "trace.jsonl"
     trace.write_bytes(b"".join(spoil(trace.read_bytes().splitlines(keepends=True))))
     with pytest.raises((TraceReadError, ResultsError)) as caught:
-        results.read_run(tmp_path / "run")
+        evaluation.read_run(tmp_path / "run")
     assert message in str(caught.value)
     assert str(trace) in str(caught.value)
     assert caught.value.exit_code == 2
@@ -204,18 +204,18 @@ def test_a_broken_trace_is_named_by_file_and_line(tmp_path: Path, spoil: Any, me
 
 def test_folders_without_runs_and_with_pickles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="There is no"):
-        results.find_runs([tmp_path / "none"])
+        evaluation.find_runs([tmp_path / "none"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match="holds no run"):
-        results.find_runs([tmp_path / "empty"])
+        evaluation.find_runs([tmp_path / "empty"])
     make_run(tmp_path / "mixed" / "run", {("p", 0): "4"})
     (tmp_path / "mixed" / "60-0.pickle").write_bytes(b"cos\nsystem\n(S'touch was-here'\ntR.")
     with pytest.raises(ResultsError, match="loading a pickle runs whatever"):
-        results.find_runs([tmp_path / "mixed"])
+        evaluation.find_runs([tmp_path / "mixed"])
     with pytest.raises(ResultsError, match="pickles, as the original scripts write them"):
-        results.find_runs([tmp_path / "mixed" / "60-0.pickle"])
+        evaluation.find_runs([tmp_path / "mixed" / "60-0.pickle"])
     with pytest.raises(ResultsError, match="is a file"):
-        results.find_runs([tmp_path / "mixed" / "run" / "trace.jsonl"])
+        evaluation.find_runs([tmp_path / "mixed" / "run" / "trace.jsonl"])
 
 
 # --------------------------------------------------------------------------------------------------------------- the commands

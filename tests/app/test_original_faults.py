@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import make_strategy, operation, parts, play
 
-from speclrm import api, faults
+from speclrm import api
+from speclrm.app import original_faults
 from speclrm.evaluators import answers, grading
 from speclrm.evaluators.benchmarks import BENCHMARKS
 from speclrm.evaluators.grading import ExactEquivalence
@@ -218,7 +219,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 
 def test_each_fault_has_a_check() -> None:
-    assert sorted(CHECKS) == sorted(faults.FAULTS)
+    assert sorted(CHECKS) == sorted(original_faults.FAULTS)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -229,7 +230,7 @@ def test_the_fault_is_absent(name: str) -> None:
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_check_fails_where_the_fault_is_switched_on(name: str) -> None:
     failed = (AssertionError, pytest.fail.Exception)
-    with faults.reproduced([name]), pytest.raises(failed):
+    with original_faults.reproduced([name]), pytest.raises(failed):
         CHECKS[name]()
     CHECKS[name]()  # and it is gone with the block
 
@@ -237,13 +238,13 @@ def test_the_check_fails_where_the_fault_is_switched_on(name: str) -> None:
 def test_an_unknown_fault_is_named_with_those_there_are() -> None:
     with (
         pytest.raises(SettingsError, match="no fault called 'round'"),
-        faults.reproduced(["round"]),
+        original_faults.reproduced(["round"]),
     ):
         pass
 
 
 def test_under_rounds_tracks_still_end_and_give_the_same_answers() -> None:
-    with faults.reproduced(["rounds"]):
+    with original_faults.reproduced(["rounds"]):
         played = play(make_strategy("speculative"), draft=by_step(STEPS), target=by_step(STEPS, scores=[9, 2, 9]))
     assert {track.answer for track in played.sample.tracks.values()} == {"4"}
 
@@ -288,7 +289,7 @@ asyncio.run(main())
 def test_no_part_of_the_package_uses_pickle() -> None:
     from pathlib import Path
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     for folder in ("runtime", "strategies", "evaluators"):
         for path in (root / folder).rglob("*.py"):
             assert "import pickle" not in path.read_text(), path

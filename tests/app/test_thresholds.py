@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 
-from speclrm.calibration import auroc, calibration_error, judge_quality, pair_name
+from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
 from speclrm.runtime.engines.presets import read_preset
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from rich.console import Console
 
-from speclrm.bench.figures import (
+from speclrm.benchmarks.report import (
     BenchReport,
     Chart,
     curves,

@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 from support import make_strategy, parts
 
 from speclrm import api
-from speclrm.bench.load import arrivals, measure, serve
-from speclrm.bench.modes import read_modes
+from speclrm.benchmarks.load import arrivals, measure, serve
+from speclrm.benchmarks.modes import read_modes
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.errors import SettingsError
@@ -21,7 +21,7 @@ from speclrm.runtime.runtime import Runtime
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from speclrm.bench.figures import BenchReport
+    from speclrm.benchmarks.report import BenchReport
 
 OPTIONS = api.RunOptions(
     strategy="speculative",

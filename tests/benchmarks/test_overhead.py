@@ -7,11 +7,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 
-from speclrm.bench import overhead
-from speclrm.bench.empty import STEP_TOKENS, CheapTokenizer, EmptyEngine
-from speclrm.bench.figures import BenchReport
+from speclrm.benchmarks import overhead
+from speclrm.benchmarks.null_engine import STEP_TOKENS, CheapTokenizer, EmptyEngine
+from speclrm.benchmarks.report import BenchReport
 from speclrm.runtime.events import EVENT, StepCommitted, StepDrafted
 from speclrm.runtime.protocols import Request
 

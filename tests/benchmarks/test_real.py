@@ -6,11 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 from support import parts
 
-from speclrm.bench.modes import read_modes
-from speclrm.bench.real import BARE, UNENDING, Turns, figures, orders, take_turns
+from speclrm.benchmarks.modes import read_modes
+from speclrm.benchmarks.real import BARE, UNENDING, Turns, figures, orders, take_turns
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import typer
-from fake import speclrm
+from cli_runner import speclrm
 from typer.testing import CliRunner
 
 from speclrm import cli

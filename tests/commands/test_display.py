@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from speclrm.display import print_report
+from speclrm.commands.display import print_report
 from speclrm.evaluators.metrics import ModeCounts, RunSummary
 from speclrm.runtime.ledger import EngineUse, FlopCounts, TokenCounts
 

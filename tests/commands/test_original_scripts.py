@@ -9,9 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fake import speclrm
+from cli_runner import speclrm
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the benchmarks' rows are not in {DATA}")
 
 AIME = "--dataset_name aime --problem_id 60-89 --repeat_id 3"

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from fake import ENVIRONMENT, FAKE, speclrm
+from cli_runner import ENVIRONMENT, FAKE, speclrm
 
 if TYPE_CHECKING:
     from pathlib import Path

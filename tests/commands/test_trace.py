@@ -12,7 +12,8 @@ import pytest
 from support import boxed, play
 from typer.testing import CliRunner
 
-from speclrm import cli, traces
+from speclrm import cli
+from speclrm.app import trace_check
 from speclrm.evaluators.anomalies import AnomalyFold
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
@@ -131,7 +132,7 @@ def test_following_sees_all_events_over_torn_lines_and_new_segments_up_to_the_en
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = [placed.event.seq for placed in traces.follow(live, 3, lambda: time.sleep(0.001))]
+    found = [placed.event.seq for placed in trace_check.follow(live, 3, lambda: time.sleep(0.001))]
     writer.join()
     assert found[-1] == len(lines) - 1
     assert found == list(range(found[0], len(lines)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from again import Setup, decisions, lines_of, read_all, simulated, world
-from fake import speclrm
+from cli_runner import speclrm
 from support import PROBLEM, make_strategy
 
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
