@@ -12,9 +12,21 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import bench, calibrate, evaluate, original_scripts, resume
+from speclrm.commands import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    faults,
+    grade,
+    original_scripts,
+    replay,
+    resume,
+)
 from speclrm.commands import run as run_command
 from speclrm.commands.config_file import configurable
+from speclrm.commands.models import models_app
 from speclrm.commands.trace import trace_app
 
 
@@ -32,7 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"token_normalize_func": _with_dashes},
 )
-models_app = typer.Typer(help="Names to local weights: list, pull, path.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(trace_app, name="trace")
 
@@ -55,18 +66,15 @@ def common(
 for name, function in {
     "run": run_command.run,
     "resume": resume.resume,
-    "replay": resume.replay,
+    "replay": replay.replay,
     "eval": evaluate.evaluate,
-    "grade": evaluate.grade,
+    "grade": grade.grade,
     "calibrate": calibrate.calibrate,
-    "demo": calibrate.demo,
-    "doctor": calibrate.doctor,
+    "demo": demo.demo,
+    "doctor": doctor.doctor,
 }.items():
     app.command(name)(configurable(name)(function))
-app.command("faults")(run_command.faults)
-models_app.command("list")(calibrate.models_list)
-models_app.command("pull")(configurable("models-pull")(calibrate.models_pull))
-models_app.command("path")(calibrate.models_path)
+app.command("faults")(faults.faults)
 bench.add_to(app)
 original_scripts.add_to(app)
 

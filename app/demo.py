@@ -6,21 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from speclrm import api
-from speclrm.evaluators.datasets import load
+from speclrm.app.calibrate import calibrate_in
+from speclrm.app.engines import make_engines, open_runtime
+from speclrm.app.options import CALIBRATION_DATASET, CalibrateOptions, EngineOptions, RunOptions
+from speclrm.app.resolve import make_strategy, resolve
+from speclrm.app.runs import run_in
+from speclrm.app.thresholds import Calibration
 from speclrm.evaluators.metrics import RunSummary
 from speclrm.runtime.ledger import TokenCounts
 from speclrm.runtime.run_directory import check_free
+from speclrm.runtime.sizing import Work
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from speclrm.app.progress import Notify
     from speclrm.runtime.protocols import Sink
 
 TARGET = "qwen2.5-coder-0.5b-instruct"
 DRAFT = "smollm2-135m-instruct"
-DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
-"""Sums of three numbers: the target takes four to five steps and about 130 tokens, and solves about two in three."""
+PROMPT_TOKENS = 512
+"""Room for a problem of the demonstration."""
 
 
 class DemoOptions(BaseModel):
@@ -30,7 +36,7 @@ class DemoOptions(BaseModel):
 
     target: str = TARGET
     draft: str = DRAFT
-    dataset: str = DATASET
+    dataset: str = CALIBRATION_DATASET
     limit: int = 6
     tracks: int = 3
     token_budget: int = 160
@@ -43,18 +49,18 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    calibration: api.Calibration
+    calibration: Calibration
     speculative: RunSummary
     alone: RunSummary
 
 
 async def compare(
-    options: DemoOptions, directory: Path, *, sinks: list[Sink], notify: api.Notify, plan: Any = None
+    options: DemoOptions, directory: Path, *, sinks: list[Sink], notify: Notify, plan: Any = None
 ) -> Comparison:
     """Calibrates on other problems, then runs both. Their traces are left in two folders below ``directory``."""
     for name in ("speculative", "baseline"):
         check_free(directory / name)
-    recipe = {
+    recipe: dict[str, Any] = {
         "tracks": options.tracks,
         "token_budget": options.token_budget,
         "max_step_tokens": options.max_step_tokens,
@@ -65,10 +71,10 @@ async def compare(
         "target": options.target,
         "limit": options.limit,
         "seed": options.seed,
-        **recipe,
     }
-    problems = load(options.dataset, limit=options.limit, seed=options.seed)
-    calibration_options = api.CalibrateOptions(
+    alone = resolve(RunOptions(strategy="baseline", recipe=recipe, **common))
+    engines = make_engines(EngineOptions(target=options.target, draft=options.draft))
+    calibration_options = CalibrateOptions(
         target=options.target,
         draft=options.draft,
         dataset=options.dataset,
@@ -78,33 +84,19 @@ async def compare(
         token_budget=min(128, options.token_budget),
         max_step_tokens=options.max_step_tokens,
     )
-    async with api.Runtime(
-        target=options.target,
-        draft=options.draft,
-        tracks=options.limit * options.tracks,
-        prompt_tokens=512,
-        token_budget=options.token_budget,
-        max_step_tokens=options.max_step_tokens,
-        notify=notify,
-    ) as runtime:
+    tracks = options.limit * options.tracks
+    work = Work(tracks, PROMPT_TOKENS, options.token_budget, options.max_step_tokens, suffix_tokens=0)
+    async with open_runtime(engines, make_strategy("speculative"), work, (), notify) as runtime:
         if plan is not None:
             plan(calibration_options.limit)
-        calibration = await api.calibrate_in(runtime, calibration_options, sinks)
+        calibration = await calibrate_in(runtime, calibration_options, sinks)
         if plan is not None:
             plan(options.limit)
-        drafted = api.strategy("speculative", speculate="always", score_threshold=calibration.threshold, **recipe)
-        run = api.RunOptions(
-            strategy="speculative",
-            speculate="always",
-            draft=options.draft,
-            score_threshold=calibration.threshold,
-            **common,
-        )
-        speculative = await api.run_in(runtime, drafted, problems, run, directory / "speculative", sinks)
-        direct = api.strategy("baseline", **recipe)
-        run = api.RunOptions(strategy="baseline", **common)
-        alone = await api.run_in(runtime, direct, problems, run, directory / "baseline", sinks)
-    return Comparison(calibration=calibration, speculative=speculative.summary, alone=alone.summary)
+        with_threshold = recipe | {"speculate": "always", "score_threshold": calibration.threshold}
+        drafted = resolve(RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common))
+        with_drafts = await run_in(runtime, drafted, directory / "speculative", sinks)
+        without = await run_in(runtime, alone, directory / "baseline", sinks)
+    return Comparison(calibration=calibration, speculative=with_drafts.summary, alone=without.summary)
 
 
 def verdict(comparison: Comparison) -> list[str]:

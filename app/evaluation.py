@@ -1,54 +1,31 @@
-"""Runs as they lie in folders: found, read from their traces, evaluated."""
+"""Evaluates runs that lie in folders: finds them, reads their traces, groups those that are comparable."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections import Counter, deque
+from collections import Counter
 from contextlib import AsyncExitStack
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from speclrm.app.run_filter import Wanted
-from speclrm.evaluators.answers import find_answer
-from speclrm.evaluators.benchmarks import text_of
+from speclrm.app.settings_diff import key
 from speclrm.evaluators.compare import compared
-from speclrm.evaluators.datasets import ID_COLUMNS
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
 from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import stale_reports, write_reports
-from speclrm.evaluators.tables import read_rows
-from speclrm.runtime.errors import DatasetError, ResultsError, TraceReadError
-from speclrm.runtime.events import Outcome, RunStarted
+from speclrm.runtime.errors import ResultsError, TraceReadError
+from speclrm.runtime.events import RunStarted
 from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.protocols import Problem
 from speclrm.runtime.reader import read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
 
 PICKLES = (".pickle", ".pkl")
 TRACES = (TRACE_FILE, "trace.0001.jsonl", "trace.0001.jsonl.zst")
-GRADED_AHEAD = 256
-"""Rows of a file that are graded side by side."""
-
-
-class GradedRow(BaseModel):
-    """``row``: from 1, as it stands in the file. ``answer``: as found in the text, or None."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    row: int
-    id: str | None
-    outcome: Outcome
-    answer: str | None
-    gold: str
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -177,14 +154,15 @@ async def evaluate_runs(
                 grader = await stack.enter_async_context(Grader())
             return await grader.same(one, other)
 
-        groups = grouped(chosen)
+        groups = grouped(chosen, lambda config: key(config, "task", "method"))
         for group in groups:
             if twice := _repeated(group):
                 notice(
                     f"{twice} samples are of the same problem, repeat number and same seed as another run's: they are not "
                     "independent of each other, so pass@k and majority say less than they seem to"
                 )
-        return compared([await evaluate(group, same) for group in groups])
+        found = [await evaluate(group, same) for group in groups]
+        return compared(found, [key(group[0].config, "task") for group in groups])
 
 
 def _repeated(group: Sequence[RunResults]) -> int:
@@ -199,67 +177,3 @@ def _repeated(group: Sequence[RunResults]) -> int:
 
 def _label(config: Mapping[str, JsonValue]) -> str:
     return f"{config.get('strategy')} on {config.get('dataset')} by {config.get('target')}"
-
-
-async def grade_file(
-    path: Path,
-    text_column: str,
-    gold_column: str,
-    take: Callable[[GradedRow], None],
-    *,
-    answers_only: bool = False,
-) -> None:
-    """Grades the rows of a file and hands them to ``take`` in the file's order, as they come.
-
-    Raises:
-        DatasetError: the file or a row cannot be read, or a column is missing; what was graded has been handed over.
-    """
-    async with AsyncExitStack() as stack:
-        rows = _gradable(path, text_column, gold_column)
-        first = next(rows, None)
-        if first is None:
-            raise DatasetError(f"{path} holds no row.")
-        grader = await stack.enter_async_context(Grader(workers=max(1, len(os.sched_getaffinity(0)))))
-
-        async def judge(number: int, name: str | None, text: str, gold: str) -> GradedRow:
-            answer = (text.strip() or None) if answers_only else find_answer(text)
-            outcome: Outcome = "no_answer"
-            if answer is not None:
-                outcome = await grader.grade(answer, Problem(str(number), "", gold))
-            return GradedRow(row=number, id=name, outcome=outcome, answer=answer, gold=gold)
-
-        broken: DatasetError | None = None
-        async with asyncio.TaskGroup() as group:
-            waiting: deque[asyncio.Task[GradedRow]] = deque()
-            try:
-                for row in chain([first], rows):
-                    waiting.append(group.create_task(judge(*row)))
-                    if len(waiting) >= GRADED_AHEAD:
-                        take(await waiting.popleft())
-            except DatasetError as error:
-                broken = error  # told once the rows before it have been handed over
-            while waiting:
-                take(await waiting.popleft())
-    if broken is not None:
-        raise broken
-
-
-def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[int, str | None, str, str]]:
-    for number, (place, row) in enumerate(read_rows(path), start=1):
-        for column in (text_column, gold_column):
-            if column not in row:
-                raise DatasetError(
-                    f"{path} {place}: no column {column!r}; the row has {', '.join(map(repr, row)) or 'nothing'}. Name "
-                    "the columns with --text-column and --gold-column."
-                )
-        try:
-            gold = text_of(row, (gold_column,))
-            text = text_of(row, (text_column,)) or ""
-            name = text_of(row, ID_COLUMNS)
-        except DatasetError as error:
-            raise DatasetError(f"{path} {place}: {error}.") from None
-        if gold is None or not gold.strip():
-            raise DatasetError(
-                f"{path} {place}: {gold_column!r} is empty. Each row needs a right answer to be graded by."
-            )
-        yield number, name, text, gold

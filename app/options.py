@@ -1,21 +1,21 @@
-"""What a run and a calibration can be told: checked as a whole before anything is loaded."""
+"""Declares the options of engines, data, runs and calibrations; all are checked before anything is loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from speclrm.runtime.protocols import Speculate
 from speclrm.runtime.runtime import CONCURRENCY
-from speclrm.strategies.plan import PlanKind
+from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
 from speclrm.strategies.prompts import JudgeLayout
-from speclrm.strategies.recipe import Fidelity, PromptStyle, WorkAhead
+from speclrm.strategies.recipe import Recipe
 from speclrm.strategies.scoring import ScoreMethod, Scorer
-from speclrm.strategies.stopping import Fast
 
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
+CALIBRATION_DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
+"""Sums of three numbers: a 0.5B target takes four to five steps and about 130 tokens, and solves about two in three."""
 
 
 class Options(BaseModel):
@@ -25,97 +25,199 @@ class Options(BaseModel):
 
 
 class EngineOptions(Options):
-    """The models and how they are loaded.
+    """The models and how they are loaded."""
 
-    ``kv_cache_gib``: for each engine; by default as much as the work needs. ``tensor_parallel_size``: GPUs that share an
-    engine. ``gpu_memory_utilization``: the share of a GPU's memory that all engines together may take.
-    """
-
-    target: str | None = None
-    draft: str | None = None
-    dtype: EngineDtype = "auto"
-    kv_cache_gib: float | None = Field(default=None, gt=0)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    engine_log: Path | None = None
-    target_args: dict[str, JsonValue] = {}
-    """Further arguments of vLLM's engine, by their names there, for the target; and for the draft."""
-    draft_args: dict[str, JsonValue] = {}
-    shared_device: bool = False
-    """Whether simulated engines share one device; real ones always run on what this machine has."""
-
-
-class RecipeOptions(Options):
-    """Parameters of a strategy; None leaves one at the strategy's default (``strategies/recipe.py``)."""
-
-    tracks: int | None = None
-    plan: PlanKind | None = None
-    methods: tuple[str, ...] | None = None
-    duplicates: bool | None = None
-    prompt_style: PromptStyle | None = None
-    fast: Fast | None = None
-    speculate: Speculate | None = None
-    draft_ahead: WorkAhead | None = None
-    rewrite_ahead: WorkAhead | None = None
-    fidelity: Fidelity | None = None
-    scorer: Scorer | None = None
-    judge: JudgeLayout | None = None
-    score_threshold: float | Literal["auto"] | None = None
-    score_method: ScoreMethod | None = None
-    token_budget: int | None = None
-    max_step_tokens: int | None = None
-    min_step_tokens: int | None = None
-    gate_sure: float | None = None
-    gate_doubt: float | None = None
-    gate_entropy: float | None = None
-    gate_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    step_limit: int | None = None
-    closing: bool | None = None
+    target: Annotated[
+        str | None,
+        Option(
+            "Target model: a known name, a Hugging Face repository, or a folder.",
+            MODELS,
+            "task",
+            flags=("--model-name",),
+            complete="model",
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        Option(
+            "Draft model: a known name, a Hugging Face repository, or a folder.", MODELS, "method", complete="model"
+        ),
+    ] = None
+    dtype: Annotated[
+        EngineDtype,
+        Option("Data type: auto (by the processor), bfloat16, float16 or float32.", MODELS, "task", metavar="TYPE"),
+    ] = "auto"
+    kv_cache_gib: Annotated[
+        float | None,
+        Field(gt=0),
+        Option("KV cache size per engine, in GiB.", MODELS, "place", shown="what the work needs"),
+    ] = None
+    tensor_parallel_size: Annotated[int, Field(ge=1), Option("Number of GPUs per engine.", MODELS, "place")] = 1
+    gpu_memory_utilization: Annotated[
+        float | None,
+        Field(gt=0, le=1),
+        Option(
+            "Fraction of GPU memory used by all engines together, 0 to 1.", MODELS, "place", shown="what the work needs"
+        ),
+    ] = None
+    engine_log: Annotated[
+        Path | None, Option("Log file of the engines.", MODELS, "place", shown="a new file in the cache folder")
+    ] = None
+    target_args: Annotated[
+        dict[str, JsonValue],
+        Option(
+            "Additional vLLM engine argument for the target, such as quantization=fp8; repeatable.",
+            MODELS,
+            "task",
+            name="target_arg",
+            metavar="NAME=VALUE",
+        ),
+    ] = {}
+    draft_args: Annotated[
+        dict[str, JsonValue],
+        Option(
+            "Additional vLLM engine argument for the draft; repeatable.",
+            MODELS,
+            "method",
+            name="draft_arg",
+            metavar="NAME=VALUE",
+        ),
+    ] = {}
+    shared_device: Annotated[bool, Option("Run simulated engines (sim/...) on one shared device.", MODELS, "task")] = (
+        False
+    )
 
 
 class DataOptions(Options):
-    """Which problems. ``problem_ids``: as in ``60-89,95``. ``sample``: so many at random, by the seed. ``limit``: the first
-    so many of what is left. The columns are those of a file of one's own.
+    """Which problems."""
+
+    dataset: Annotated[
+        str,
+        Option(
+            "Benchmark (aime, aime25, math500, gpqa, livemathbench, gsm8k, amc23), reasoning-gym:TASK, or a JSONL, CSV or "
+            "Parquet file.",
+            PROBLEMS,
+            "task",
+            flags=("--dataset-name",),
+            complete="dataset",
+        ),
+    ]
+    data_dir: Annotated[
+        Path | None,
+        Option("Folder with the benchmark's rows.", PROBLEMS, "problems", shown="downloaded from the hub"),
+    ] = None
+    problem_ids: Annotated[
+        str | None,
+        Option(
+            "Problems to run, such as 60-89,95: ids, or row numbers from 0 if ids are not numbers.",
+            PROBLEMS,
+            "problems",
+            name="problem_id",
+            shown="all",
+        ),
+    ] = None
+    sample: Annotated[
+        int | None, Field(ge=1), Option("Random sample of N problems (seeded).", PROBLEMS, "problems", shown="all")
+    ] = None
+    limit: Annotated[
+        int | None, Field(ge=1), Option("Maximum number of problems.", PROBLEMS, "problems", shown="all")
+    ] = None
+    problem_column: Annotated[
+        str | None,
+        Option("Column that holds the problems.", PROBLEMS, "problems", shown="problem, question or prompt"),
+    ] = None
+    answer_column: Annotated[
+        str | None, Option("Column that holds the answers.", PROBLEMS, "problems", shown="answer, gold or expected")
+    ] = None
+    id_column: Annotated[
+        str | None, Option("Column that holds the ids.", PROBLEMS, "problems", shown="id, unique_id or problem_id")
+    ] = None
+
+
+class RunOptions(EngineOptions, DataOptions):
+    """Everything that ``speclrm run`` can be told.
+
+    ``recipe``: the options of the strategy that are given, by the names of ``Recipe``, which checks them; they may also
+    be given flat, beside the others. ``score_threshold`` may be ``auto``: what a calibration kept.
     """
 
-    dataset: str
-    data_dir: Path | None = None
-    problem_ids: str | None = None
-    sample: int | None = Field(default=None, ge=1)
-    limit: int | None = Field(default=None, ge=1)
-    problem_column: str | None = None
-    answer_column: str | None = None
-    id_column: str | None = None
-
-
-class RunOptions(EngineOptions, RecipeOptions, DataOptions):
-    """Everything that ``speclrm run`` can be told. ``reproduce_fault``: names in ``speclrm/faults.py``."""
-
     strategy: str
-    output_dir: Path | None = None
-    reproduce_fault: tuple[str, ...] = ()
-    repeats: int = Field(default=1, ge=1)
-    concurrency: int = Field(default=CONCURRENCY, ge=1)
-    seed: int | None = 0
-    compress_trace: bool = False
+    recipe: dict[str, Any] = {}
+    repeats: Annotated[
+        int, Field(ge=1), Option("Samples per problem.", PROBLEMS, "draw", flags=("--repeat-id", "--num-repeats"))
+    ] = 1
+    reproduce_fault: Annotated[
+        tuple[str, ...],
+        Option(
+            "Faults of the original code to reproduce, separated by commas; `speclrm faults` lists them.",
+            FIDELITY,
+            "method",
+            metavar="NAMES",
+            complete="fault",
+        ),
+    ] = ()
+    output_dir: Annotated[
+        Path | None,
+        Option("Folder of the run; must be new or empty.", RUN, "place", shown="runs/<time>-<strategy>"),
+    ] = None
+    seed: Annotated[
+        int | None, Option("Random seed: a whole number, or none.", RUN, "draw", words=("none",), metavar="NUMBER|none")
+    ] = 0
+    concurrency: Annotated[int, Field(ge=1), Option("Maximum number of samples in progress.", RUN, "place")] = (
+        CONCURRENCY
+    )
+    compress_trace: Annotated[
+        bool, Option("Compress closed segments of a long trace (docs/trace.md).", RUN, "place")
+    ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_apart(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        flat = {name: value for name, value in given.items() if name in Recipe.model_fields and value is not None}
+        rest = {name: value for name, value in given.items() if name not in Recipe.model_fields}
+        return rest | {"recipe": flat | (rest.get("recipe") or {})}
+
+    @field_validator("reproduce_fault")
+    @classmethod
+    def _with_dashes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.replace("_", "-") for name in names)
 
 
 class CalibrateOptions(EngineOptions):
-    """Everything that ``speclrm calibrate`` can be told. ``acceptance``: the share of drafts that should be kept."""
+    """Everything that ``speclrm calibrate`` can be told."""
 
-    dataset: str = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
-    limit: int = Field(default=4, ge=1)
-    tracks: int = Field(default=2, ge=1)
-    token_budget: int = Field(default=256, ge=1)
-    max_step_tokens: int = Field(default=128, ge=1)
-    score_method: ScoreMethod = "average"
-    scorer: Scorer = "judge"
-    judge: JudgeLayout = "auto"
-    acceptance: float = Field(default=0.6, gt=0, lt=1)
-    quick: bool = False
-    """Fewer measurements of what the engines cost."""
-    preset_file: Path | None = None
-    """Where the preset for simulated engines goes; by default into the cache, under a name made of the models."""
+    dataset: Annotated[
+        str, Option("Problems to calibrate on; not those to be solved later.", PROBLEMS, "task", complete="dataset")
+    ] = CALIBRATION_DATASET
+    limit: Annotated[int, Field(ge=1), Option("Number of problems.", PROBLEMS, "problems")] = 4
+    tracks: Annotated[int, Field(ge=1), Option("Parallel tracks per problem.")] = 2
+    token_budget: Annotated[int, Field(ge=1), Option("Maximum tokens per track.", LENGTHS)] = 256
+    max_step_tokens: Annotated[int, Field(ge=1), Option("Maximum tokens per step.", LENGTHS)] = 128
+    score_method: Annotated[
+        ScoreMethod,
+        Option("The judge's most probable digit (greedy), or the expected value over digits (average).", SCORES),
+    ] = "average"
+    scorer: Annotated[
+        Scorer,
+        Option("Score of a draft step: a digit by the target, or the step's mean log-likelihood.", SCORES),
+    ] = "judge"
+    judge: Annotated[
+        JudgeLayout,
+        Option("Where the judge's question stands: in a turn of its own, or inline after the step.", SCORES),
+    ] = "auto"
+    acceptance: Annotated[
+        float, Field(gt=0, lt=1), Option("Share of draft steps that the threshold should accept.", SCORES)
+    ] = 0.6
+    quick: Annotated[bool, Option("Take fewer measurements of the engines.", RUN)] = False
+    preset_file: Annotated[
+        Path | None,
+        Option("File for the preset of simulated engines.", RUN, shown="in the cache, named after the models"),
+    ] = None
     seed: int = 1_000_003
+
+
+RUN_DECLARED = declared(DataOptions, EngineOptions, Recipe, RunOptions)
+"""The options of a run, those of its recipe among them, by their fields' names."""

@@ -12,10 +12,8 @@ import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-from speclrm import api
-from speclrm.evaluators import answers, benchmarks, grading
+from speclrm.evaluators import answers, benchmarks, grading, report
 from speclrm.runtime import asking, sample, track
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
@@ -58,9 +56,10 @@ def check(name: str) -> None:
 
 
 def _put(stack: ExitStack, owner: Any, name: str, new: Any) -> Any:
-    """Puts ``new`` in the place of an attribute and returns what was there."""
+    """Puts ``new`` in the place of an attribute, until the stack ends, and returns what was there."""
     old = getattr(owner, name)
-    stack.enter_context(patch.object(owner, name, new))
+    stack.callback(setattr, owner, name, old)
+    setattr(owner, name, new)
     return old
 
 
@@ -242,7 +241,7 @@ def _pickles(stack: ExitStack) -> None:
         old(directory, summary)
         (directory / "results.pickle").write_bytes(pickle.dumps(summary.model_dump()))
 
-    old = _put(stack, api, "write_reports", write_reports)
+    old = _put(stack, report, "write_reports", write_reports)
 
 
 def _lost_problems(stack: ExitStack) -> None:

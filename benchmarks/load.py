@@ -7,8 +7,8 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from speclrm import api
-from speclrm.benchmarks.fold import Fold
+from speclrm.app.resolve import resolve
+from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, percentile, report
 from speclrm.runtime.clock import now_s
 
@@ -32,7 +32,7 @@ class Service:
 
     waits_s: list[float] = field(default_factory=list[float])
     samples: list[SampleState] = field(default_factory=list["SampleState"])
-    folds: list[Fold] = field(default_factory=list[Fold])
+    folds: list[SummarySink] = field(default_factory=list[SummarySink])
     seconds: float = 0.0
     at_once_max: int = 0
 
@@ -62,12 +62,12 @@ async def serve(
     began = now_s()
     at_once = 0
 
-    async def one(problem: Problem, at: float) -> tuple[float, SampleState, Fold]:
+    async def one(problem: Problem, at: float) -> tuple[float, SampleState, SummarySink]:
         nonlocal at_once
         await asyncio.sleep(max(0.0, began + at - now_s()))
         at_once += 1
         service.at_once_max = max(service.at_once_max, at_once)
-        fold = Fold()
+        fold = SummarySink()
         state = await runtime.solve(problem, strategy, seed=seed, sinks=[fold])
         at_once -= 1
         return now_s() - began - at, state, fold
@@ -103,14 +103,16 @@ async def measure(
     if quick:
         problems = min(problems, QUICK_PROBLEMS)
     seed = options.seed or 0
-    prepared, _, found = api.prepare(options)
+    resolved = resolve(options)
+    found = resolved.problems
     stream = [
         replace(problem, id=problem.id if number < len(found) else f"{problem.id}~{number // len(found)}")
         for number in range(problems)
         for problem in (found[number % len(found)],)
     ]
-    prepared = prepared.model_copy(update={"concurrency": problems})
-    families = {mode.name: mode.family(**api.recipe_options(options)) for mode in modes}
+    resolved = replace(resolved, options=resolved.options.model_copy(update={"concurrency": problems}), problems=stream)
+    simulated = resolved.engines.simulated
+    families = {mode.name: mode.family(**options.recipe) for mode in modes}
     rows: list[Row] = []
 
     async def at(mode: Mode, rate: float, runtime: Runtime) -> None:
@@ -119,14 +121,14 @@ async def measure(
             service = await serve(runtime, families[mode.name], stream, per_minute=rate, seed=seed)
         rows.append(_row(mode, rate, service))
 
-    if api.is_simulated(options.target or ""):
+    if simulated:
         for mode in modes:
             for rate in rates:  # engines of its own each time: simulated ones start at once
-                async with api.runtime_for(prepared, families[mode.name], stream) as runtime:
+                async with replace(resolved, strategy=families[mode.name]).runtime() as runtime:
                     await at(mode, rate, runtime)
     else:
         widest = max(families.values(), key=lambda family: (len(family.roles), family.recipe.tracks))
-        async with api.runtime_for(prepared, widest, stream, lambda what, _done, _total: notify(what)) as runtime:
+        async with replace(resolved, strategy=widest).runtime(lambda what, _done, _total: notify(what)) as runtime:
             for mode in modes:
                 for rate in rates:
                     await at(mode, rate, runtime)
@@ -139,8 +141,8 @@ async def measure(
         seeds=[seed],
         runs=1,
         quick=quick,
-        simulated=api.is_simulated(options.target or ""),
-        settings={"dataset": options.dataset, "problems": problems, **api.recipe_options(options)},
+        simulated=simulated,
+        settings={"dataset": options.dataset, "problems": problems, **options.recipe},
         charts=[
             Chart(
                 name="waits",

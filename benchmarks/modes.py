@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from speclrm import api
-from speclrm.app.options import RecipeOptions
+from speclrm.app import original_faults
+from speclrm.app.resolve import make_strategy
 from speclrm.runtime.errors import SettingsError
+from speclrm.strategies.catalog import defaults
+from speclrm.strategies.recipe import Recipe
 
 if TYPE_CHECKING:
     from speclrm.strategies.family import Family
@@ -32,13 +34,11 @@ class Mode(BaseModel):
 
     def family(self, **common: Any) -> Family:
         """The strategy, with options that all modes share. Raises SettingsError for an option that it does not have."""
-        return api.strategy(self.strategy, **{**common, **self.options})
+        return make_strategy(self.strategy, **{**common, **self.options})
 
     def reproduced(self) -> AbstractContextManager[None]:
         if self.fault is None:
             return nullcontext()
-        from speclrm import faults  # it reaches into every part
-
         return original_faults.reproduced([self.fault])
 
 
@@ -53,20 +53,18 @@ def read_modes(text: str) -> list[Mode]:
 
 def _read(text: str) -> Mode:
     strategy, *pairs = SHORT.get(text, text).split(":")
-    api.defaults(strategy)  # an unknown strategy is told at once
+    defaults(strategy)  # an unknown strategy is told at once
     options: dict[str, str] = {}
     for pair in pairs:
         name, given, value = pair.partition("=")
         name = name.replace("-", "_")
-        if not given or (name != "fault" and name not in RecipeOptions.model_fields):
+        if not given or (name != "fault" and name not in Recipe.model_fields):
             raise SettingsError(
-                f"Mode {text!r}: {pair!r} is no option=value. Options are {', '.join(sorted(RecipeOptions.model_fields))}, "
+                f"Mode {text!r}: {pair!r} is no option=value. Options are {', '.join(sorted(Recipe.model_fields))}, "
                 "and fault."
             )
         options[name] = value
     fault = options.pop("fault", None)
     if fault is not None:
-        from speclrm.app import original_faults
-
         original_faults.check(fault)
     return Mode(name=text, strategy=strategy, options=options, fault=fault)

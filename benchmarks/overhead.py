@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import uvloop
 
-from speclrm import api
+from speclrm.app.resolve import make_strategy
 from speclrm.benchmarks.null_engine import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report, spread
 from speclrm.evaluators.grading import ExactEquivalence
@@ -264,7 +264,7 @@ def _problems(tracks: int, context: int, strategy: Family) -> list[Problem]:
 
 async def run_empty(tracks: int, context: int, directory: Path, gauge: Gauge) -> None:
     """``speculative`` on so many tracks at once, every draft accepted, each track ended by the number of its steps."""
-    strategy = api.strategy(
+    strategy = make_strategy(
         "speculative",
         speculate="always",
         tracks=min(TRACKS_PER_PROBLEM, tracks),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import psutil
 
-from speclrm import api
-from speclrm.benchmarks.fold import Fold
+from speclrm.app.resolve import resolve
+from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
@@ -97,14 +97,16 @@ async def measure(
     """
     if quick:
         rounds = 1
-    prepared, chosen, problems = api.prepare(options)
-    if api.is_simulated(options.target or ""):
+    resolved = resolve(options)
+    problems = resolved.problems
+    if resolved.engines.simulated:
         raise SettingsError("bench real is for real models. Simulated ones: bench load, bench schedule.")
-    shared = api.recipe_options(options)
+    shared = options.recipe
     families = {mode.name: mode.family(**shared) for mode in modes}
-    prepared = prepared.model_copy(update={"concurrency": max(options.concurrency, len(problems))})
-    widest = max([chosen, *families.values()], key=lambda family: (len(family.roles), family.recipe.tracks))
-    async with api.runtime_for(prepared, widest, problems, lambda what, _done, _total: notify(what)) as runtime:
+    widest = max([resolved.strategy, *families.values()], key=lambda family: (len(family.roles), family.recipe.tracks))
+    asked = options.model_copy(update={"concurrency": max(options.concurrency, len(problems))})
+    widened = replace(resolved, options=asked, strategy=widest)
+    async with widened.runtime(lambda what, _done, _total: notify(what)) as runtime:
         turns = await take_turns(runtime, modes, families, problems, rounds, bare, options.seed, notify)
     return report(
         "real",
@@ -142,8 +144,8 @@ async def take_turns(
     by_name = {mode.name: mode for mode in modes}
 
     async def turn(name: str, number: int) -> Turns:
-        async def ours(family: Family) -> tuple[int, Fold]:
-            fold = Fold()
+        async def ours(family: Family) -> tuple[int, SummarySink]:
+            fold = SummarySink()
             await runtime.run(
                 problems,
                 family,
@@ -153,7 +155,7 @@ async def take_turns(
             )
             return sum(counts.kept for counts in fold.summary().tokens.values()), fold
 
-        async def raw() -> tuple[int, Fold | None]:
+        async def raw() -> tuple[int, SummarySink | None]:
             asked = cast("BareEngine", engine)
             budget = first.token_budget
             written = await asyncio.gather(*(asked.generate_bare(ids, budget, n) for n, ids in enumerate(prompts)))
@@ -180,7 +182,7 @@ async def take_turns(
     return found
 
 
-async def timed(work: Callable[[], Awaitable[tuple[int, Fold | None]]]) -> Turns:
+async def timed(work: Callable[[], Awaitable[tuple[int, SummarySink | None]]]) -> Turns:
     """One turn: clock, CPU time of processes, tokens, and what the run came to where it was one."""
     own, engines = own_cpu_s(), engines_cpu_s()
     started = time.perf_counter()

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from speclrm import api
 from speclrm.app import original_faults
+from speclrm.app.resolve import make_strategy
+from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import simulated_engines
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
@@ -26,7 +26,8 @@ from speclrm.runtime.runtime import Parts, Runtime
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from speclrm.runtime.events import Event
+    from speclrm.evaluators.metrics import RunSummary
+
 
 TARGET, DRAFT = "sim/qwq-32b", "sim/r1-1.5b"
 TRACKS_A_PROBLEM = 5
@@ -64,15 +65,6 @@ class Outcome(NamedTuple):
         return max((use.idle_ready or 0.0 for use in self.summary.engines.values()), default=0.0)
 
 
-class _Fold(Summary):
-    def emit(self, event: Event) -> None:
-        self.add(event)
-
-    async def room(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
 def simulate(
     mix: str, tracks: int, strategy: str, options: dict[str, Any], *, shared: bool, seed: int, fault: str | None = None
 ) -> Outcome:
@@ -85,9 +77,9 @@ def simulate(
         raise SettingsError(f"There is no simulated dataset {mix!r}. There are: {', '.join(MIXES)}.")
     each = min(TRACKS_A_PROBLEM, tracks)
     world = SimulatedWorld(MIXES[mix], seed)
-    chosen = api.strategy(strategy, tracks=each, plan="plain", **options)
+    chosen = make_strategy(strategy, tracks=each, plan="plain", **options)
     names = {Role.TARGET: TARGET} | ({Role.DRAFT: DRAFT} if Role.DRAFT in chosen.roles else {})
-    fold = _Fold()
+    fold = SummarySink()
     preemptions = 0
 
     async def main() -> None:

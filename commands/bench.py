@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from speclrm.app.options import RUN_DECLARED, RunOptions
 from speclrm.commands.config_file import configurable
-from speclrm.commands.options import ScoreMethod, complete_dataset, complete_model
-from speclrm.commands.screen import checked, guard, read_threshold, run_async, stdout
+from speclrm.commands.errors import checked, guard
+from speclrm.commands.from_options import Given, only, takes
+from speclrm.commands.screen import run_async, stdout
+from speclrm.runtime.engines.presets import is_simulated
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,38 +22,59 @@ if TYPE_CHECKING:
 
     from speclrm.benchmarks.report import BenchReport
 
-Quick = Annotated[bool, typer.Option("--quick", help="A version that takes about a minute.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Run a shorter version of about a minute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 OutputDir = Annotated[
     Path | None,
     typer.Option(
-        help="Where the report and its charts go; must be new or empty.", show_default="runs/<time>-bench-<name>"
+        help="Folder for the report and its charts; must be new or empty.", show_default="runs/<time>-bench-<name>"
     ),
 ]
-PlotFormat = Annotated[Literal["svg", "png"], typer.Option(help="The form of the charts.")]
+PlotFormat = Annotated[Literal["svg", "png"], typer.Option(help="Format of the charts.")]
 
 
 Modes = Annotated[
     str,
     typer.Option(
-        help="What is compared, with commas between: a strategy, with options as in speculative:score_threshold=5, or "
+        help="Modes to compare, separated by commas: a strategy, with options as in speculative:score_threshold=5, or "
         "lock-step. Figures compare the first with each other one."
     ),
 ]
-Target = Annotated[str, typer.Option(help="Target model.", autocompletion=complete_model)]
-BenchDraft = Annotated[str, typer.Option(help="Draft model.", autocompletion=complete_model)]
-Dataset = Annotated[str, typer.Option(help="As in `run`.", autocompletion=complete_dataset)]
-Tracks = Annotated[int, typer.Option(min=1, help="Tracks of each problem, in every mode.")]
-Budget = Annotated[int | None, typer.Option(min=1, help="Committed tokens of a track.")]
+LOAD = {
+    "target": "sim/qwq-32b",
+    "draft": "sim/r1-1.5b",
+    "dataset": "sim:a70",
+    "tracks": 5,
+    "token_budget": None,
+    "seed": 0,
+}
+"""The options of a run that `bench load` takes, with its defaults."""
+REAL = {
+    "target": "qwen2.5-coder-0.5b-instruct",
+    "draft": "smollm2-135m-instruct",
+    "dataset": "reasoning-gym:chain_sum?min_terms=3&max_terms=3",
+    "limit": 6,
+    "tracks": 3,
+    "token_budget": 160,
+    "max_step_tokens": 64,
+    "score_threshold": None,
+    "score_method": None,
+    "seed": 0,
+}
+"""Those that `bench real` takes."""
 
 bench_app = typer.Typer(help="Measure: the runtime's own cost, schedules, load, real models.", no_args_is_help=True)
 
 
 def overhead(
-    tracks: Annotated[str, typer.Option(help="Numbers of tracks at once, with commas between.")] = "10,100,1000,10000",
-    contexts: Annotated[str, typer.Option(help="Ids in a track's prompt, with commas between.")] = "200,8000",
-    loop: Annotated[Literal["both", "uvloop", "asyncio"], typer.Option(help="The event loop.")] = "both",
-    runs: Annotated[int, typer.Option(min=1, help="Repetitions of each; more where there are few tracks.")] = 3,
+    tracks: Annotated[
+        str, typer.Option(help="Numbers of concurrent tracks, separated by commas.")
+    ] = "10,100,1000,10000",
+    contexts: Annotated[
+        str, typer.Option(help="Prompt lengths of a track in tokens, separated by commas.")
+    ] = "200,8000",
+    loop: Annotated[Literal["both", "uvloop", "asyncio"], typer.Option(help="Event loop to measure.")] = "both",
+    runs: Annotated[int, typer.Option(min=1, help="Repetitions of each case; more for few tracks.")] = 3,
     quick: Quick = False,
     json: Json = False,
     output_dir: OutputDir = None,
@@ -74,12 +98,12 @@ def overhead(
 
 
 def schedule(
-    mixes: Annotated[str, typer.Option(help="Simulated datasets, with commas between.")] = "aime-mix,a70,a85",
-    tracks: Annotated[str, typer.Option(help="Numbers of tracks at once, with commas between.")] = "1,5,20,110",
+    mixes: Annotated[str, typer.Option(help="Simulated datasets, separated by commas.")] = "aime-mix,a70,a85",
+    tracks: Annotated[str, typer.Option(help="Numbers of concurrent tracks, separated by commas.")] = "1,5,20,110",
     device: Annotated[
-        Literal["both", "own", "shared"], typer.Option(help="Whether the engines share one device.")
+        Literal["both", "own", "shared"], typer.Option(help="Devices of the engines: one each, or one shared.")
     ] = "both",
-    seed: Annotated[int, typer.Option(help="Of the simulated world.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the simulated world.")] = 0,
     quick: Quick = False,
     json: Json = False,
     output_dir: OutputDir = None,
@@ -103,16 +127,12 @@ def schedule(
     bench("schedule", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
+@takes(only(RUN_DECLARED, LOAD), LOAD)
 def load(
-    rates: Annotated[str, typer.Option(help="Problems a minute, with commas between.")] = "1,2,4,8",
-    problems: Annotated[int, typer.Option(min=1, help="Problems at each rate.")] = 30,
+    given: Given,
+    rates: Annotated[str, typer.Option(help="Problems per minute, separated by commas.")] = "1,2,4,8",
+    problems: Annotated[int, typer.Option(min=1, help="Number of problems at each rate.")] = 30,
     modes: Modes = "speculative,parallel",
-    target: Target = "sim/qwq-32b",
-    draft: BenchDraft = "sim/r1-1.5b",
-    dataset: Dataset = "sim:a70",
-    tracks: Tracks = 5,
-    token_budget: Budget = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals, problems and operations.")] = 0,
     quick: Quick = False,
     json: Json = False,
     output_dir: OutputDir = None,
@@ -121,46 +141,27 @@ def load(
     """Time to an answer while problems arrive at random, by rate, for each mode."""
 
     def measure() -> BenchReport:
-        from speclrm import api
         from speclrm.benchmarks import load as benchmark
         from speclrm.benchmarks.modes import read_modes
 
         chosen = read_modes(modes)
-        options = checked(
-            api.RunOptions,
-            strategy=chosen[0].strategy,
-            target=target,
-            draft=draft,
-            dataset=dataset,
-            tracks=tracks,
-            token_budget=token_budget,
-            plan="plain",
-            seed=seed,
-        )
+        options = checked(RunOptions, strategy=chosen[0].strategy, **LOAD | {"plan": "plain"} | given)
         return run_async(
             lambda: benchmark.measure(
                 options, modes=chosen, rates=positive("--rates", rates), problems=problems, quick=quick, notify=tell
             ),
-            virtual=api.is_simulated(target),
+            virtual=is_simulated(options.target or ""),
         )
 
     bench("load", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
+@takes(only(RUN_DECLARED, REAL), REAL)
 def real(
-    target: Target = "qwen2.5-coder-0.5b-instruct",
-    draft: BenchDraft = "smollm2-135m-instruct",
-    dataset: Dataset = "reasoning-gym:chain_sum?min_terms=3&max_terms=3",
-    limit: Annotated[int, typer.Option(min=1, help="Problems.")] = 6,
+    given: Given,
     modes: Modes = "speculative,parallel,lock-step",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each mode.")] = 2,
-    bare: Annotated[bool, typer.Option(help="Also the target alone beside bare vLLM.")] = True,
-    tracks: Tracks = 3,
-    token_budget: Budget = 160,
-    max_step_tokens: Annotated[int | None, typer.Option(min=1, help="A step is cut there.")] = 64,
-    score_threshold: Annotated[str | None, typer.Option(help="As in `run`.")] = None,
-    score_method: ScoreMethod = None,
-    seed: Annotated[int, typer.Option(help="Of the first round; each round has its own.")] = 0,
+    bare: Annotated[bool, typer.Option(help="Also measure the target alone against bare vLLM.")] = True,
     quick: Quick = False,
     json: Json = False,
     output_dir: OutputDir = None,
@@ -169,26 +170,11 @@ def real(
     """Real models: modes side by side on the same engines, the target alone beside bare vLLM, and our own CPU time."""
 
     def measure() -> BenchReport:
-        from speclrm import api
         from speclrm.benchmarks import real as benchmark
         from speclrm.benchmarks.modes import read_modes
 
         chosen = read_modes(modes)
-        options = checked(
-            api.RunOptions,
-            strategy=chosen[0].strategy,
-            target=target,
-            draft=draft,
-            dataset=dataset,
-            limit=limit,
-            tracks=tracks,
-            token_budget=token_budget,
-            max_step_tokens=max_step_tokens,
-            score_threshold=read_threshold(score_threshold),
-            score_method=score_method,
-            plan="plain",
-            seed=seed,
-        )
+        options = checked(RunOptions, strategy=chosen[0].strategy, **REAL | {"plan": "plain"} | given)
         return run_async(
             lambda: benchmark.measure(options, modes=chosen, rounds=rounds, bare=bare, quick=quick, notify=tell)
         )

@@ -1,49 +1,31 @@
-"""Commands around runs: calibrate, demo, doctor, models."""
+"""``calibrate``: measures a pair of models."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speclrm.commands.options import Display, Draft, Dtype, LogFile, LogLevelOption
-from speclrm.commands.screen import (
-    Screen,
-    checked,
-    guard,
-    print_calibration,
-    print_measured,
-    print_paths,
-    run_async,
-    stdout,
-)
+from speclrm.app.options import CalibrateOptions
+from speclrm.commands.errors import checked, guard
+from speclrm.commands.from_options import Display, Given, LogFile, LogLevelOption, takes
+from speclrm.commands.screen import Screen, engines, run_async, stdout
+from speclrm.strategies.option import declared
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from speclrm.app.calibrate import CalibrationReport
+    from speclrm.app.thresholds import Calibration
+
+DECLARED = declared(CalibrateOptions)
 
 
+@takes({name: one for name, one in DECLARED.items() if name != "target"})
 def calibrate(
-    target: Annotated[str, typer.Argument(help="The model that judges.")],
-    draft: Draft = None,
-    dataset: Annotated[
-        str, typer.Option(help="Problems to look at; not those to be solved later.")
-    ] = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2",
-    limit: Annotated[int, typer.Option(min=1, help="Problems.")] = 4,
-    tracks: Annotated[int, typer.Option(min=1, help="Tracks of each.")] = 2,
-    token_budget: Annotated[int, typer.Option(min=1, help="Tokens of a track.")] = 256,
-    max_step_tokens: Annotated[int, typer.Option(min=1, help="A step is cut there.")] = 128,
-    score_method: Annotated[Literal["greedy", "average"], typer.Option(help="As in `run`.")] = "average",
-    scorer: Annotated[Literal["judge", "likelihood"], typer.Option(help="As in `run`.")] = "judge",
-    judge: Annotated[Literal["auto", "turn", "inline"], typer.Option(help="As in `run`.")] = "auto",
-    acceptance: Annotated[float, typer.Option(help="The share of drafts to keep.")] = 0.6,
-    dtype: Dtype = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer measurements of what the engines cost.")] = False,
-    preset_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the preset for simulated engines goes.", show_default="the cache, by the models' names"
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything found as JSON.")] = False,
+    target: Annotated[str, typer.Argument(help="Target model, which scores the steps.")],
+    given: Given,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     display: Display = None,
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
@@ -54,29 +36,21 @@ def calibrate(
     """
 
     def start() -> None:
-        from speclrm import api
+        from speclrm.app.calibrate import calibrate as measure
+        from speclrm.app.thresholds import calibration_path, way_of_scoring
+        from speclrm.runtime.engines.presets import is_simulated
 
-        options = checked(
-            api.CalibrateOptions,
-            target=target,
-            draft=draft,
-            dataset=dataset,
-            limit=limit,
-            tracks=tracks,
-            token_budget=token_budget,
-            max_step_tokens=max_step_tokens,
-            score_method=score_method,
-            scorer=scorer,
-            judge=judge,
-            acceptance=acceptance,
-            dtype=dtype,
-            quick=quick,
-            preset_file=preset_file,
-        )
+        options = checked(CalibrateOptions, target=target, **given)
         with Screen(display, log_file, log_level) as screen:
             report = run_async(
-                lambda: api.calibrate(options, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan),
-                virtual=api.is_simulated(target),
+                lambda: measure(
+                    options,
+                    sinks=screen.sinks,
+                    notify=screen.notify,
+                    plan=screen.monitor.plan,
+                    engines=engines(),
+                ),
+                virtual=is_simulated(target),
             )
         result = report.calibration
         if json or screen.kind == "json":
@@ -86,134 +60,70 @@ def calibrate(
             print_json({"kind": "calibration", **result.model_dump(mode="json"), **rest})
         else:
             print_calibration(stdout(), result)
-            way = api.way_of_scoring(result.scorer, result.judge, result.score_method)
-            kept = api.calibration_path(result.target, result.draft, way)
-            how = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {result.score_method}"
-            how += "" if judge == "auto" else f" --judge {judge}"
-            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
-            print_measured(stdout(), report)
-
-    guard(start)
-
-
-def demo(
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Where the two runs go.", show_default="runs/<time>-demo")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Target model.", show_default="a known 0.5B model")] = None,
-    draft: Annotated[str | None, typer.Option(help="Draft model.", show_default="a known 135M model")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Problems.", show_default="sums of three numbers")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Problems.", show_default="6")] = None,
-    tracks: Annotated[int | None, typer.Option(min=1, help="Tracks of each.", show_default="3")] = None,
-    display: Display = None,
-    log_file: LogFile = None,
-    log_level: LogLevelOption = "warning",
-) -> None:
-    """Calibrate, solve a few problems with a draft and a target, then with the target alone, and compare."""
-
-    def start() -> None:
-        from speclrm.app import demo as demonstration
-
-        given = {"target": target, "draft": draft, "dataset": dataset, "limit": limit, "tracks": tracks}
-        options = demonstration.DemoOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        directory = output_dir or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-demo"
-        with Screen(display, log_file, log_level) as screen:
-            comparison = run_async(
-                lambda: demonstration.compare(
-                    options, directory, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan
-                )
+            kept = calibration_path(
+                result.target, result.draft, way_of_scoring(result.scorer, result.judge, result.score_method)
             )
-        from speclrm.commands.display import print_report
-
-        console = stdout()
-        print_calibration(console, comparison.calibration)
-        console.print()
-        print_report(console, comparison.speculative, f"{options.draft} drafts, {options.target} scores and rewrites")
-        console.print()
-        print_report(console, comparison.alone, f"{options.target} alone, as many tracks at once")
-        console.print()
-        for line in demonstration.verdict(comparison):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        for name in ("speculative", "baseline"):
-            print_paths(console, directory / name)
+            how = "--scorer likelihood" if result.scorer == "likelihood" else f"--score-method {result.score_method}"
+            how += "" if result.judge == "auto" else f" --judge {result.judge}"
+            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
+            _print_measured(stdout(), report)
 
     guard(start)
 
 
-def models_list() -> None:
-    """The models with a short name, and which of them are here."""
-
-    def start() -> None:
-        from rich.table import Table
-
-        from speclrm.runtime import models
-
-        table = Table(box=None, pad_edge=False)
-        for name in ("name", "parameters", "download", "here", "on the hub"):
-            table.add_column(name, overflow="fold")
-        for status in models.list_models():
-            known = status.model
-            size = f"{known.index.bytes / 1e6:.0f} MB, {known.bytes / 1e6:.0f} on disk"
-            table.add_row(known.name, known.parameters, size, str(status.path or "no"), known.hub)
-        stdout().print(table)
-
-    guard(start)
+def print_calibration(console: Console, result: Calibration) -> None:
+    counts: dict[int, int] = {}
+    for score in result.scores:
+        counts[round(score)] = counts.get(round(score), 0) + 1
+    spread = " ".join(f"{digit}:{count}" for digit, count in sorted(counts.items()))
+    judged = f"; digits had {result.mass:.0%} of the judge's probability" if result.scorer == "judge" else ""
+    for line in (
+        f"calibration {len(result.scores)} scores of drafted steps, from {result.scores[0]:.2f} to {result.scores[-1]:.2f}, "
+        f"rounded {spread}{judged}",
+        f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def models_pull(
-    names: Annotated[list[str], typer.Argument(help="Known names or hub repositories.")], display: Display = None
-) -> None:
-    """Fetch models; one that is here already is not fetched again."""
+def _print_measured(console: Console, report: CalibrationReport) -> None:
+    """What the engines cost and what the scores are worth."""
+    from rich.table import Table
 
-    def start() -> None:
-        from speclrm.runtime import models
-
-        for name in names:
-            models.find_local(name)  # all names are checked before anything is fetched
-        with Screen(display, None, "warning") as screen:
-            for name in names:
-                path = run_async(lambda name=name: models.pull(name, screen.notify))
-                typer.echo(path)
-
-    guard(start)
-
-
-def models_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """Print the folder of a model that is here."""
-
-    def start() -> None:
-        from speclrm.runtime import models
-        from speclrm.runtime.errors import ModelError
-
-        path = models.find_local(name)
-        if path is None:
-            raise ModelError(f"Model {name} is not here. Fetch it with `speclrm models pull {name}`.")
-        typer.echo(path)
-
-    guard(start)
-
-
-def doctor(json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False) -> None:
-    """What this machine can run, with which settings, what is missing, and what it costs."""
-
-    def start() -> None:
-        from speclrm.runtime import doctor as examination
-
-        report = examination.examine()
-        if json:
-            typer.echo(report.model_dump_json(indent=2))
-        else:
-            from rich.text import Text
-
-            console = stdout()
-            marks = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "fail": ("FAIL", "red")}
-            for finding in report.findings:
-                mark, style = marks[finding.status]
-                line = Text.assemble((mark, style), f"  {finding.what}: {finding.found}")
-                console.print(line, soft_wrap=True, highlight=False)
-                if finding.advice:
-                    console.print(Text(f"      {finding.advice}"), soft_wrap=True, highlight=False)
-        if any(finding.status == "fail" for finding in report.findings):
-            raise typer.Exit(1)
-
-    guard(start)
+    judge, world = report.judge, report.preset.world
+    worth = "all ended alike" if judge.auroc is None else f"AUROC {judge.auroc:.2f}"
+    error = "" if judge.calibration_error is None else f", expected calibration error {judge.calibration_error:.2f}"
+    kept = " ".join(f"{threshold:g}:{share:.0%}" for threshold, share in judge.thresholds if 0 < share < 1)
+    lines = (
+        f"judge       {judge.steps} scores against their sample's outcome ({judge.right} right): {worth}{error}",
+        f"kept at     {kept or 'all or nothing at every half point'}",
+        f"steps       {world.draft_step:.1f} tokens drafted, {world.target_step:.1f} rewritten; {world.steps:.1f} a track",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in (
+        "engine",
+        "iteration",
+        "new token",
+        "1k of context",
+        "sampling",
+        "request",
+        "beside other",
+        "fit off by",
+    ):
+        table.add_column(name)
+    for role, fit in report.preset.engines.items():
+        cost = fit.cost
+        times = (cost.w, cost.p, 1000 * cost.k, cost.s, cost.request_s)
+        table.add_row(
+            role,
+            *(f"{1000 * time:.3g} ms" for time in times),
+            f"{fit.share:.0%}",
+            f"{fit.residual:.0%} of {fit.measurements}",
+        )
+    console.print(table)
+    name = report.preset_file if report.preset_file.parent.name != "presets" else report.preset_file.stem
+    line = (
+        f"preset      {report.preset_file}; used by `--target sim/{name} --draft sim/{name}` and `--dataset sim:{name}`"
+    )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

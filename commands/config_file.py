@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args, get_
 import typer
 from typer.models import OptionInfo
 
-from speclrm.commands.screen import complain
+from speclrm.commands.errors import complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

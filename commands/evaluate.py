@@ -1,4 +1,4 @@
-"""``eval`` and ``grade``: what runs came to, and whether texts of any tool hold the right answers."""
+"""``eval``: what runs came to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.app.run_filter import Wanted
-from speclrm.commands.options import complete_dataset
-from speclrm.commands.screen import guard, run_async, stdout
+from speclrm.commands.errors import guard
+from speclrm.commands.from_options import complete_dataset
+from speclrm.commands.screen import run_async, stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,44 +77,6 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuil
             print_json({"notices": notices, "evaluations": [one.model_dump(mode="json") for one in found]})
         else:
             _print_evaluations(stdout(), found)
-
-    guard(start)
-
-
-def grade(
-    file: Annotated[Path, typer.Argument(help="A JSONL, CSV or Parquet file.")],
-    text_column: Annotated[str, typer.Option(help="The texts; the answer is found in them.")] = "output",
-    gold_column: Annotated[str, typer.Option(help="The right answers.")] = "gold",
-    answers_only: Annotated[
-        bool, typer.Option("--answers-only", help="The text is the answer, with nothing around it.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a row, in order.")] = False,
-) -> None:
-    """Grade the outputs of any tool: correct, wrong, no_answer or grader_failed for each row."""
-
-    def start() -> None:
-        from collections import Counter
-
-        from speclrm.app import evaluation
-        from speclrm.commands.display import harmless, print_json
-        from speclrm.commands.logs import configure
-
-        configure("error")  # an answer that cannot be graded is a row of the result, not a warning
-        outcomes: Counter[str] = Counter()
-
-        def take(row: evaluation.GradedRow) -> None:
-            outcomes[row.outcome] += 1
-            if json:
-                print_json(row.model_dump(mode="json"))
-            elif row.outcome != "correct":
-                answer = "no answer" if row.answer is None else harmless(row.answer)
-                typer.echo(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
-
-        run_async(lambda: evaluation.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
-        total = sum(outcomes.values())
-        if not json:
-            counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
-            typer.echo(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
 
     guard(start)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LogLevel = Literal["debug", "info", "warning", "error"]
+LEVELS: dict[LogLevel, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
-def configure(level: str, *, file: Path | None = None, console: Console | None = None) -> None:
+def configure(level: LogLevel, *, file: Path | None = None, console: Console | None = None) -> None:
     """JSON lines into the file, or readable lines on stderr, through the console where a live display is on."""
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,

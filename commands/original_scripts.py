@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from speclrm.app.run_filter import Wanted
 from speclrm.commands.config_file import configurable
 from speclrm.commands.evaluate import evaluate, evaluate_into
+from speclrm.commands.from_options import defaulting
 from speclrm.commands.run import run
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _solving(original: Original) -> Callable[..., None]:
         model = str(values["target"]).rstrip("/").rpartition("/")[2]
         now = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
         values["output_dir"] = values["output_dir"] / model / str(values["dataset"]).replace("/", "_") / now
-        run(original.strategy, **values)
+        run(strategy=original.strategy, **values)
 
     return _shaped(command, run, "strategy", original.defaults)
 
@@ -142,7 +143,8 @@ def _shaped(
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(like, eval_str=True).parameters.values():
         if parameter.name != without:
-            default = defaults.get(parameter.name, parameter.default)
-            parameters.append(parameter.replace(default=default, kind=inspect.Parameter.KEYWORD_ONLY))
+            default = defaults.get(parameter.name)
+            shaped = parameter if default is None else defaulting(parameter, default)
+            parameters.append(shaped.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     cast("Any", command).__signature__ = inspect.Signature(parameters)
     return command

@@ -1,30 +1,47 @@
-"""What commands share: the screen, the loop, and one paragraph for each error."""
+"""The screen of a command: the display for the time of a run, the loop, and what is printed at the end."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
-
-from speclrm.runtime.errors import SpecLRMError, UsageError
+from speclrm.commands.errors import Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
     from pathlib import Path
 
     from rich.console import Console
 
-    from speclrm.commands.display import Monitor
+    from speclrm.app.engines import MakeEngines
+    from speclrm.commands.display import DisplayKind, Monitor
+    from speclrm.commands.logs import LogLevel
     from speclrm.runtime.protocols import Sink
 
 T = TypeVar("T")
-DisplayKind = Literal["rich", "plain", "json", "none"]
-LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+_provided: ContextVar[MakeEngines | None] = ContextVar("engines", default=None)
+
+
+@contextmanager
+def providing(make: MakeEngines) -> Generator[None, None, None]:
+    """Inside the block, commands take their engines from here."""
+    token = _provided.set(make)
+    try:
+        yield
+    finally:
+        _provided.reset(token)
+
+
+def engines() -> MakeEngines:
+    """What makes the engines for a command."""
+    from speclrm.app.engines import make_engines
+
+    return _provided.get() or make_engines
 
 
 class Screen:
@@ -62,14 +79,6 @@ class Screen:
         self._stack.close()
 
 
-class _Ended(BaseException):
-    """The run was ended from outside; ``number`` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
     """Runs under uvloop, or under ``virtual`` time. SIGINT and SIGTERM cancel the work, which then ends in good order."""
     import uvloop
@@ -95,7 +104,7 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
             return await task
         except asyncio.CancelledError:
             if ended:
-                raise _Ended(ended[0]) from None
+                raise Ended(ended[0]) from None
             raise
 
     with (
@@ -103,66 +112,6 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
         asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else uvloop.new_event_loop) as runner,
     ):
         return runner.run(work())
-
-
-def guard(start: Callable[[], None]) -> None:
-    """Every error that we raise on purpose becomes one paragraph and an exit code."""
-    try:
-        start()
-    except SpecLRMError as error:
-        complain(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except _Ended as ended:
-        name = signal.Signals(ended.number).name
-        complain(f"ended by {name}; what was committed is in the run's trace.")
-        sys.stdout.flush()
-        raise typer.Exit(128 + ended.number) from None
-    except KeyboardInterrupt:
-        complain("ended by SIGINT.")
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-
-
-def complain(text: str) -> None:
-    from rich.console import Console
-
-    from speclrm.commands.display import harmless
-
-    lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
-    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def checked(kind: type[T], **values: Any) -> T:
-    from pydantic import ValidationError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"--{'-'.join(map(str, item['loc'])).replace('_', '-')} {item['input']!r}: {item['msg']}"
-            for item in error.errors()
-        )
-        raise UsageError(f"{problems}.") from None
-
-
-def read_threshold(text: str | None) -> float | str | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--score-threshold {text!r} is neither a number nor auto.") from None
-
-
-def read_seed(text: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--seed {text!r} is neither a whole number nor none.") from None
 
 
 def stdout() -> Console:
@@ -176,64 +125,6 @@ def stdout() -> Console:
 def print_paths(console: Console, directory: Path) -> None:
     names = ("trace.jsonl", "results.jsonl", "summary.json")
     line = f"run         {directory}: {', '.join(names)}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_calibration(console: Console, result: Any) -> None:
-    counts: dict[int, int] = {}
-    for score in result.scores:
-        counts[round(score)] = counts.get(round(score), 0) + 1
-    spread = " ".join(f"{digit}:{count}" for digit, count in sorted(counts.items()))
-    judged = f"; digits had {result.mass:.0%} of the judge's probability" if result.scorer == "judge" else ""
-    for line in (
-        f"calibration {len(result.scores)} scores of drafted steps, from {result.scores[0]:.2f} to {result.scores[-1]:.2f}, "
-        f"rounded {spread}{judged}",
-        f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them",
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_measured(console: Console, report: Any) -> None:
-    """What the engines cost and what the scores are worth, of an ``api.CalibrationReport``."""
-    from rich.table import Table
-
-    judge, world = report.judge, report.preset.world
-    worth = "all ended alike" if judge.auroc is None else f"AUROC {judge.auroc:.2f}"
-    error = "" if judge.calibration_error is None else f", expected calibration error {judge.calibration_error:.2f}"
-    kept = " ".join(f"{threshold:g}:{share:.0%}" for threshold, share in judge.thresholds if 0 < share < 1)
-    lines = (
-        f"judge       {judge.steps} scores against their sample's outcome ({judge.right} right): {worth}{error}",
-        f"kept at     {kept or 'all or nothing at every half point'}",
-        f"steps       {world.draft_step:.1f} tokens drafted, {world.target_step:.1f} rewritten; {world.steps:.1f} a track",
-    )
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for name in (
-        "engine",
-        "iteration",
-        "new token",
-        "1k of context",
-        "sampling",
-        "request",
-        "beside other",
-        "fit off by",
-    ):
-        table.add_column(name)
-    for role, fit in report.preset.engines.items():
-        cost = fit.cost
-        times = (cost.w, cost.p, 1000 * cost.k, cost.s, cost.request_s)
-        table.add_row(
-            role,
-            *(f"{1000 * time:.3g} ms" for time in times),
-            f"{fit.share:.0%}",
-            f"{fit.residual:.0%} of {fit.measurements}",
-        )
-    console.print(table)
-    name = report.preset_file if report.preset_file.parent.name != "presets" else report.preset_file.stem
-    line = (
-        f"preset      {report.preset_file}; used by `--target sim/{name} --draft sim/{name}` and `--dataset sim:{name}`"
-    )
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speclrm.commands.config_file import configurable
-from speclrm.commands.screen import guard, stdout
+from speclrm.commands.errors import guard
+from speclrm.commands.screen import stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:

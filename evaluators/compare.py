@@ -30,17 +30,21 @@ class Comparison(BaseModel):
     all_flops: float | None
 
 
-def compared(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations, each beside the first of a baseline on the same dataset by the same target, where there is one."""
-    first: dict[tuple[str, str], Evaluation] = {}
-    for one in evaluations:
+def compared(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None = None) -> list[Evaluation]:
+    """The evaluations, each beside the first of a baseline with the same task, if there is one.
+
+    ``tasks``: a key for each evaluation, equal for those that can be set side by side; by default dataset and target.
+    """
+    keys = tasks or [f"{one.dataset} {one.target}" for one in evaluations]
+    first: dict[str, Evaluation] = {}
+    for key, one in zip(keys, evaluations, strict=True):
         if one.strategy in BASELINES:
-            first.setdefault((one.dataset, one.target), one)
+            first.setdefault(key, one)
     return [
         one
-        if (other := first.get((one.dataset, one.target))) is None or other is one
+        if (other := first.get(key)) is None or other is one
         else one.model_copy(update={"compared": _compare(one, other)})
-        for one in evaluations
+        for key, one in zip(keys, evaluations, strict=True)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from speclrm.evaluators.metrics import RunSummary, SampleRow
 
 SCHEMA_VERSION = 1
-COMPARED = ("strategy", "dataset", "target", "draft", "target_args", "draft_args", "recipe", "reproduce_fault")
-"""The settings that make two runs the same experiment; seeds, problems and repeats may differ."""
 PASS_AT_MAX = 16
 """pass@k is given for each k up to here, then for powers of two."""
 
@@ -98,12 +95,11 @@ class Evaluation(BaseModel):
     compared: Comparison | None = None
 
 
-def grouped(runs: Iterable[RunResults]) -> list[list[RunResults]]:
-    """The runs of each configuration, in the order in which configurations were found."""
+def grouped(runs: Iterable[RunResults], key: Callable[[dict[str, JsonValue]], str]) -> list[list[RunResults]]:
+    """The runs of each configuration, in the order in which configurations were found. ``key``: equal for equal ones."""
     groups: dict[str, list[RunResults]] = {}
     for run in runs:
-        key = json.dumps([run.config.get(name) for name in COMPARED], sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(key(run.config), []).append(run)
     return list(groups.values())
 
 

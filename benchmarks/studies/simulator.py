@@ -16,7 +16,7 @@ import asyncio
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from speclrm import api
+from speclrm.app.resolve import resolve
+from speclrm.app.runs import run_in
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import PREFIX, read_preset
@@ -78,7 +80,7 @@ def run_options(options: argparse.Namespace, kind: str, target: str, draft: str,
         draft=draft if kind == "speculative" else None,
         limit=options.limit,
         seed=seed,
-        **recipe(options, kind),
+        recipe=recipe(options, kind),
     )
 
 
@@ -98,8 +100,8 @@ async def add_real_runs(options: argparse.Namespace, target: str, draft: str, ru
             for kind in KINDS:
                 with tempfile.TemporaryDirectory() as folder:
                     asked = run_options(options, kind, target, draft, seed)
-                    chosen = api.strategy(kind, **recipe(options, kind))
-                    report = await api.run_in(runtime, chosen, problems, asked, Path(folder) / "run")
+                    found = replace(resolve(asked), problems=problems)
+                    report = await run_in(runtime, found, Path(folder) / "run")
                 runs.append(outcome(kind, report.summary, real=True))
                 options.json.write_text(json.dumps([asdict(run) for run in runs], indent=2))
 

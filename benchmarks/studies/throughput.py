@@ -20,10 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from speclrm import api
+from speclrm.app.engines import make_engines, open_runtime
+from speclrm.app.options import EngineOptions
+from speclrm.app.progress import quiet
+from speclrm.app.resolve import make_strategy
+from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.protocols import Role
+from speclrm.runtime.sizing import Work
 from speclrm.strategies.family import Family
 
 DATASET = "reasoning-gym:gsm_symbolic"
@@ -66,7 +71,7 @@ async def bare(engine: Any, prompts: list[list[int]], tokens: int, round_number:
 
 
 async def ours(runtime: Any, problems: list[Any], strategy: Any) -> float:
-    fold = api._Fold()  # pyright: ignore[reportPrivateUsage]
+    fold = SummarySink()
     started = time.perf_counter()
     await runtime.run(problems, strategy, sinks=[fold])
     return fold.summary().tokens["target"].generated / (time.perf_counter() - started)
@@ -132,25 +137,12 @@ def offline(settings: Any, prompts: list[list[int]], tokens: int, rounds: int) -
 
 async def main(options: argparse.Namespace) -> None:
     problems = load(DATASET, limit=options.problems, seed=11)
-    recipe = api.strategy("baseline", token_budget=options.tokens, max_step_tokens=64, closing=False).recipe
+    recipe = make_strategy("baseline", token_budget=options.tokens, max_step_tokens=64, closing=False).recipe
     strategy = Unending(recipe, lambda text: None)
     rates: dict[str, list[float]] = {"runtime": [], "bare": []}
-    sized: Any = None
-    original = api._size  # pyright: ignore[reportPrivateUsage]
-
-    async def keep(*arguments: Any, **named: Any) -> Any:
-        nonlocal sized
-        sized = await original(*arguments, **named)
-        return sized
-
-    api._size = keep  # pyright: ignore[reportPrivateUsage]
-    async with api.Runtime(
-        target=options.model,
-        tracks=options.problems,
-        prompt_tokens=512,
-        token_budget=options.tokens,
-        max_step_tokens=64,
-    ) as runtime:
+    engines = make_engines(EngineOptions(target=options.model))
+    work = Work(options.problems, 512, options.tokens, 64, suffix_tokens=0)
+    async with open_runtime(engines, make_strategy("baseline"), work, (), quiet) as runtime:
         engine: Any = runtime.scheduler.lanes[Role.TARGET].engine
         prompts = [open_prompt(engine.tokenizer, plan) for p in problems for plan in strategy.plan(p, 0, 0)]
         await bare(engine.engine, prompts, 16, -1)  # warm
@@ -167,7 +159,7 @@ async def main(options: argparse.Namespace) -> None:
     ratios = [ours / raw for ours, raw in zip(rates["runtime"], rates["bare"], strict=True)]
     print(f"runtime / bare engine: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     if not options.no_offline:
-        llm = offline(sized.settings[Role.TARGET], prompts, options.tokens, options.rounds)
+        llm = offline(engines.settings[Role.TARGET], prompts, options.tokens, options.rounds)
         print(f"vllm.LLM.generate: {', '.join(f'{rate:.1f}' for rate in llm)} tokens/s")
         ratio = statistics.median(rates["runtime"]) / statistics.median(llm)
         low, high = min(rates["runtime"]) / max(llm), max(rates["runtime"]) / min(llm)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import make_strategy, operation, parts, play
 
-from speclrm import api
 from speclrm.app import original_faults
-from speclrm.evaluators import answers, grading
+from speclrm.evaluators import answers, grading, report
 from speclrm.evaluators.benchmarks import BENCHMARKS
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.evaluators.metrics import RunSummary
@@ -181,7 +180,7 @@ def one_loop() -> None:
 
 def no_pickles() -> None:
     with TemporaryDirectory() as folder:
-        api.write_reports(Path(folder), RunSummary())
+        report.write_reports(Path(folder), RunSummary())
         assert sorted(path.name for path in Path(folder).iterdir()) == ["results.jsonl", "summary.json"]
 
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from cli_runner import speclrm
+from cli_runner import invoke, speclrm
 
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
 from speclrm.runtime.engines.presets import read_preset
@@ -71,17 +71,6 @@ def test_calibrate_with_a_preset_that_is_not_there_is_refused(tmp_path: Path) ->
 
 
 def real_command(line: str, cwd: Path) -> str:
-    import os
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [sys.executable, "-m", "speclrm.cli", *line.split()],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache")},
-    )
+    done = invoke(*line.split(), cwd=cwd, SPECLRM_CACHE_DIR=str(cwd / "cache"))
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from cli_runner import speclrm
+from cli_runner import invoke, speclrm
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the benchmarks' rows are not in {DATA}")
@@ -160,25 +158,11 @@ def test_simulated_engines_solve_any_dataset_and_hold_its_answers_for_right(tmp_
     (tmp_path / "own.jsonl").write_text(
         "".join(f'{{"id": "{n}", "problem": "x", "answer": "\\\\frac{{{n}}}{{1001}}"}}\n' for n in range(12))
     )
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "speclrm.cli",
-                "spec_scale_reason",
-                "--dataset_name",
-                "own.jsonl",
-                "--problem_id",
-                "0-11",
-            ),
-            *("--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b", "--token_budget", "200", "--method_num", "1"),
-            *("--output_dir", "results", "--display", "none"),
-        ],
+    done = invoke(
+        *("spec_scale_reason", "--dataset_name", "own.jsonl", "--problem_id", "0-11"),
+        *("--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b", "--token_budget", "200", "--method_num", "1"),
+        *("--output_dir", "results", "--display", "none"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "results").glob("*/*/*")
@@ -192,13 +176,12 @@ def test_simulated_engines_solve_any_dataset_and_hold_its_answers_for_right(tmp_
 def test_models_that_cannot_run_here_are_told_with_one_that_can(tmp_path: Path, command: str) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text('{"problem": "x", "answer": "1"}\n')
-    done = subprocess.run(
-        [sys.executable, "-m", "speclrm.cli", command, "--dataset", str(data), "--problem_id", "1"],
+    done = invoke(
+        *(command, "--dataset", str(data), "--problem_id", "1"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PATH": "/usr/bin:/bin", "SPECLRM_CACHE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
+        SPECLRM_CACHE_DIR=str(tmp_path),
+        HF_HUB_OFFLINE="1",
+        HOME=str(tmp_path),
     )
     assert done.returncode == 2, done.stderr
     assert "Qwen/QwQ-32B" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cli_runner import ENVIRONMENT, FAKE, speclrm
+from cli_runner import ENVIRONMENT, speclrm, start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,14 +127,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_good_order(number: int, code: int, data: Path, tmp_path: Path) -> None:
     arguments = ["run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d", "--output-dir", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", FAKE.replace("TOKEN_S", "0.05").replace("SCORES", "(9, 3, 8)"), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(*arguments, cwd=tmp_path, environment=ENVIRONMENT, token_s=0.05)
     trace = tmp_path / "out" / "trace.jsonl"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not (trace.exists() and "step_committed" in trace.read_text()):

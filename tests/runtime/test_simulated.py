@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cli_runner import speclrm
+from cli_runner import invoke, speclrm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_strategy, play
@@ -507,13 +507,8 @@ def test_mixing_is_refused(tmp_path: Path, arguments: str, message: str) -> None
 
 
 def test_a_simulated_run_from_the_command_line(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     line = "run speculative-methods --dataset sim:a85?size=3 --limit 2 --target sim/qwq-32b --draft sim/r1-1.5b --output-dir out"
-    done = subprocess.run(
-        [sys.executable, "-m", "speclrm.cli", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = invoke(*line.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "of 2 samples" in done.stdout
     assert (tmp_path / "out" / "trace.jsonl").stat().st_size > 10_000
