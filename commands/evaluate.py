@@ -42,7 +42,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Write evaluation.jsonl and summary.json anew where they are missing or stale."),
+        typer.Option("--rebuild", help="Write results.jsonl and summary.json anew where they are missing or stale."),
     ] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.

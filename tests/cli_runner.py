@@ -107,14 +107,16 @@ def speclrm(
     return invoke(*arguments, cwd=cwd, engines=engines, **folders | ENVIRONMENT | environment)
 
 
-def start(*arguments: str, cwd: Path, environment: Mapping[str, str], **script: Any) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, cwd: Path, environment: Mapping[str, str], output: int = subprocess.PIPE, **script: Any
+) -> subprocess.Popen[str]:
     """The command on scripted engines, in a process of its own: what needs signals. ``script``: of ``scripted``."""
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(script), *arguments],
         cwd=cwd,
         env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
         text=True,
     )
 

@@ -129,7 +129,7 @@ def test_a_run_that_was_broken_off_is_evaluated_with_a_notice(tmp_path: Path) ->
 
 def test_derived_files_that_are_missing_or_stale_are_told_of_and_written_anew_only_when_asked(tmp_path: Path) -> None:
     make_run(tmp_path / "run", ANSWERS)
-    rows = tmp_path / "run" / "evaluation.jsonl"
+    rows = tmp_path / "run" / "results.jsonl"
     evaluate([tmp_path], rebuild=True)
     written = rows.read_text()
     told: list[str] = []

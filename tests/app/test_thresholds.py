@@ -65,7 +65,7 @@ def test_a_preset_by_calibrate_is_taken_by_runs(tmp_path: Path) -> None:
 
 
 def test_calibrate_with_a_preset_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    done = speclrm("calibrate", "sim/none", "--draft", "sim/r1-1.5b", cwd=tmp_path)
+    done = invoke("calibrate", "sim/none", "--draft", "sim/r1-1.5b", cwd=tmp_path)
     assert done.returncode == 2
     assert "There is no simulated engine 'sim/none'" in done.stderr
 

@@ -235,6 +235,6 @@ def test_a_run_that_did_not_end_is_said_and_no_violation(run: Path) -> None:
 
 
 def test_the_checker_knows_nothing_of_the_runtime_but_its_events() -> None:
-    text = (Path(trace_check.__file__).parent / "runtime" / "check.py").read_text()
+    text = (Path(trace_check.__file__).parents[1] / "runtime" / "check.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("from speclrm", "import speclrm"))}
     assert imported == {"speclrm.runtime.events"}

@@ -279,7 +279,7 @@ def command(*arguments: str, cwd: Path) -> Done:
 
 
 def background(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, **SCRIPT)
+    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, output=subprocess.DEVNULL, **SCRIPT)
 
 
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
