@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from speclrm.app.calibrate import CalibrationReport, calibrate
 from speclrm.app.engines import Engines, MakeEngines, make_engines
-from speclrm.app.options import CalibrateOptions, EngineDtype, EngineOptions, RunOptions
+from speclrm.app.options import CalibrateOptions, EngineOptions, RunOptions
 from speclrm.app.preview import Preview, preview
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.replay import Replayed, go_on, replay
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from speclrm.runtime.runtime import Parts
+    from speclrm.runtime.settings import EngineDtype
     from speclrm.runtime.state import SampleState
 
 PROMPT_TOKENS = 1024

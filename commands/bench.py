@@ -14,7 +14,6 @@ from speclrm.commands.config_file import configurable
 from speclrm.commands.errors import checked, guard
 from speclrm.commands.from_options import Given, only, takes
 from speclrm.commands.screen import run_async, stdout
-from speclrm.runtime.engines.presets import is_simulated
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,6 +142,7 @@ def load(
     def measure() -> BenchReport:
         from speclrm.benchmarks import load as benchmark
         from speclrm.benchmarks.modes import read_modes
+        from speclrm.runtime.engines.presets import is_simulated
 
         chosen = read_modes(modes)
         options = checked(RunOptions, strategy=chosen[0].strategy, **LOAD | {"plan": "plain"} | given)

@@ -8,8 +8,9 @@ import typer
 
 from speclrm.app.options import CalibrateOptions
 from speclrm.commands.errors import checked, guard
-from speclrm.commands.from_options import Display, Given, LogFile, LogLevelOption, takes
+from speclrm.commands.from_options import Given, takes
 from speclrm.commands.screen import Screen, engines, run_async, stdout
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 from speclrm.strategies.option import declared
 
 if TYPE_CHECKING:

@@ -96,6 +96,7 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
     every = {option for options in _options.values() for option in options}
     values: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
+    others: list[str] = []
     for key, value in content.items():
         name = key.replace("-", "_")
         if isinstance(value, dict):
@@ -104,20 +105,24 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
             _refuse(f"--config {path}: there is no setting {key!r}.{_close(name, every)}")
         elif name in _options[command]:
             values[name] = _plain(path, key, value)
+        else:
+            others.append(f"{key} (of {_owners(name)})")
     known = {name.replace("-", "_"): name for name in _options}
     for table, keys in tables.items():
         if table not in known:
             _refuse(f"--config {path}: there is no command {table!r}. There are: {', '.join(sorted(_options))}.")
         for key in keys:
-            if key.replace("-", "_") not in _options[known[table]]:
-                _refuse(
-                    f"--config {path}: [{table}] has no setting {key!r}."
-                    f"{_close(key.replace('-', '_'), _options[known[table]])}"
-                )
+            name = key.replace("-", "_")
+            if name not in _options[known[table]]:
+                owners = _owners(name)
+                other = f" It is one of {owners}." if owners else _close(name, _options[known[table]])
+                _refuse(f"--config {path}: [{table}] has no setting {key!r}.{other}")
     for owner in filter(None, (inherits, command)):
         for key, value in tables.get(owner.replace("-", "_"), {}).items():
             if (name := key.replace("-", "_")) in _options[command]:
                 values[name] = _plain(path, key, value)
+    if others and not context.resilient_parsing:
+        typer.echo(f"note: --config {path} has settings that `{command}` does not: {', '.join(others)}", err=True)
     context.default_map = values
     return path
 
@@ -130,6 +135,13 @@ def _plain(path: Path, key: str, value: Any) -> Any:
     if not isinstance(value, str | int | float | bool):
         _refuse(f"--config {path}: {key} is {type(value).__name__}, not text, a number, true or false.")
     return value if isinstance(value, bool) else str(value)
+
+
+def _owners(name: str) -> str:
+    """The commands that have a setting, for people; nothing if there is none."""
+    owners = [command for command in _options if name in _options[command]]
+    *most, last = owners or [""]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _close(name: str, names: set[str]) -> str:

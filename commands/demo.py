@@ -10,8 +10,8 @@ import typer
 
 from speclrm.commands.calibrate import print_calibration
 from speclrm.commands.errors import guard
-from speclrm.commands.from_options import Display, LogFile, LogLevelOption
 from speclrm.commands.screen import Screen, print_paths, run_async, stdout
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 
 
 def demo(

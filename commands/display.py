@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from speclrm.evaluators.metrics import SampleRow
     from speclrm.runtime.events import Event
-
-DisplayKind = Literal["rich", "plain", "json", "none"]
 
 WINDOW_S = 10.0
 """Tokens per second are of the last ten."""

@@ -6,14 +6,11 @@ import copy
 import functools
 import inspect
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_origin
 
 import typer
 
-from speclrm.commands.display import DisplayKind
 from speclrm.commands.errors import guard
-from speclrm.commands.logs import LogLevel
 from speclrm.runtime.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -23,23 +20,8 @@ if TYPE_CHECKING:
 
     from speclrm.strategies.option import Declared
 
-SCREEN = "Screen and logs"
 Given = dict[str, Any]
 """Annotates the parameter of a command that takes what was given for the declared options."""
-
-Display = Annotated[
-    DisplayKind | None,
-    typer.Option(
-        help="Output: rich (live view), plain (lines), json (one object per sample on stdout), none (only the report).",
-        show_default="rich on a terminal, plain elsewhere",
-        rich_help_panel=SCREEN,
-    ),
-]
-LogFile = Annotated[
-    Path | None,
-    typer.Option(help="Write diagnostics to this file as JSON lines.", show_default="stderr", rich_help_panel=SCREEN),
-]
-LogLevelOption = Annotated[LogLevel, typer.Option(help="Minimum level of diagnostics.", rich_help_panel=SCREEN)]
 
 
 def complete_model(incomplete: str) -> list[str]:

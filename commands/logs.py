@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-LogLevel = Literal["debug", "info", "warning", "error"]
+    from speclrm.commands.screen_options import LogLevel
+
 LEVELS: dict[LogLevel, int] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,

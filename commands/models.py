@@ -8,8 +8,8 @@ import typer
 
 from speclrm.commands.config_file import configurable
 from speclrm.commands.errors import guard
-from speclrm.commands.from_options import Display
 from speclrm.commands.screen import Screen, run_async, stdout
+from speclrm.commands.screen_options import Display
 
 models_app = typer.Typer(help="Names to local weights: list, pull, path.", no_args_is_help=True)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.commands.errors import guard
-from speclrm.commands.from_options import Display, LogFile, LogLevelOption
 from speclrm.commands.resume import RunDirectory, show
 from speclrm.commands.screen import Screen, engines, run_async, stdout
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 from speclrm.runtime.errors import SettingsError
 from speclrm.strategies.option import RUN, STRATEGY
 

@@ -9,8 +9,9 @@ import typer
 
 from speclrm.app.options import RUN_DECLARED, RunOptions
 from speclrm.commands.errors import checked, guard
-from speclrm.commands.from_options import Display, Given, LogFile, LogLevelOption, only, takes
+from speclrm.commands.from_options import Given, only, takes
 from speclrm.commands.screen import Screen, engines, first_error, print_paths, run_async, stdout
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 from speclrm.runtime.errors import SpecLRMError
 
 if TYPE_CHECKING:

@@ -9,17 +9,10 @@ import typer
 
 from speclrm.app.options import RUN_DECLARED, RunOptions
 from speclrm.commands.errors import checked, guard
-from speclrm.commands.from_options import (
-    Display,
-    Given,
-    LogFile,
-    LogLevelOption,
-    complete_strategy,
-    settings_lines,
-    takes,
-)
+from speclrm.commands.from_options import Given, complete_strategy, settings_lines, takes
 from speclrm.commands.resume import show
 from speclrm.commands.screen import Screen, engines, run_async
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 from speclrm.runtime.errors import SettingsError
 from speclrm.strategies.option import MODELS, RUN, STRATEGY
 

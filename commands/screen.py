@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from speclrm.app.engines import MakeEngines
-    from speclrm.commands.display import DisplayKind, Monitor
-    from speclrm.commands.logs import LogLevel
+    from speclrm.commands.display import Monitor
+    from speclrm.commands.screen_options import DisplayKind, LogLevel
     from speclrm.runtime.protocols import Sink
 
 T = TypeVar("T")

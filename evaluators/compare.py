@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from speclrm.evaluators.evaluation import Comparison
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,21 +13,6 @@ if TYPE_CHECKING:
 
 BASELINES = ("baseline", "parallel")
 """Strategies in which the target thinks alone."""
-
-
-class Comparison(BaseModel):
-    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
-
-    ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
-    whose operations belong to samples that are not counted.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    to: str
-    chain_length: float | None
-    decode_flops: float | None
-    all_flops: float | None
 
 
 def compared(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None = None) -> list[Evaluation]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from speclrm.evaluators.compare import Comparison
 from speclrm.evaluators.metrics import pass_at_k
 from speclrm.runtime.ledger import PhaseTime, TokenCounts
 
@@ -45,6 +44,21 @@ class RepeatAccuracy(BaseModel):
     correct: int
     graded: int
     accuracy: float
+
+
+class Comparison(BaseModel):
+    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
+
+    ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
+    whose operations belong to samples that are not counted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: str
+    chain_length: float | None
+    decode_flops: float | None
+    all_flops: float | None
 
 
 class Evaluation(BaseModel):

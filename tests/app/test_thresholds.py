@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from cli_runner import invoke, speclrm
+from cli_runner import invoke
 
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
 from speclrm.runtime.engines.presets import read_preset
