@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types test-fast test-engine test-models bench locks clean
+.PHONY: help setup demo test lint types test-fast test-engine test-models soak bench locks clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-engine: setup ## Tests on the real vLLM with tiny random models
 
 test-models: setup ## Tests on real weights
 	@$(BIN)/python -m pytest -q -m models
+
+soak: setup ## Random attacks for MINUTES (60), from number SEED (0) on
+	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))
 
 bench: setup ## The runtime's own cost, answers under load, real models beside bare vLLM
 	@$(BIN)/speclrm bench overhead

@@ -87,11 +87,20 @@ class Admission:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def enter(self, order: int, tokens: Mapping[Role, int]) -> Seat:
-        """Waits for a seat of that size. ``order``: of the sample; ``tokens``: of the prompt, by role."""
-        seat = Seat((order, next(self._arrivals)), {}, dict(tokens))
-        await self._sit(seat)
-        return seat
+    def claim(self, order: int, tokens: Mapping[Role, int]) -> Seat:
+        """A seat of that size, not yet taken. ``order``: of the sample; ``tokens``: of the prompt, by role."""
+        return Seat((order, next(self._arrivals)), {}, dict(tokens))
+
+    def sit_at_once(self, seat: Seat) -> bool:
+        """Takes the seat if there is room and nobody waits; says whether it is taken."""
+        if not seat.seated and not self._waiting and self._fits(seat):
+            self._take(seat)
+        return seat.seated
+
+    async def sit(self, seat: Seat) -> None:
+        """Waits for the seat."""
+        if not self.sit_at_once(seat):
+            await self._wait(seat)
 
     async def hold(self, seat: Seat) -> None:
         """Called before a step: returns at once, or waits where the track has to make room for older ones."""
@@ -99,7 +108,7 @@ class Admission:
             self._stand(seat)
             self.stood_up += 1
             self._fill()
-            await self._sit(seat)
+            await self.sit(seat)
 
     def resize(self, seat: Seat, role: Role, tokens: int) -> None:
         """The track's context in an engine has another length now."""
@@ -138,10 +147,7 @@ class Admission:
             ]
         )
 
-    async def _sit(self, seat: Seat) -> None:
-        if not self._waiting and self._fits(seat):
-            self._take(seat)
-            return
+    async def _wait(self, seat: Seat) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (seat.order, seat, turn)
         heapq.heappush(self._waiting, entry)

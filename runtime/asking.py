@@ -57,6 +57,7 @@ async def ask(
         ),
         lane.engine.name,
     )
+    lane.recall(flight)
 
     def dropped(reason: Literal["cancelled", "error"], error: str | None = None) -> None:
         emit(

@@ -45,6 +45,10 @@ class EventBus:
         """Seconds of run time, in the form that events carry."""
         return round(now_s() - self._started, 6)
 
+    def set_clock(self, elapsed_s: float) -> None:
+        """The run time is this now."""
+        self._started = now_s() - elapsed_s
+
     def publish(self, event: Event, at_s: float | None = None) -> Event:
         """Stamps a new event with its number and time, hands it on, and returns it.
 

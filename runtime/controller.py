@@ -16,6 +16,10 @@ from speclrm.runtime.breakeven import Group, StepShape, best_threshold, predict
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.costs import CostFit, Look
 from speclrm.runtime.events import (
+    EngineCounters,
+    EnginesObserved,
+    ModeChanged,
+    RunResumed,
     StepCommitted,
     StepDrafted,
     StepScored,
@@ -26,7 +30,7 @@ from speclrm.runtime.events import (
 from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from speclrm.runtime.admission import Admission
     from speclrm.runtime.events import Event, Operation
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 Mode = Literal["write", "speculate", "eager"]
 """``eager``: speculate, and work ahead of scores."""
 
+PROBE_REASON = "one step, to see whether drafts pay"
 LOOK_S = 0.25
 """Between two looks at the engines."""
 LOOK_ITERATIONS = 16
@@ -156,6 +161,9 @@ class _Window:
 class Controller:
     """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
 
+    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which is an
+    event, too. So a run that goes on from its trace goes on with what it had learned (``recall``).
+
     On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times: what
     was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
     """
@@ -175,6 +183,8 @@ class Controller:
         self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
         self._prior_weight = PRIOR_WEIGHT
         self._seen: dict[Role, _Totals] = {}
+        self._context = 0.0
+        self._waiting = 0
         self._looked_s = self._decided_s = float("-inf")
         self._drafted = False
         self._tokens = 0
@@ -193,9 +203,17 @@ class Controller:
 
     # ------------------------------------------------------------------------------------------------------- what is seen
 
-    def see(self, event: Event) -> None:
-        """Learns from an event of any sample."""
+    def see(self, event: Event, at_s: float | None = None) -> None:
+        """Learns from an event of any sample. ``at_s``: when it happened; None for now."""
         match event:
+            case EnginesObserved():
+                self._observed(event, now_s() if at_s is None else at_s)
+            case RunResumed():
+                self._restart()
+            case ModeChanged(mode="speculate", reason=reason) if reason == PROBE_REASON:
+                problem = self._problems[event.problem]
+                if (event.repeat, event.track) not in problem.probing:
+                    self._probe(problem, event.repeat, event.track)
             case TrackStarted():
                 problem = self._problems.setdefault(event.problem, _Problem())
                 problem.tracks += 1
@@ -219,6 +237,18 @@ class Controller:
                 self._commit(event)
             case _:
                 pass
+
+    def recall(self, events: Iterable[Event]) -> None:
+        """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
+        for event in events:
+            self.see(event, event.t)
+        self._restart()
+
+    def _restart(self) -> None:
+        """Other engines from here on: their counters begin anew, and so does the time."""
+        self._seen.clear()
+        self._window = None
+        self._looked_s = self._decided_s = float("-inf")
 
     def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
         for operation in operations:
@@ -248,23 +278,43 @@ class Controller:
 
     # -------------------------------------------------------------------------------------------------------- what is said
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to ``observe`` the engines, before anything is decided."""
+        return now_s() - self._looked_s >= LOOK_S
+
+    def observe(self) -> EnginesObserved:
+        """What is to be seen of the engines now: an event to publish, which ``see`` takes up."""
+        counters: dict[str, EngineCounters] = {}
+        for role, lane in self._lanes.items():
+            stats = lane.stats()
+            counters[role.value] = EngineCounters(
+                busy_s=round(sum(one.busy_s for one in stats), 6),
+                iterations=sum(one.engine.iterations for one in stats),
+                new_tokens=sum(one.engine.prompt_tokens + one.engine.output_tokens for one in stats),
+                batched=sum(one.engine.batched for one in stats),
+            )
+        return EnginesObserved(
+            engines=counters,
+            both_s=round(self._overlap.both_s, 6),
+            context=round(self._admission.mean_tokens(Role.TARGET), 3),
+            waiting=self._admission.waiting,
+        )
+
     def decide(self, name: str, repeat: int, track: str) -> Decision:
         """What this track does next. Raises KeyError for a track that was not seen to start."""
-        now = now_s()
-        if now - self._looked_s >= LOOK_S:
-            self._look(now)
-            if now - self._decided_s >= DECIDE_S:
-                self._decide(now)
         problem = self._problems[name]
         if problem.speculates:
             eager = self._eager and self._acceptance(problem) >= EAGER_ACCEPTANCE
             return Decision("eager" if eager else "speculate", problem.reason)
-        if (repeat, track) in problem.probing or self._probes(problem):
-            problem.probing.add((repeat, track))
-            return Decision("speculate", "one step, to see whether drafts pay")
+        if (repeat, track) in problem.probing:
+            return Decision("speculate", PROBE_REASON)
+        if self._may_probe(problem):
+            self._probe(problem, repeat, track)
+            return Decision("speculate", PROBE_REASON)
         return Decision("write", problem.reason)
 
-    def _probes(self, problem: _Problem) -> bool:
+    def _may_probe(self, problem: _Problem) -> bool:
         if not self._drafted:
             # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
             return not any(other.probing for other in self._problems.values())
@@ -272,20 +322,22 @@ class Controller:
             return False
         if self._hopeless:
             # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
-            if self._steps < self._look_again or any(other.probing for other in self._problems.values()):
-                return False
-            self._look_again = self._steps + 2 * max(LOOK_AGAIN, self._look_again - self._looked_again)
-            self._looked_again = self._steps
-            return True
+            return self._steps >= self._look_again and not any(other.probing for other in self._problems.values())
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
         moved = self.threshold < problem.tried_at - MOVED
-        if problem.probing or not (moved or problem.since >= problem.again):
-            return False
-        problem.since = 0
-        problem.tried_at = min(problem.tried_at, self.threshold)
-        problem.again = max(PROBE_AGAIN, 2 * problem.again)
-        return True
+        return not problem.probing and (moved or problem.since >= problem.again)
+
+    def _probe(self, problem: _Problem, repeat: int, track: str) -> None:
+        """Notes that a track tries one step, and when the next may."""
+        if self._drafted and self._hopeless:
+            self._look_again = self._steps + 2 * max(LOOK_AGAIN, self._look_again - self._looked_again)
+            self._looked_again = self._steps
+        elif self._drafted and problem.verdicts + len(problem.probing) >= PROBES:
+            problem.since = 0
+            problem.tried_at = min(problem.tried_at, self.threshold)
+            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+        problem.probing.add((repeat, track))
 
     def _acceptance(self, problem: _Problem) -> float:
         mean = self._kept / self._verdicts
@@ -304,18 +356,14 @@ class Controller:
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
-    def _look(self, now: float) -> None:
-        """Takes the engines' counters since the last look into what their iterations cost."""
+    def _observed(self, event: EnginesObserved, now: float) -> None:
+        """Takes the engines' counters since the last look into what their iterations cost, and decides anew when due."""
         self._looked_s = now
-        for role, lane in self._lanes.items():
-            stats = lane.stats()
-            totals = _Totals(
-                sum(one.busy_s for one in stats),
-                sum(one.engine.iterations for one in stats),
-                sum(one.engine.prompt_tokens + one.engine.output_tokens for one in stats),
-                sum(one.engine.batched for one in stats),
-                self._overlap.both_s,
-            )
+        self._context, self._waiting = event.context, event.waiting
+        for role in self._lanes:
+            if (counters := event.engines.get(role.value)) is None:
+                continue
+            totals = _Totals(counters.busy_s, counters.iterations, counters.new_tokens, counters.batched, event.both_s)
             before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
             if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
                 continue  # of a few, a large part may lie on the other side of this moment
@@ -329,10 +377,12 @@ class Controller:
                     busy_s,
                     iterations,
                     totals.new_tokens - before.new_tokens,
-                    (totals.batched - before.batched) * self._admission.mean_tokens(Role.TARGET),
+                    (totals.batched - before.batched) * event.context,
                     min(totals.both_s - before.both_s, busy_s),
                 )
             )
+        if now - self._decided_s >= DECIDE_S:
+            self._decide(now)
 
     def _decide(self, now: float) -> None:
         target = self._fits[Role.TARGET].costs
@@ -343,7 +393,7 @@ class Controller:
         self._weigh()
         shape = self._step
         tracks = sum(problem.tracks for problem in self._problems.values())
-        seated = 1 - min(1.0, self._admission.waiting / max(1, tracks))
+        seated = 1 - min(1.0, self._waiting / max(1, tracks))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
         everyone = tracks * seated
         self._measure(now)
@@ -418,7 +468,7 @@ class Controller:
     @property
     def _step(self) -> StepShape:
         values = {name: mean.value for name, mean in self._shape.items()}
-        return StepShape(**values, lost=values["drafted"], context=self._admission.mean_tokens(Role.TARGET))
+        return StepShape(**values, lost=values["drafted"], context=self._context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@
     ├── GraderError           the workers that judge answers failed
     ├── TraceError            a trace could not be written
     │   └── TraceReadError    a trace could not be read: also a UsageError
-    └── TooManyErrors         a run was stopped because too many tracks failed
+    ├── TooManyErrors         a run was stopped because too many tracks failed
+    └── RuntimeClosedError    a call was under way when its runtime was closed
 
 A message names the thing, the place, what was expected, and what to do next. The command line prints it as one
 paragraph without a traceback.
@@ -95,6 +96,10 @@ class TraceReadError(TraceError, UsageError):
 
 class TooManyErrors(SpecLRMError):
     """A run was stopped because too many of its tracks failed."""
+
+
+class RuntimeClosedError(SpecLRMError):
+    """A call was under way when the block around its runtime was left."""
 
 
 def told(error: BaseException) -> str:

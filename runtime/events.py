@@ -21,7 +21,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 StepKind = Literal["draft", "rewrite", "write", "closing"]
 """Who wrote a step and why: the draft model; the target instead of a rejected draft; the target from the start; the
@@ -101,6 +101,10 @@ class _Frozen(BaseModel):
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_todays_form(value: object) -> bool:
+    return value == SCHEMA_VERSION
 
 
 def _is_judge(value: object) -> bool:
@@ -205,6 +209,8 @@ class RunStarted(EventBase):
     config: dict[str, JsonValue]
     versions: dict[str, str]
     machine: dict[str, JsonValue]
+    begun_in_form: int = Field(default=SCHEMA_VERSION, exclude_if=_is_todays_form)
+    """The ``schema_version`` in which the trace was begun, where that was an older one."""
     context_max: dict[str, int] = Field(default_factory=dict)
     """By role, the most tokens that prompt and output may have together."""
     engines: dict[str, EngineFacts] = Field(default_factory=dict)
@@ -334,6 +340,24 @@ class OperationDropped(StepEvent):
     error: str | None = Field(default=None, exclude_if=_is_none)
 
 
+class TrackPaused(StepEvent):
+    """Before it asked for this step, the track let its engines go: an open write is ended, and another one goes on from here.
+
+    ``room``: it waits for room for keys and values, or gave its own to older tracks. ``reader``: whoever takes the run's
+    events, a caller or the disk, is far behind. ``turn``: more urgent requests wait for the places of long writes; the
+    track asks again at once. In the other two cases a ``track_continued`` tells when it goes on.
+    """
+
+    kind: Literal["track_paused"] = "track_paused"
+    reason: Literal["room", "reader", "turn"]
+
+
+class TrackContinued(StepEvent):
+    """A paused track has what it waited for, and asks for this step."""
+
+    kind: Literal["track_continued"] = "track_continued"
+
+
 class TrackResumed(TrackEvent):
     """The track goes on though an earlier attempt had closed it, at its own end, as cancelled or failed.
 
@@ -382,6 +406,32 @@ class ModeChanged(StepEvent):
     reason: str
 
 
+class EngineCounters(_Frozen):
+    """Of the engines of a role together, since the runtime was opened. ``busy_s``: seconds in which they had work;
+    ``batched``: the sum of running requests over the ``iterations``; ``new_tokens``: read or written.
+    """
+
+    busy_s: float
+    iterations: int
+    new_tokens: int
+    batched: int
+
+
+class EnginesObserved(EventBase):
+    """What the break-even controller was told of the engines, beside the events of tracks; all that it knows follows from
+    these and those.
+
+    ``engines``: by role. ``both_s``: seconds in which those of several roles had work at once. ``context``: tokens of a
+    track's context at the target, on average. ``waiting``: tracks that waited for room.
+    """
+
+    kind: Literal["engines_observed"] = "engines_observed"
+    engines: dict[str, EngineCounters]
+    both_s: float
+    context: float
+    waiting: int
+
+
 class EngineFailed(EventBase):
     kind: Literal["engine_failed"] = "engine_failed"
     engine: str
@@ -420,11 +470,14 @@ Event = Annotated[
     | StepWritten
     | StepCommitted
     | OperationDropped
+    | TrackPaused
+    | TrackContinued
     | TrackResumed
     | TrackFinished
     | VoteUpdated
     | SampleFinished
     | ModeChanged
+    | EnginesObserved
     | EngineFailed
     | EngineRecovered
     | RunFinished,

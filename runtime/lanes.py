@@ -18,13 +18,14 @@ from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
+from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import DIGEST_BYTES, Ids
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -38,7 +39,7 @@ CAP_INTERVAL_S = 0.25
 """How often the engine's statistics are asked for the bound of requests in flight."""
 
 STALL_LIMIT_S = 600.0
-"""How long an engine with work may show no progress at all. A long prompt on a slow CPU takes minutes, never ten."""
+"""How long an engine that somebody reads from may show no progress. A long prompt on a slow CPU takes minutes, never ten."""
 
 
 def digest(request: Request) -> str:
@@ -88,7 +89,7 @@ class Flight:
     engine_s: float = 0.0
     answered: bool = False
     cut: bool = False
-    recorded: Callable[[Operation], Operation] | None = None
+    recorded: RecordedReports | None = None
     _reports: int = 0
     _reported_tokens: int = 0
     _reported_s: float = 0.0
@@ -122,6 +123,15 @@ class Flight:
     def unreported_tokens(self) -> int:
         return len(self.ids) - self._reported_tokens
 
+    @property
+    def owes_report(self) -> bool:
+        """Whether closing the request now leaves something to account for. A trace knows better than what came from it:
+        it may have tokens that had arrived after the last share was made, or say that the request died unaccounted for.
+        """
+        if self.recorded is not None and self.recorded.left:
+            return self.recorded.dropped_next
+        return self.unreported_tokens > 0
+
     def report(
         self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
     ) -> Operation:
@@ -152,7 +162,7 @@ class Flight:
             digest=digest(self.request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )
-        return operation if self.recorded is None else self.recorded(operation)
+        return operation if self.recorded is None else self.recorded.report(operation)
 
     def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
         """The fields of an operation that a replay needs beside the step that it went to."""
@@ -170,6 +180,24 @@ class Flight:
         }
 
 
+class RecordedReports(Protocol):
+    """The reports of one request that a trace has, in order."""
+
+    @property
+    def left(self) -> int:
+        """How many have not been made again."""
+        ...
+
+    @property
+    def dropped_next(self) -> bool:
+        """Whether the next one says that the request was given up."""
+        ...
+
+    def report(self, now: Operation) -> Operation:
+        """The next one: what only the engine could know is taken from the trace, the rest from ``now``."""
+        ...
+
+
 class Flights(Protocol):
     """Where a track's requests go: a lane, or a trace with a lane behind it."""
 
@@ -178,6 +206,14 @@ class Flights(Protocol):
 
     @property
     def engines(self) -> Sequence[Engine]: ...
+
+    def recall(self, flight: Flight) -> None:
+        """Gives a new flight what a trace says of its request, before it is sent or given up."""
+        ...
+
+    def wants_place(self, flight: Flight) -> bool:
+        """Whether a more urgent request waits for a place such as this one in flight holds."""
+        ...
 
     def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
 
@@ -214,11 +250,13 @@ class Stay:
     ceremony was a tenth of all that a step costs.
     """
 
-    __slots__ = ("_flight", "_queue", "_scope", "_started", "_stream")
+    __slots__ = ("_flight", "_queue", "_reader", "_stalled", "_started", "_stream")
 
     def __init__(self, queue: _Queue, flight: Flight) -> None:
         self._queue = queue
         self._flight = flight
+        self._reader: asyncio.Task[Any] | None = None
+        self._stalled = False
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
         queue, flight = self._queue, self._flight
@@ -230,9 +268,7 @@ class Stay:
             queue.waited_s += flight.queue_s
         self._started = now_s()
         queue.operations += 1
-        self._scope = asyncio.timeout(None)
-        await self._scope.__aenter__()
-        queue.scopes.add(self._scope)
+        queue.stays.add(self)
         self._stream = queue.engine.stream(flight.request)
         return self
 
@@ -240,33 +276,52 @@ class Stay:
         return self
 
     async def __anext__(self) -> Delta:
-        delta = await self._stream.__anext__()
+        task = asyncio.current_task()
+        assert task is not None
+        others = task.cancelling()
+        self._reader = task
+        try:
+            delta = await self._stream.__anext__()
+        except asyncio.CancelledError as error:
+            # As asyncio.timeout does it: only the watch's own cancellation becomes another error.
+            if self._stalled and task.uncancel() <= others:
+                raise self._stall_error() from error
+            raise
+        finally:
+            self._reader = None
         self._flight.take(delta)
         self._flight.engine_s = now_s() - self._started
         return delta
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for the engine's next delta. A reader that is busy elsewhere cannot tell that it stalls."""
+        return self._reader is not None
+
+    def stall(self) -> None:
+        """Ends the wait for the next delta with EngineStalledError. To be called while somebody ``waits``."""
+        assert self._reader is not None
+        if not self._stalled:
+            self._stalled = True
+            self._reader.cancel()
+
+    def _stall_error(self) -> EngineStalledError:
+        return EngineStalledError(
+            f"Engine {self._queue.engine.name} showed no progress for {self._queue.stall_limit_s:.0f} s while request "
+            f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
+        )
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        queue, scope = self._queue, self._scope
         try:
-            try:
-                await self._stream.aclose()
-            except BaseException as other:
-                error = other
-                raise
-            finally:
-                queue.scopes.discard(scope)
-                await scope.__aexit__(None if error is None else type(error), error, trace)
-        except TimeoutError as late:
-            if not scope.expired():
-                raise
-            raise EngineStalledError(
-                f"Engine {queue.engine.name} showed no progress for {queue.stall_limit_s:.0f} s while request "
-                f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
-            ) from late
+            if error is None and self._flight.finish is not None:
+                await self._stream.aclose()  # there is nothing left to abort
+            else:
+                await to_its_end(self._stream.aclose())
         finally:
-            queue.leave()
+            self._queue.stays.discard(self)
+            self._queue.leave()
 
 
 class Lane:
@@ -293,13 +348,20 @@ class Lane:
     def engines(self) -> list[Engine]:
         return [queue.engine for queue in self.queues]
 
+    def recall(self, flight: Flight) -> None:
+        """No trace stands behind a live lane."""
+
+    def wants_place(self, flight: Flight) -> bool:
+        """Whether a more urgent request waits for a place such as this one in flight holds."""
+        return False
+
     def fly(self, flight: Flight) -> Stay:
         """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
 
-        Raises, from the block:
-            EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``.
+        Raises, from the iterator:
+            EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``, and somebody waited for it.
         """
         return Stay(self.queues[flight.place], flight)
 
@@ -352,7 +414,7 @@ class _Queue:
         self.stall_limit_s = stall_limit_s
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = count()
-        self.scopes: set[asyncio.Timeout] = set()
+        self.stays: set[Stay] = set()
         self._busy_s = 0.0
         self._since_s = 0.0
         self._idle_ready_s = 0.0
@@ -360,16 +422,20 @@ class _Queue:
         self.operations = 0
 
     async def watch(self) -> None:
-        """Ends all operations in flight when the engine stands still. Runs until cancelled; one per engine."""
+        """Ends the waits for an engine that stands still. Runs until cancelled; one per engine.
+
+        What counts is that somebody waits: of an engine from which nobody reads nothing can be said.
+        """
         seen = (-1, 0.0)
         while True:
             await asyncio.sleep(self.stall_limit_s / 10)
             progress = self.engine.stats().progress
-            if not self.in_flight or progress != seen[0]:
+            waits = [stay for stay in self.stays if stay.waits]
+            if not waits or progress != seen[0]:
                 seen = (progress, now_s())
             elif now_s() - seen[1] >= self.stall_limit_s:
-                for scope in self.scopes:
-                    scope.reschedule(now_s())
+                for stay in waits:
+                    stay.stall()
 
     def stats(self) -> LaneStats:
         return LaneStats(

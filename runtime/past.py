@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from speclrm.runtime.errors import ResumeError, ends_attempt
 from speclrm.runtime.events import (
+    SCHEMA_VERSION,
     Event,
     OperationDropped,
     RunFinished,
@@ -18,7 +19,9 @@ from speclrm.runtime.events import (
     RunStarted,
     SampleEvent,
     SampleFinished,
+    TrackEvent,
     TrackFinished,
+    TrackPaused,
     TrackResumed,
 )
 from speclrm.runtime.journal import TRACE_FILE
@@ -51,7 +54,7 @@ class PastSample:
 @dataclass(slots=True)
 class Past:
     """``next_seq``, ``elapsed_s``: where the next event goes on. ``status``: of the last attempt, ``running`` where it was
-    killed. ``samples``: in the order of their starts.
+    killed. ``samples``: in the order of their starts. ``form``: that in which the trace was begun.
     """
 
     attempts: list[RunStarted | RunResumed]
@@ -65,6 +68,12 @@ class Past:
         first = self.attempts[0]
         assert isinstance(first, RunStarted)
         return first.run
+
+    @property
+    def form(self) -> int:
+        first = self.attempts[0]
+        assert isinstance(first, RunStarted)
+        return first.begun_in_form
 
     @property
     def config(self) -> Mapping[str, JsonValue]:
@@ -128,9 +137,11 @@ def _add(past: Past, event: Event, whole: bool) -> None:
     if isinstance(event, TrackResumed):
         sample.closed.pop(event.track, None)
         return
-    if _by_the_end(event):
+    if by_the_end(event):
         if isinstance(event, TrackFinished):
             sample.closed[event.track] = None
+            if past.form < SCHEMA_VERSION:
+                _unstop(sample, event.track)
         return
     sample.events.append(event)
     if isinstance(event, SampleFinished):
@@ -141,7 +152,29 @@ def _add(past: Past, event: Event, whole: bool) -> None:
             sample.events = []
 
 
-def _by_the_end(event: Event) -> bool:
+def _unstop(sample: PastSample, track: str) -> None:
+    """Forgets what a track gave up as its attempt ended: older versions did not tell that from a decision of its loop."""
+    found: list[int] = []
+    for index in range(len(sample.events) - 1, -1, -1):
+        event = sample.events[index]
+        if not isinstance(event, TrackEvent) or event.track != track:
+            continue
+        if isinstance(event, OperationDropped) and event.reason in ("stopped", "useless"):
+            found.append(index)
+            continue
+        if isinstance(event, TrackPaused):
+            found.clear()  # ended by a newer version, and for that
+        break
+    for index in found:
+        del sample.events[index]
+
+
+def lasting(events: Iterable[Event]) -> Iterator[Event]:
+    """Without what tells only that an attempt ended."""
+    return (event for event in events if not by_the_end(event))
+
+
+def by_the_end(event: Event) -> bool:
     """Whether it tells only that an attempt ended."""
     match event:
         case TrackFinished():

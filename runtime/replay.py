@@ -4,8 +4,11 @@ A loop starts from the beginning. A request that the trace has (the same operati
 in the order in which the trace's events closed the requests; so are the verdicts on answers. What the loop publishes is
 compared with the trace. Two modes differ in what happens where the trace does not fit:
 
-    resume    what is not in the trace goes to a live engine, once its sample has caught up; a difference is an error
+    resume    what is not in the trace goes to a live engine, once all samples have caught up; a difference is an error
     replay    what is not in the trace is waited for, for ever; differences are listed
+
+Where a loop is broken off (a sibling's answer, a step made ahead in vain) is a matter of moments that no loop can find again.
+So that is not found again: what the trace says was given up there is given up (``SamplePlayback.given_up``, ``stopped``).
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from speclrm.runtime.controller import Decision
 from speclrm.runtime.differences import Difference, describe
 from speclrm.runtime.errors import ResumeError, retold
 from speclrm.runtime.events import (
+    SCHEMA_VERSION,
     Event,
     ModeChanged,
+    OperationDropped,
     ProblemStarted,
     SampleEvent,
     SampleFinished,
@@ -36,11 +41,11 @@ from speclrm.runtime.events import (
     VoteUpdated,
 )
 from speclrm.runtime.lanes import digest
-from speclrm.runtime.past import Past, PastSample
+from speclrm.runtime.past import Past, PastSample, by_the_end
 from speclrm.runtime.protocols import Delta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from speclrm.runtime.answers import Share
     from speclrm.runtime.events import Operation, Outcome
@@ -68,9 +73,13 @@ class Stop:
 
 
 class Playback:
-    """The samples of a trace, and what became of them this time."""
+    """The samples of a trace, and what became of them this time.
 
-    def __init__(self, past: Past, mode: Mode) -> None:
+    A resume first lets all samples that had begun catch up, and goes on only then (``release``): a trace that does not fit
+    is found before anything new has happened. A run that begins ``anew`` from a trace has nothing to wait for.
+    """
+
+    def __init__(self, past: Past, mode: Mode, *, anew: bool = False) -> None:
         self.past = past
         self.mode: Mode = mode
         self.differences: list[Difference] = []
@@ -78,6 +87,10 @@ class Playback:
         self.broken: ResumeError | None = None
         self.over = False
         """Whether all has been played: what waits now waits for ever."""
+        self.anew = anew
+        self.released = anew or mode == "replay"
+        self._behind: set[SamplePlayback] = set()
+        self._moved = asyncio.Event()
         self.samples: dict[SampleKey, SamplePlayback] = {
             key: SamplePlayback(self, sample) for key, sample in past.samples.items() if sample.events
         }
@@ -88,6 +101,26 @@ class Playback:
         if key not in self.samples:
             self.samples[key] = SamplePlayback(self, PastSample(problem, repeat, 0))
         return self.samples[key]
+
+    # ------------------------------------------------------------------------------------------------------- catching up
+
+    async def caught_up(self, samples: Iterable[SamplePlayback]) -> None:
+        """Waits until these samples have done all that the trace has of them."""
+        self._behind = {sample for sample in samples if not sample.caught_up}
+        while self._behind:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def tell_caught_up(self, sample: SamplePlayback) -> None:
+        """Used by samples alone."""
+        self._behind.discard(sample)
+        self._moved.set()
+
+    def release(self) -> None:
+        """From now on what is new may happen."""
+        self.released = True
+        for sample in self.samples.values():
+            sample.wake()
 
     def kept(self) -> Past:
         """A past of what came again as it was: what a new run under the settings of this one can begin with.
@@ -139,10 +172,17 @@ class SamplePlayback:
         self._open = [True] * len(self.events)
         self.repeated: set[int] = set()
         """Events that came again."""
+        self.has_place = playback.released or not past.events
+        """Whether the sample has its place among those at work."""
         self._first_open = 0
         self._allowed = -1 if playback.mode == "replay" else 0
         self._void: set[str | None] = set()
         self._moved = asyncio.Event()
+
+    @property
+    def began(self) -> bool:
+        """Whether the trace has anything of the sample."""
+        return bool(self.events)
 
     def __lt__(self, other: SamplePlayback) -> bool:
         return (self.problem, self.repeat) < (other.problem, other.repeat)
@@ -156,7 +196,7 @@ class SamplePlayback:
     def allow(self, index: int) -> None:
         """What leads to the event may happen now."""
         self._allowed = index
-        self._move()
+        self.wake()
 
     @property
     def caught_up(self) -> bool:
@@ -182,33 +222,48 @@ class SamplePlayback:
             await self.live()
 
     async def live(self) -> None:
-        """Waits until the trace has nothing more of this sample, so that something new may happen."""
-        await self._until(lambda: self.caught_up or bool(self._void))
+        """Waits until something new may happen: the trace has nothing more of this sample, nor of any other that had begun,
+        and the sample has its place among those at work.
+        """
+        await self._until(lambda: (self.caught_up and self._playback.released and self.has_place) or bool(self._void))
+
+    def go_on(self) -> None:
+        """The sample has its place."""
+        self.has_place = True
+        self.wake()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             before = self._first_open
             try:
-                async with asyncio.timeout(STUCK_S if self.mode == "resume" else None):
+                async with asyncio.timeout(STUCK_S if self.mode == "resume" and not self.caught_up else None):
                     await self._moved.wait()
             except TimeoutError:
                 if self._first_open == before:
                     raise self._break(f"{self._what(self._first_open)} does not come again") from None
 
-    def _move(self) -> None:
+    def wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
     def _close(self, index: int) -> None:
         self._open[index] = False
-        if self.mode == "resume" and not self.caught_up:
+        if self.caught_up:
+            self._playback.tell_caught_up(self)
+        elif self.mode == "resume":
             self._allowed = self._first_open
-        self._move()
+        self.wake()
 
     # ----------------------------------------------------------------------------------------------------- the events
 
     def take(self, event: Event) -> Event | None:
-        """The trace's event that this one repeats, or None where it is new."""
+        """The trace's event that this one repeats, or None where it is new.
+
+        What only the end of this attempt does to a sample that is still catching up is no news: the trace has what became of
+        it. It counts as a repetition, so that it is written nowhere.
+        """
+        if self.mode == "resume" and by_the_end(event) and not (self._playback.released and self.caught_up):
+            return event
         if self._playback.broken is not None:
             raise self._playback.broken
         stream = _stream(event)
@@ -244,6 +299,42 @@ class SamplePlayback:
         self._playback.differences.append(difference)
         self._leave(_stream(either))
 
+    # ------------------------------------------------------------------------------------------------ what was given up
+
+    def coming(self, track: str) -> Event | None:
+        """The next event of a track that the trace has."""
+        coming = self._streams.get(track)
+        return self.events[coming[0]] if coming else None
+
+    def given_up(self, track: str, started: str) -> Iterable[OperationDropped]:
+        """What the trace gives up next of a track's requests whose ids begin so. Each must be published before the next."""
+        while isinstance(event := self.coming(track), OperationDropped) and event.operation.id.startswith(started):
+            yield event.model_copy()
+
+    def stopped(self, track: str) -> Iterable[OperationDropped]:
+        """What the trace gives up as it stops a track. Each must be published before the next."""
+        while self.ends(track) and isinstance(event := self.coming(track), OperationDropped):
+            yield event.model_copy()
+
+    def ends(self, track: str) -> bool:
+        """Whether all that the trace still has of a track is that others stopped it."""
+        left = self._streams.get(track)
+        return (
+            bool(left)
+            and isinstance(self.events[left[-1]], TrackFinished)
+            and all(_stops(self.events[index]) for index in left)
+        )
+
+    async def stop(self) -> None:
+        """Waits to be stopped, as the trace says that it was."""
+        await asyncio.get_running_loop().create_future()
+
+    async def turn_of(self, track: str) -> None:
+        """Waits for the turn of the track's next event."""
+        await self.due(self._streams[track][0])
+
+    # ----------------------------------------------------------------------------------------------------------- errors
+
     def _asked(self, track: str | None) -> str | None:
         """The kind of request that a track waits for in vain."""
         for stop in self._playback.stops.values():
@@ -257,12 +348,18 @@ class SamplePlayback:
             self._void.add(one)
             for index in self._streams.pop(one, ()):
                 self._close(index)
-        self._move()
+        self.wake()
 
     def _break(self, what: str) -> ResumeError:
+        old = ""
+        if self._playback.past.form < SCHEMA_VERSION:
+            old = (
+                " The trace was begun by an older SpecLRM, which did not record when tracks waited for room or were "
+                "stopped; a run in which that happened cannot be resumed."
+            )
         error = ResumeError(
             f"Sample {self.problem}/{self.repeat} cannot go on from its trace: {what}. The trace was left as it is. "
-            "Resume with the version and the models that wrote it."
+            f"Resume with the version and the models that wrote it.{old}"
         )
         self._playback.broken = self._playback.broken or error
         return self._playback.broken
@@ -343,6 +440,13 @@ class RecordedLane:
     def engines(self) -> Sequence[Engine]:
         return self._lane.engines
 
+    def recall(self, flight: Flight) -> None:
+        shares = self._sample.find(flight.request)
+        flight.recorded = None if shares is None else _Reports(shares)
+
+    def wants_place(self, flight: Flight) -> bool:
+        return self._lane.wants_place(flight)
+
     async def run(self, flight: Flight) -> None:
         async with self.fly(flight) as deltas:
             async for _ in deltas:
@@ -351,9 +455,8 @@ class RecordedLane:
     @asynccontextmanager
     async def fly(self, flight: Flight) -> AsyncGenerator[AsyncIterator[Delta], None]:
         sample, request = self._sample, flight.request
-        shares = sample.find(request)
-        if shares is not None:
-            _report_from(flight, shares)
+        if isinstance(flight.recorded, _Reports):
+            shares = flight.recorded.shares
             answered = [share for share in shares if not share.dropped or share.piece or share.error]
             async with aclosing(self._answer(flight, shares[-1], answered)) as deltas:
                 yield deltas
@@ -405,26 +508,38 @@ class RecordedLane:
         flight.cut = True
 
 
-def _report_from(flight: Flight, shares: Sequence[Share]) -> None:
-    """Lets the flight report as the trace has it: what only the engine could know, and all of what was given up."""
-    left = deque(shares)
+@dataclass(slots=True)
+class _Reports:
+    """Lets a flight report as the trace has it. The shares come to be reported one by one, in their order."""
 
-    # The shares come to be reported one by one, in this order.
-    def recorded(now: Operation) -> Operation:
-        if not left:
+    shares: Sequence[Share]
+    _next: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.shares) - self._next
+
+    @property
+    def dropped_next(self) -> bool:
+        return self.shares[self._next].dropped
+
+    def report(self, now: Operation) -> Operation:
+        if not self.left:
             return now
-        share = left.popleft()
+        share = self.shares[self._next]
+        self._next += 1
         then = share.operation
         if share.dropped:
             return then
         keep = ("engine", "cached_tokens", "queue_s", "engine_s")
         return now.model_copy(update={name: getattr(then, name) for name in keep})
 
-    flight.recorded = recorded
-
 
 class PlaybackBus(EventBus):
-    """Events of loops that are driven again. What the trace has is not published a second time, unless it is played."""
+    """Events of loops that are driven again. What the trace has is not published a second time, unless it is played.
+
+    What is new before the run goes on is held back: if the trace turns out not to fit, it never happened.
+    """
 
     def __init__(self, playback: Playback, required: Sequence[Sink], optional: Sequence[Sink], *, anew: bool) -> None:
         past = playback.past
@@ -436,13 +551,29 @@ class PlaybackBus(EventBus):
             )
         self._playback = playback
         self._anew = anew
+        self._held: list[Event] = []
 
     def publish(self, event: Event, at_s: float | None = None) -> Event:
         if isinstance(event, SampleEvent) and not isinstance(event, TrackResumed):
             recorded = self._playback.sample(event.problem, event.repeat).take(event)
             if recorded is not None and not self._anew:
                 return recorded
+        if not self._playback.released:
+            self._held.append(event)
+            return event
         return super().publish(event, at_s)
+
+    def go_on(self, sinks: Sequence[Sink], first: Sequence[Event]) -> None:
+        """Publishes what comes first, then what was held back. The time that it took to catch up does not count.
+
+        ``sinks``: required ones that could not be opened before.
+        """
+        self._required += sinks
+        self.set_clock(self._playback.past.elapsed_s)
+        self._playback.release()
+        held, self._held = self._held, []
+        for event in (*first, *held):
+            super().publish(event)
 
     async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
         event = ProblemStarted if kind == "problem_started" else SampleFinished
@@ -465,6 +596,18 @@ class RecordedVerdicts:
         await self._sample.due_next(SampleFinished)
         outcome = self._sample.outcome(answer)
         return await self._judge.grade(answer, problem) if outcome is None else outcome
+
+
+def _stops(event: Event) -> bool:
+    """Whether it tells what the end of a track that others made useless did to it."""
+    match event:
+        case TrackFinished():
+            return event.reason == "stopped"
+        case OperationDropped():
+            # "useless": what had been made ahead, as older versions told it.
+            return event.reason in ("stopped", "useless")
+        case _:
+            return False
 
 
 def _stream(event: Event) -> str | None:

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
 from speclrm.runtime.bus import EventBus
-from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
+from speclrm.runtime.cleanup import to_its_end
+from speclrm.runtime.errors import RuntimeClosedError, SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
 from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.meter import Meter
+from speclrm.runtime.past import lasting
 from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
@@ -26,7 +28,7 @@ from speclrm.runtime.sinks import Subscriber
 from speclrm.runtime.state import SampleState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from speclrm.runtime.lanes import Flights
     from speclrm.runtime.past import Past
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy
+    from speclrm.runtime.replay import SamplePlayback
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +104,8 @@ class Runtime:
     """Use as ``async with Runtime(open_parts) as runtime``; everything opened is closed at the end of the block.
 
     ``open_parts`` starts the engines and the judge of answers, and puts their closing on the stack that it is given.
-    Cancelling a call frees its requests in the engines; other calls go on.
+    Cancelling a call frees its requests in the engines; other calls go on. A call is over when all that it began is, however
+    often it is cancelled. Leaving the block ends the calls that are still under way with RuntimeClosedError.
     """
 
     def __init__(
@@ -112,6 +118,8 @@ class Runtime:
         self._scheduler: Scheduler | None = None
         self._orders = count()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._closing = False
 
     async def __aenter__(self) -> Runtime:
         self._loop = asyncio.get_running_loop()
@@ -125,8 +133,46 @@ class Runtime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
-        self._parts = self._scheduler = None
+        await to_its_end(self._close())
+
+    async def _close(self) -> None:
+        self._closing = True  # from here on no call begins
+        try:
+            for call in self._calls:
+                call.cancel()
+            if self._calls:
+                await asyncio.wait(self._calls)
+        finally:
+            await self._stack.aclose()
+            self._parts = self._scheduler = None
+            self._closing = False
+
+    async def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a call in a task of its own, which is cancelled once, whatever happens to the caller."""
+        task = self._begin_call(work)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await to_its_end(asyncio.wait({task}))
+            raise
+        return self._result(task)
+
+    def _begin_call(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        if self._closing:
+            work.close()
+            raise RuntimeClosedError("The runtime was closed. Call it inside the block that opens it.")
+        task = asyncio.create_task(work)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    def _result(self, task: asyncio.Task[T]) -> T:
+        if task.cancelled():
+            raise RuntimeClosedError(
+                "The runtime was closed while this call was under way. Keep the block open until it ends."
+            )
+        return task.result()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -144,18 +190,22 @@ class Runtime:
     async def stream(
         self, problem: Problem, strategy: Strategy, *, seed: int | None = 0
     ) -> AsyncGenerator[Event, None]:
-        """The events of one attempt as they happen. Closing the generator ends the attempt."""
+        """The events of one attempt as they happen. Closing the generator ends the attempt.
+
+        A caller that does not read holds nobody else up: its tracks let the engines go until it reads on.
+        """
         tap = _Tap()
         # Not a TaskGroup: its errors come in groups, and leaving a generator inside one is an error of its own.
-        task = asyncio.create_task(self._run([problem], strategy, seed=seed, required=[tap]))
+        task = self._begin_call(self._run([problem], strategy, seed=seed, required=[tap]))
         task.add_done_callback(lambda _: tap.end())
         try:
             async for event in tap.events():
                 yield event
-            await task
+            await asyncio.wait({task})
+            self._result(task)
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await to_its_end(asyncio.wait({task}))
 
     async def run(
         self,
@@ -182,7 +232,7 @@ class Runtime:
             ResumeError: the trace does not fit to what happens when its loops are driven again.
             EngineDeadError, TraceError, TooManyErrors: the run was stopped; what was committed is in the trace.
         """
-        return await self._run(
+        run = self._run(
             problems,
             strategy,
             repeats=repeats,
@@ -194,6 +244,7 @@ class Runtime:
             resumption=resumption,
             trace=trace,
         )
+        return await self._call(run)
 
     async def replay(
         self, past: Past, problems: Sequence[Problem], began: Began, sinks: Sequence[Sink] = ()
@@ -244,34 +295,46 @@ class Runtime:
         self.check_loop()
         self._check_roles(strategy)
         record = new_record({**(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats})
-        playback = None if resumption is None else Playback(resumption.past, "resume")
+        go_on = resumption is not None and not resumption.anew
         async with AsyncExitStack() as stack:
             must: list[Sink] = [_ErrorGuard(), *required]
-            if directory is not None:
-                if resumption is None or resumption.anew:
-                    stack.enter_context(create(directory, record))
+
+            async def open_directory(folder: Path) -> Journal:
+                if go_on:
+                    add_attempt(folder, record)
                 else:
-                    add_attempt(directory, record)
-                go_on = resumption is not None and not resumption.anew
-                must.append(
-                    await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on, options=trace))
-                )
-            if resumption is not None and not resumption.anew:
+                    stack.enter_context(create(folder, record))
+                return await stack.enter_async_context(Journal(folder / TRACE_FILE, resume=go_on, options=trace))
+
+            if directory is not None and not go_on:
+                must.append(await open_directory(directory))
+            if resumption is not None and go_on:
                 await _show(resumption.events(), sinks)
+                if self.scheduler.controller is not None:
+                    self.scheduler.controller.recall(lasting(resumption.events()))
             listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
-            if resumption is None or playback is None:
-                bus = EventBus(must, listeners)
+            playback = None if resumption is None else Playback(resumption.past, "resume", anew=resumption.anew)
+            bus = EventBus(must, listeners)
+            begin: Callable[[], Awaitable[None]] | None = None
+            if resumption is not None and playback is not None:
+                bus = playing = PlaybackBus(playback, must, listeners, anew=resumption.anew)
+                first = tuple(self._resumed(resumption, record))
+
+                async def go_on_now() -> None:
+                    journal = [] if directory is None else [await open_directory(directory)]
+                    playing.go_on(journal, first)
+
+                begin = go_on_now if go_on else None
+            if begin is None:
                 bus.publish(self._started(record))
-            else:
-                bus = PlaybackBus(playback, must, listeners, anew=resumption.anew)
-                record = self._begin_again(resumption, record, bus)
             jobs = [
                 self._job(problem, repeat, strategy, seed, resumption, playback)
                 for problem in problems
                 for repeat in range(repeats)
             ]
-            samples = await self._samples(jobs, concurrency, bus)
-        return RunResult(record.run, samples, directory)
+            samples = await self._samples(jobs, concurrency, bus, playback, begin)
+        run = resumption.past.run if resumption is not None and go_on else record.run
+        return RunResult(run, samples, directory)
 
     def _started(self, record: RunRecord) -> RunStarted:
         return RunStarted(
@@ -284,25 +347,19 @@ class Runtime:
             engines=Meter(self.scheduler).facts(),
         )
 
-    def _begin_again(self, resumption: Resumption, record: RunRecord, bus: EventBus) -> RunRecord:
-        """Publishes that the run goes on. Returns the record under the run's own id."""
+    def _resumed(self, resumption: Resumption, record: RunRecord) -> Iterator[Event]:
+        """What tells that the run goes on."""
         past = resumption.past
-        if resumption.anew:
-            bus.publish(self._started(record))
-            return record
-        bus.publish(
-            RunResumed(
-                started=record.started,
-                config=record.config,
-                versions=record.versions,
-                machine=record.machine,
-                overrides=dict(resumption.overrides),
-            )
+        yield RunResumed(
+            started=record.started,
+            config=record.config,
+            versions=record.versions,
+            machine=record.machine,
+            overrides=dict(resumption.overrides),
         )
         for sample in past.unfinished():
             for track in sample.closed:
-                bus.publish(TrackResumed(problem=sample.problem, repeat=sample.repeat, track=track))
-        return record.model_copy(update={"run": past.run})
+                yield TrackResumed(problem=sample.problem, repeat=sample.repeat, track=track)
 
     def _job(
         self,
@@ -322,38 +379,47 @@ class Runtime:
         return Job(problem, repeat, *resumption.began(past.attempt), playback)
 
     async def _samples(
-        self, jobs: Sequence[Job | SampleState], concurrency: int | None, bus: EventBus
+        self,
+        jobs: Sequence[Job | SampleState],
+        concurrency: int | None,
+        bus: EventBus,
+        playback: Playback | None = None,
+        begin: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[SampleState, ...]:
-        """Runs the samples, so many at a time (None: all), and publishes the run's end."""
+        """Runs the samples, so many at a time (None: all), and publishes the run's end.
+
+        ``begin``: lets a resumed run go on. It is called when the samples of its ``playback`` that had begun have caught up
+        with the trace, for which they need no place.
+        """
         meter = Meter(self.scheduler)
         places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
+        released = asyncio.Event()
 
         async def attempt(job: Job | SampleState) -> SampleState:
             if isinstance(job, SampleState):
                 return job
-            async with places:
-                problem, playback = job.problem, job.playback
-                await bus.turn("problem_started", problem.id, job.repeat)
-                lanes: Mapping[Role, Flights] = self.scheduler.lanes
-                equivalence = self._equivalence
-                again = None
-                if playback is not None:
-                    again = playback.sample(problem.id, job.repeat)
-                    lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
-                    equivalence = RecordedVerdicts(again, equivalence)
-                sample = Sample(
-                    problem,
-                    job.repeat,
-                    order=next(self._orders),
-                    seed=job.seed,
-                    strategy=job.strategy,
-                    scheduler=self.scheduler,
-                    lanes=lanes,
-                    record=again,
-                    equivalence=equivalence,
-                    bus=bus,
-                )
-                return await sample.run()
+            if job.playback is None or job.playback.released:
+                async with places:
+                    return await self._sample(job, bus)
+            again = job.playback.sample(job.problem.id, job.repeat)
+            if not again.began:
+                await released.wait()
+                async with places:
+                    return await self._sample(job, bus)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(self._sample(job, bus), name=f"sample {job.problem.id}/{job.repeat} again")
+                await released.wait()
+                async with places:
+                    again.go_on()
+                    await asyncio.wait({running})
+            return running.result()
+
+        async def catch_up(playback: Playback, begin: Callable[[], Awaitable[None]]) -> None:
+            await playback.caught_up(
+                playback.sample(job.problem.id, job.repeat) for job in jobs if isinstance(job, Job)
+            )
+            await begin()
+            released.set()
 
         def finish(status: Any, error: str | None = None) -> None:
             bus.publish(
@@ -369,6 +435,8 @@ class Runtime:
 
         try:
             async with asyncio.TaskGroup() as group:
+                if playback is not None and begin is not None:
+                    group.create_task(catch_up(playback, begin), name="catching up")
                 tasks = [group.create_task(attempt(job), name=f"sample {number}") for number, job in enumerate(jobs)]
         except asyncio.CancelledError:
             finish("cancelled")
@@ -379,6 +447,30 @@ class Runtime:
             raise first from None
         finish("finished")
         return tuple(task.result() for task in tasks)
+
+    async def _sample(self, job: Job, bus: EventBus) -> SampleState:
+        problem, playback = job.problem, job.playback
+        await bus.turn("problem_started", problem.id, job.repeat)
+        lanes: Mapping[Role, Flights] = self.scheduler.lanes
+        equivalence = self._equivalence
+        again: SamplePlayback | None = None
+        if playback is not None:
+            again = playback.sample(problem.id, job.repeat)
+            lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
+            equivalence = RecordedVerdicts(again, equivalence)
+        sample = Sample(
+            problem,
+            job.repeat,
+            order=next(self._orders),
+            seed=job.seed,
+            strategy=job.strategy,
+            scheduler=self.scheduler,
+            lanes=lanes,
+            record=again,
+            equivalence=equivalence,
+            bus=bus,
+        )
+        return await sample.run()
 
     def check_loop(self) -> None:
         """Raises SettingsError where the runtime was opened on another event loop: its engines live on that one."""

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.bus import EventBus
     from speclrm.runtime.context import JudgeSuffix
-    from speclrm.runtime.controller import Record
     from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
+    from speclrm.runtime.replay import SamplePlayback
     from speclrm.runtime.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class Sample:
         strategy: Strategy,
         scheduler: Scheduler,
         lanes: Mapping[Role, Flights],
-        record: Record | None = None,
+        record: SamplePlayback | None = None,
         equivalence: Equivalence,
         bus: EventBus,
     ) -> None:
@@ -92,11 +92,12 @@ class Sample:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            # Those that were cancelled before their task had begun: all of them, even where a sink fails at the first.
+            # Those that were ended before their task had begun: all of them, even where a sink fails at the first.
             unfinished = [name for name, state in self.state.tracks.items() if not state.finished]
             with ExitStack() as stack:
                 for name in reversed(unfinished):
-                    stack.callback(self._finish, name, "cancelled")
+                    reason = self._running[name][1].stop_reason if name in self._running else "cancelled"
+                    stack.callback(self._finish, name, reason)
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
@@ -181,8 +182,10 @@ class Sample:
         try:
             try:
                 reason = await self._strategy.run_track(track)
-            finally:
-                await track.aclose()
+            except BaseException as error:
+                await track.aclose(error)
+                raise
+            await track.aclose()
         except asyncio.CancelledError:
             self._finish(name, track.stop_reason)
             raise
@@ -254,9 +257,14 @@ class Sample:
     def _publish(self, event: Event, at_s: float | None = None) -> Event:
         # A sink that fails ends the run, and every track has its end in the state and for the controller all the same.
         self.state = apply(self.state, event)
-        if self._controller is not None:
-            self._controller.see(event)
-        return self._bus.publish(event, at_s)
+        told: Event | None = None
+        try:
+            told = self._bus.publish(event, at_s)
+            return told
+        finally:
+            # What a trace has already, the controller was told with the trace.
+            if self._controller is not None and (told is None or told is event):
+                self._controller.see(event)
 
     @property
     def _where(self) -> _Where:

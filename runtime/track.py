@@ -7,12 +7,13 @@ cuts a character in two, makes no step of its own.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import Context, JudgeSuffix, translate
-from speclrm.runtime.errors import CapacityError, RequestError, told
+from speclrm.runtime.errors import CapacityError, RequestError, ends_attempt, told
 from speclrm.runtime.events import (
     Event,
     ModeChanged,
@@ -23,6 +24,8 @@ from speclrm.runtime.events import (
     StepKind,
     StepScored,
     StepWritten,
+    TrackContinued,
+    TrackPaused,
 )
 from speclrm.runtime.lanes import Flight
 from speclrm.runtime.protocols import Request, Role, Score, Step
@@ -39,14 +42,15 @@ from speclrm.runtime.steps import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from speclrm.runtime.admission import Seat
     from speclrm.runtime.context import Ids
-    from speclrm.runtime.controller import Record
     from speclrm.runtime.events import Operation
     from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Delta, Problem, Strategy, Verdict
+    from speclrm.runtime.replay import SamplePlayback
     from speclrm.runtime.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
 
@@ -54,6 +58,9 @@ BLANK_PIECES_MAX = 4
 """Pieces without anything visible in a row, after which a step is taken as empty: a model that writes only newlines
 must not keep its track for ever."""
 
+
+READER_PATIENCE_S = 1.0
+"""How long a track waits for those who take its events before it lets its engines go: others want the room and the place."""
 
 Ahead = Literal["draft", "rewrite"]
 """What can be made before it is known to be wanted."""
@@ -68,6 +75,36 @@ UNANSWERED: dict[str, Any] = {
 """What an operation is without, whose request was given up."""
 Reason = Literal["stopped", "cancelled", "error", "useless"]
 _Made = tuple[Step, "tuple[Operation, ...]"]
+
+
+@dataclass(eq=False, slots=True)
+class _Making:
+    """A step in the making: all that it depends on was read when it was asked for, its first request included.
+
+    ``before``: ids behind the context that are not committed yet; ``begun``: the context's length; ``flights``: one a piece,
+    the last one still under way until ``whole``. ``given_up``: it has been accounted for. ``task``: where it is made ahead.
+    """
+
+    role: Role
+    purpose: Ahead
+    ahead: bool
+    index: int
+    before: tuple[int, ...]
+    begun: int
+    limit: int
+    flights: list[Flight] = field(default_factory=list[Flight])
+    whole: _Made | None = None
+    given_up: bool = False
+    task: asyncio.Task[_Made] | None = None
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A write that is open: its request, the block around it, and what comes of it."""
+
+    flight: Flight
+    block: AbstractAsyncContextManager[AsyncIterator[Delta]]
+    deltas: AsyncIterator[Delta]
 
 
 class _Where(TypedDict):
@@ -90,7 +127,7 @@ class RuntimeTrack:
         strategy: Strategy,
         scheduler: Scheduler,
         lanes: Mapping[Role, Flights],
-        record: Record | None,
+        record: SamplePlayback | None,
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
@@ -112,8 +149,9 @@ class RuntimeTrack:
         self._controller = scheduler.controller
         self._speculate = strategy.speculate
         self._seat: Seat | None = None
-        self._ahead: dict[Ahead, asyncio.Task[_Made]] = {}
-        self._useless: set[asyncio.Task[_Made]] = set()
+        self._ahead: dict[Ahead, _Making] = {}
+        self._leaving: set[asyncio.Task[Any]] = set()
+        self._told = False
         self._ready_s: float | None = None
         self._openings = openings
         self._judge = judge
@@ -124,8 +162,7 @@ class RuntimeTrack:
         self._stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
         self._line_ids = {role: line_ids(context.tokenizer.vocabulary) for role, context in self._contexts.items()}
         self._translated: dict[Role, tuple[Step, Sequence[int]]] = {}
-        self._open = AsyncExitStack()
-        self._writing: tuple[Flight, AsyncIterator[Delta]] | None = None
+        self._writing: _Writing | None = None
         self.stop_reason: Literal["stopped", "cancelled"] = "cancelled"
 
     @property
@@ -133,18 +170,41 @@ class RuntimeTrack:
         return self._state()
 
     def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
-        """Says why the task that runs this track is about to be cancelled."""
-        self.stop_reason = reason
+        """Says why the task that runs this track is about to be cancelled.
 
-    async def aclose(self) -> None:
-        """Ends the open request, if there is one, and gives the room back."""
+        Where the trace has the stop, what was given up is told as it was then, wherever the loop stands now.
+        """
+        self.stop_reason = reason
+        if reason == "stopped" and self._record is not None and self._record.ends(self._track):
+            for event in self._record.stopped(self._track):
+                self._emit(event)
+            self._told = True
+
+    async def aclose(self, error: BaseException | None = None) -> None:
+        """Ends what is open and gives the room back. ``error``: what ended the track, if anything did.
+
+        All is accounted for and cancelled before anything is awaited, and the waiting heeds no second cancellation.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            reason: Reason = self.stop_reason
+        else:
+            # An attempt's end is no decision of the loop: the next attempt finds the track as it was.
+            reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
         try:
             for purpose in tuple(self._ahead):
-                await self._give_up(purpose)
-            await self._end_writing()
+                self._give_up(purpose, reason)
+            closing = self._close_writing("stopped" if reason == "useless" else reason)
+            if self._leaving or closing is not None:
+                await to_its_end(self._gone(closing))
         finally:
             if self._seat is not None:
                 self._admission.leave(self._seat)
+
+    async def _gone(self, closing: _Writing | None) -> None:
+        if closing is not None:
+            await _left(closing)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     # ------------------------------------------------------------------------------------------------------ verbs
 
@@ -152,7 +212,13 @@ class RuntimeTrack:
         if self._speculate != "auto" or self._controller is None:
             return self._speculate != "never"
         decided = None if self._record is None else self._record.decided(self._track, self._index)
-        mode, reason = decided or self._controller.decide(self.problem.id, self._repeat, self._track)
+        if decided is None:
+            if self._record is not None and self._record.playing:
+                await self._record.live()
+            if self._controller.due:
+                self._emit(self._controller.observe())
+            decided = self._controller.decide(self.problem.id, self._repeat, self._track)
+        mode, reason = decided
         if mode != self.state.mode:
             self._emit(ModeChanged(**self._where(), step=self._index, mode=mode, reason=reason))
         return mode != "write"
@@ -160,7 +226,7 @@ class RuntimeTrack:
     async def draft(self) -> Step:
         await self._end_writing()
         await self._hold()
-        step, operations = await self._begun("draft") or await self._step(Role.DRAFT, "draft")
+        step, operations = await self._made("draft")
         sure = step.confidence
         self._emit(
             StepDrafted(
@@ -192,18 +258,19 @@ class RuntimeTrack:
         )
 
     async def rewrite(self, step: Step) -> Step:
-        new, operations = await self._begun("rewrite") or await self._step(Role.TARGET, "rewrite")
+        await self._hold()
+        new, operations = await self._made("rewrite")
         self._emit_written("rewrite", new, operations)
         return new
 
     def ahead(self, step: Step, *, draft: bool, rewrite: bool) -> None:
         if draft and self._limits.token_budget > self.state.tokens + len(step.ids):
-            self._begin("draft", self._step(Role.DRAFT, "draft", after=step, ahead=True))
+            self._begin("draft", after=step)
         if rewrite:
-            self._begin("rewrite", self._step(Role.TARGET, "rewrite", ahead=True))
+            self._begin("rewrite")
 
     async def score(self, step: Step) -> Score:
-        await self._room()
+        await self._hold()
         if self._prompts.scorer == "likelihood":
             return await self._score_by_likelihood(step)
         if self._judge is None:
@@ -253,44 +320,46 @@ class RuntimeTrack:
     async def write(self) -> Step:
         """The next step of one long write, read from the stream as it comes."""
         await self._hold()
-        await self._room()
-        context = self._contexts[Role.TARGET]
-        if self._writing is None:
-            left = self._limits.token_budget - self.state.tokens
-            flight = self._flight(Role.TARGET, "write", context.ids(), left)
-            try:
-                deltas = await self._open.enter_async_context(self._lanes[Role.TARGET].fly(flight))
-            except BaseException as error:
-                self._drop(flight, Role.TARGET, "write", error)
-                raise
-            self._writing = flight, deltas
-        flight, deltas = self._writing
+        writing = self._writing or await self._open_writing()
+        flight = writing.flight
         taken = len(flight.ids) - flight.unreported_tokens
         try:
             while (step := self._next_written(flight, taken)) is None:
-                if await anext(deltas, None) is None:
+                if await anext(writing.deltas, None) is None:
                     if flight.cut:
                         break
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
             self._writing = None
-            await self._fail_writing(flight, error)
+            self._drop(flight, Role.TARGET, "write", error)
+            await to_its_end(_left(writing))
             raise
         if step is None:  # the request ended with an earlier attempt: another one goes on from here
             self._writing = None
-            await self._open.aclose()
+            await _left(writing)
             return await self.write()
         self._ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
         self._emit_written("write", step, (flight.report(spent, kept=step.ids),))
         if flight.over:
             self._writing = None
-            await self._open.aclose()
+            await _left(writing)
         return step
+
+    async def _open_writing(self) -> _Writing:
+        context = self._contexts[Role.TARGET]
+        flight = self._flight(Role.TARGET, "write", context.ids(), self._limits.token_budget - self.state.tokens)
+        block = self._lanes[Role.TARGET].fly(flight)
+        try:
+            self._writing = _Writing(flight, block, await block.__aenter__())
+        except BaseException as error:
+            self._drop(flight, Role.TARGET, "write", error)
+            raise
+        return self._writing
 
     async def close(self) -> Step:
         await self._end_writing()
-        await self._room()
+        await self._hold()
         context = self._contexts[Role.TARGET]
         vocabulary = context.tokenizer.vocabulary
         forced = context.tokenizer.encode(self._prompts.closing)
@@ -318,10 +387,13 @@ class RuntimeTrack:
         return step
 
     async def commit(self, step: Step, score: float | None = None) -> None:
+        # Nothing is awaited from here to the event: a track is never stopped between two facts of one decision.
+        if self._record is not None and self._record.ends(self._track):
+            await self._record.stop()  # older versions did await something, and could be stopped here
         # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
-        await self._give_up("rewrite")
+        self._give_up("rewrite", "useless")
         if step.kind != "draft":
-            await self._give_up("draft")
+            self._give_up("draft", "useless")
         for role, context in self._contexts.items():
             context.append([*self._opening(role), *self._ids_for(step, role)])
             if self._seat is not None:
@@ -335,46 +407,66 @@ class RuntimeTrack:
             )
         )
 
-    # ---------------------------------------------------------------------------------------------------- requests
+    # ---------------------------------------------------------------------------------------------------- work ahead
 
-    def _begin(self, purpose: Ahead, work: Coroutine[Any, Any, _Made]) -> None:
-        """Sets work going that ``_begun`` takes up or ``_give_up`` ends; ``aclose`` waits for all of it."""
-        self._ahead[purpose] = asyncio.create_task(work, name=f"{self.problem.id}/{self._track} {purpose} ahead")
-
-    async def _begun(self, purpose: Ahead) -> _Made | None:
-        """The step that was set going ahead, or None where none was."""
-        task = self._ahead.pop(purpose, None)
-        if task is None:
-            return None
+    def _begin(self, purpose: Ahead, after: Step | None = None) -> None:
+        """Sets work going that ``_made`` takes up or ``_give_up`` ends; ``aclose`` waits for all of it."""
+        role = Role.DRAFT if purpose == "draft" else Role.TARGET
         try:
-            return await task
+            making = self._making(role, purpose, after=after, ahead=True)
+        except CapacityError:
+            return  # should it be wanted after all, it will be asked for, and fail, at its own time
+        name = f"{self.problem.id}/{self._track} {purpose} ahead"
+        making.task = asyncio.create_task(self._make(making), name=name)
+        self._ahead[purpose] = making
+
+    async def _made(self, purpose: Ahead) -> _Made:
+        """The step that was set going ahead, or one that is made now."""
+        making = self._ahead.pop(purpose, None)
+        if making is None or making.task is None:
+            return await self._make(self._making(Role.DRAFT if purpose == "draft" else Role.TARGET, purpose))
+        try:
+            return await making.task
         except asyncio.CancelledError:
-            self._drop_made(task, purpose, self.stop_reason)  # it may have ended in the same moment
+            self._drop_making(making, self.stop_reason)
+            self._leave(making.task)
             raise
 
-    async def _give_up(self, purpose: Ahead) -> None:
-        """Ends what was set going and accounts for it; that takes no longer than its engine takes to hear of it."""
-        task = self._ahead.get(purpose)
-        if task is None:
+    def _give_up(self, purpose: Ahead, reason: Reason) -> None:
+        """Ends what was set going and accounts for it at once; what its engine still says of it is heard by nobody."""
+        making = self._ahead.pop(purpose, None)
+        if making is None or making.task is None:
             return
-        # A task that never ran would leave no word of a request that another run of the same loop had sent.
-        await asyncio.sleep(0)
-        if not task.done():
-            self._useless.add(task)
-            task.cancel()
-            await asyncio.wait({task})
-            self._useless.discard(task)
-        del self._ahead[purpose]
-        self._drop_made(task, purpose, "useless")
+        if self._record is not None:
+            # How far it had come is a matter of moments, so the trace is asked, if it has the answer.
+            started = operation_id(self.problem.id, self._repeat, self._track, making.index, f"{purpose}-ahead")
+            for event in self._record.given_up(self._track, started):
+                self._emit(event)
+                making.given_up = True
+        self._drop_making(making, reason)
+        self._leave(making.task)
 
-    def _drop_made(self, task: asyncio.Task[_Made], purpose: Ahead, reason: Reason) -> None:
-        """Accounts for a step that was made in vain: as if its last request had been given up before its end, so that a
-        replay, which answers none that was given up, sees the same.
+    def _leave(self, task: asyncio.Task[_Made]) -> None:
+        if not task.done():
+            task.cancel()
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        elif not task.cancelled():
+            task.exception()  # told by the operation that it failed with
+
+    def _drop_making(self, making: _Making, reason: Reason) -> None:
+        """Accounts, once, for a step that is not wanted, whole or not.
+
+        A whole one is told as if its last request had been given up before its end, so that a replay, which answers none
+        that was given up, sees the same.
         """
-        if task.cancelled() or task.exception() is not None:
-            return  # it has accounted for itself
-        step, operations = task.result()
-        role = Role.DRAFT if purpose == "draft" else Role.TARGET
+        if making.given_up:
+            return
+        making.given_up = True
+        if making.whole is None:
+            self._drop_flights(making, reason)
+            return
+        step, operations = making.whole
         dropped: list[Operation] = []
         start = 0
         for operation in operations:
@@ -382,21 +474,87 @@ class RuntimeTrack:
             tail = (*step.ids[start : start + kept], *operation.tail)
             dropped.append(operation.model_copy(update={"tail": tail, "ahead": ()}))
             start += kept
-        self._emit_dropped(dropped.pop().model_copy(update=UNANSWERED), role, purpose, reason, step.index)
+        self._emit_dropped(dropped.pop().model_copy(update=UNANSWERED), making.role, making.purpose, reason, step.index)
         for operation in dropped:
-            self._emit_dropped(operation, role, purpose, reason, step.index)
+            self._emit_dropped(operation, making.role, making.purpose, reason, step.index)
+
+    def _drop_flights(self, making: _Making, reason: Reason, error: BaseException | None = None) -> None:
+        """Accounts for the request under way, then for the pieces before it, which were for nothing, too."""
+        *pieces, last = making.flights
+        self._emit_dropped(last.report(), making.role, making.purpose, reason, making.index, error)
+        for piece in pieces:
+            self._emit_dropped(piece.report(kept=()), making.role, making.purpose, reason, making.index, error)
+
+    # --------------------------------------------------------------------------------------------------------- room
 
     async def _hold(self) -> None:
-        """Waits until the engines have room for this track, or makes room for older ones where there is too little."""
+        """Called before each request: waits until the engines have room for this track and its events are taken.
+
+        A track that has to wait lets its engines go, and says so: a loop driven again cannot know of it otherwise.
+        """
+        paused = False
         if self._record is not None and self._record.playing:
-            return  # what is answered from a trace needs no room
+            match await self._held_then(self._record):
+                case "asks":
+                    return
+                case "waited":
+                    paused = True
+                case "new":
+                    pass
+        try:
+            async with asyncio.timeout(READER_PATIENCE_S):
+                await self._room()
+        except TimeoutError:
+            paused = await self._pause("reader", paused)
+            if self._seat is not None:
+                self._admission.leave(self._seat)
+            await self._room()
         if self._seat is None:
             tokens = {role: len(context) for role, context in self._contexts.items()}
-            self._seat = await self._admission.enter(self._order, tokens)
-        elif self._seat.asked:
-            await self._end_writing()
+            self._seat = self._admission.claim(self._order, tokens)
+        if self._seat.asked:
+            paused = await self._pause("room", paused)
             await self._admission.hold(self._seat)
+        elif not self._seat.seated and not self._admission.sit_at_once(self._seat):
+            paused = await self._pause("room", paused)
+            await self._admission.sit(self._seat)
+        if paused:
+            self._emit(TrackContinued(**self._where(), step=self._index))
             self._ready_s = None
+        elif self._writing is not None and self._lanes[Role.TARGET].wants_place(self._writing.flight):
+            await self._pause("turn", paused=False)
+
+    async def _held_then(self, record: SamplePlayback) -> Literal["asks", "waited", "new"]:
+        """What a trace says of this moment: the track asked on, or waited when it ended; or there is nothing of it."""
+        while record.playing:
+            if record.ends(self._track):
+                await record.stop()
+            match record.coming(self._track):
+                case TrackPaused(step=step, reason=reason) if step == self._index:
+                    await self._pause(reason, paused=False)
+                    if reason == "turn":
+                        continue
+                    if isinstance(record.coming(self._track), TrackContinued):
+                        await record.turn_of(self._track)
+                        self._emit(TrackContinued(**self._where(), step=self._index))
+                        continue
+                    if record.mode == "replay":
+                        await record.stop()
+                    await record.live()
+                    return "waited"
+                case None if record.mode == "resume":
+                    await record.live()
+                    return "new"
+                case _:
+                    return "asks"
+        return "new"
+
+    async def _pause(self, reason: Literal["room", "reader", "turn"], paused: bool) -> bool:
+        """Lets the engines go. Returns that the track is paused now."""
+        if not paused:
+            self._emit(TrackPaused(**self._where(), step=self._index, reason=reason))
+        await self._end_writing()
+        return True
 
     def _ids_for(self, step: Step, role: Role) -> Sequence[int]:
         """The step in the ids of a model; text is tokenised anew only for a model that did not write it, and once."""
@@ -409,53 +567,69 @@ class RuntimeTrack:
             self._translated[role] = held
         return held[1]
 
-    async def _step(
-        self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False
-    ) -> tuple[Step, tuple[Operation, ...]]:
-        """One step by one model: a request, and more where the first brought nothing visible.
+    def _making(self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False) -> _Making:
+        """What ``_make`` makes a step of, read now.
 
         ``ahead``: before it is known that it is wanted; ``after``: behind a step that is not committed yet.
         """
         context = self._contexts[role]
-        before: tuple[int, ...] = () if after is None else (*self._opening(role), *self._ids_for(after, role))
-        begun = len(context)  # the context may have grown by the time of a second piece
         spent = self.state.tokens + (0 if after is None else len(after.ids))
-        index = self._index + (after is not None)
+        limit = self._limits.max_step_tokens
+        if not self._limits.original_marks:
+            limit = min(limit, self._limits.token_budget - spent)
+        making = _Making(
+            role,
+            purpose,
+            ahead,
+            index=self._index + (after is not None),
+            before=() if after is None else (*self._opening(role), *self._ids_for(after, role)),
+            begun=len(context),  # it may have grown by the time of a second piece
+            limit=limit,
+        )
+        self._next_piece(making, [])
+        return making
+
+    def _next_piece(self, making: _Making, ids: Sequence[int]) -> Flight:
+        """The request for the piece behind ``ids``."""
+        role, part = making.role, len(making.flights)
+        flight = self._flight(
+            role,
+            making.purpose,
+            self._contexts[role].ids(making.before, ids, length=making.begun),
+            making.limit - len(ids),
+            stop_ids=self._stop_ids[role],
+            sampled_logprobs=role is Role.DRAFT and self._limits.confidence,
+            first_entropy=role is Role.DRAFT and self._limits.first_entropy and part == 0,
+            part=part,
+            index=making.index,
+            ahead=making.ahead,
+        )
+        making.flights.append(flight)
+        return flight
+
+    async def _make(self, making: _Making) -> _Made:
+        """One step by one model: a request, and more where the first brought nothing visible."""
+        role, before, begun, limit = making.role, making.before, making.begun, making.limit
+        context = self._contexts[role]
         tokenizer = context.tokenizer
         original = bool(self._limits.original_marks)
-        limit = self._limits.max_step_tokens
-        if not original:
-            limit = min(limit, self._limits.token_budget - spent)
         least = self._limits.min_step_tokens
         ids: list[int] = []
         sampled: list[float] = []
         entropy: float | None = None
         text = ""
-        flights: list[Flight] = []
         ended = left = False
+        flights = making.flights
         # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
         for part in range(max(least, BLANK_PIECES_MAX)):
-            await self._room()
-            flight = self._flight(
-                role,
-                purpose,
-                context.ids(before, ids, length=begun),
-                limit - len(ids),
-                stop_ids=self._stop_ids[role],
-                sampled_logprobs=role is Role.DRAFT and self._limits.confidence,
-                first_entropy=role is Role.DRAFT and self._limits.first_entropy and part == 0,
-                part=part,
-                index=index,
-                ahead=ahead,
-            )
             try:
+                flight = self._next_piece(making, ids) if part else flights[0]
                 length, left = await self._run_step(role, flight, ids, sampled, entropy)
             except BaseException as error:
-                self._emit_dropped(flight.report(), role, purpose, self._reason(error), index, error)
-                for piece in flights:  # the pieces before this one were for nothing, too
-                    self._emit_dropped(piece.report(kept=()), role, purpose, self._reason(error), index, error)
+                if not making.given_up:
+                    making.given_up = True
+                    self._drop_flights(making, self._reason(error), error)
                 raise
-            flights.append(flight)
             entropy = entropy if flight.first_entropy is None else flight.first_entropy
             new, ended = split_ending(flight.ids, tokenizer.vocabulary)
             ended = ended or flight.finish == "end"
@@ -478,16 +652,17 @@ class RuntimeTrack:
             ids = without_think_close(tokenizer, ids, self._limits.original_marks)
             removed = max(0, generated - len(ids))
             text = context.text_of(ids, before, begun)
-        kind: StepKind = purpose
+        kind: StepKind = making.purpose
         sure = confidence(sampled[: len(ids)], entropy)
-        step = Step(role, index, text, tuple(ids), ended, kind, removed, sure, left)
+        step = Step(role, making.index, text, tuple(ids), ended, kind, removed, sure, left)
         operations: list[Operation] = []
         start = 0
         for flight in flights:
             operation = flight.report(kept=ids[start:])
             start += operation.output_tokens - len(operation.tail)
             operations.append(operation)
-        return step, tuple(operations)
+        making.whole = step, tuple(operations)
+        return making.whole
 
     async def _run_step(
         self,
@@ -548,27 +723,15 @@ class RuntimeTrack:
 
     async def _end_writing(self) -> None:
         """Closes the open write; what came after the last step was for nothing."""
-        if self._writing is None:
-            return
-        flight, _ = self._writing
-        self._writing = None
-        try:
-            await self._open.aclose()
-        finally:
-            if flight.unreported_tokens:
-                self._emit_dropped(flight.report(), Role.TARGET, "write", "stopped")
+        if (writing := self._close_writing("stopped")) is not None:
+            await to_its_end(_left(writing))
 
-    async def _fail_writing(self, flight: Flight, error: BaseException) -> None:
-        """Closes the open write with the error that ended it, which its lane may know to be another one: a stalled engine's
-        operations are cancelled. Raises that one.
-        """
-        try:
-            await self._open.__aexit__(type(error), error, error.__traceback__)
-        except BaseException as other:
-            error = other
-            raise
-        finally:
-            self._drop(flight, Role.TARGET, "write", error)
+    def _close_writing(self, reason: Reason) -> _Writing | None:
+        """Accounts for the open write, which the caller has to leave."""
+        writing, self._writing = self._writing, None
+        if writing is not None and writing.flight.owes_report:
+            self._emit_dropped(writing.flight.report(), Role.TARGET, "write", reason)
+        return writing
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:
@@ -582,9 +745,7 @@ class RuntimeTrack:
         self._emit_dropped(flight.report(), role, purpose, self._reason(error), error=error)
 
     def _reason(self, error: BaseException) -> Reason:
-        if isinstance(error, Exception):
-            return "error"
-        return "useless" if asyncio.current_task() in self._useless else self.stop_reason
+        return "error" if isinstance(error, Exception) else self.stop_reason
 
     def _emit_dropped(
         self,
@@ -595,6 +756,8 @@ class RuntimeTrack:
         index: int | None = None,
         error: BaseException | None = None,
     ) -> None:
+        if self._told:
+            return  # by the trace
         self._emit(
             OperationDropped(
                 **self._where(),
@@ -651,7 +814,9 @@ class RuntimeTrack:
             likelihood_from=likelihood_from,
             priority=priority(purpose, self._order, ahead=ahead),
         )
-        return Flight(request, engine.name, place, self._ready_s)
+        flight = Flight(request, engine.name, place, self._ready_s)
+        self._lanes[role].recall(flight)
+        return flight
 
     # ------------------------------------------------------------------------------------------------------ events
 
@@ -696,3 +861,8 @@ class RuntimeTrack:
                 operations=operations,
             )
         )
+
+
+async def _left(writing: _Writing) -> None:
+    """Leaves the block around a write, which aborts what is still under way."""
+    await writing.block.__aexit__(None, None, None)

@@ -32,7 +32,12 @@ def _from_1(event: JsonObject) -> JsonObject:
             return event
 
 
-UPGRADES: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1}
+def _from_2(event: JsonObject) -> JsonObject:
+    """Form 2 did not tell when tracks waited for room, nor what the controller saw."""
+    return event | {"schema_version": 3, "begun_in_form": 2} if event.get("kind") == "run_started" else event
+
+
+UPGRADES: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1, 2: _from_2}
 """By the version that they read."""
 
 

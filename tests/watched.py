@@ -126,8 +126,8 @@ def watched() -> Generator[Record]:
             self._watched_lanes = lanes
             record.admissions.append(self)
 
-        async def enter(self, order: int, tokens: Mapping[Role, int]) -> Seat:
-            seat = await super().enter(order, tokens)
+        def claim(self, order: int, tokens: Mapping[Role, int]) -> Seat:
+            seat = super().claim(order, tokens)
             record.seats.append(seat)
             return seat
 

@@ -76,12 +76,12 @@ class Workload:
     acceptance: float
     one_device: bool
     seed: int
+    steps: float = 6.0
 
     @property
     def strategy(self) -> Strategy:
-        return make_strategy(
-            self.name, max_step_tokens=STEP_TOKENS, token_budget=BUDGET_TOKENS, closing_tokens=8, **self.options
-        )
+        limits = {"max_step_tokens": STEP_TOKENS, "token_budget": BUDGET_TOKENS, "closing_tokens": 8}
+        return make_strategy(self.name, **{**limits, **self.options})
 
 
 @st.composite
@@ -132,8 +132,11 @@ class Ran:
         return [engine for several in self.engines.values() for engine in several]
 
 
-def simulated(work: Workload) -> tuple[SimulatedWorld, dict[Role, list[WatchedSimulated]]]:
-    world = SimulatedWorld(WorldSettings((work.acceptance,), draft_step=12, target_step=14, steps=6), work.seed)
+def simulated(
+    work: Workload, kind: type[WatchedSimulated] = WatchedSimulated
+) -> tuple[SimulatedWorld, dict[Role, list[WatchedSimulated]]]:
+    settings = WorldSettings((work.acceptance,), draft_step=12, target_step=14, steps=work.steps)
+    world = SimulatedWorld(settings, work.seed)
     longest = PROMPT_TOKENS + BUDGET_TOKENS + 2 * STEP_TOKENS
     kv_tokens = 1_000_000 if work.room is None else int(longest * work.room)
     cost = {
@@ -143,7 +146,7 @@ def simulated(work: Workload) -> tuple[SimulatedWorld, dict[Role, list[WatchedSi
     shared = Device() if work.one_device else None
     roles = {Role.TARGET: work.targets} | ({Role.DRAFT: work.drafts} if work.name.startswith("spec") else {})
     engines = {
-        role: [WatchedSimulated(f"{role}-{n}", cost[role], world, world.tokenizer, shared) for n in range(count)]
+        role: [kind(f"{role}-{n}", cost[role], world, world.tokenizer, shared) for n in range(count)]
         for role, count in roles.items()
     }
     return world, engines

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import structlog
 
+from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engines import reaper
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
 from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 
     from speclrm.runtime.protocols import Tokenizer
     from speclrm.runtime.settings import EngineSettings
@@ -105,27 +106,13 @@ async def start_engines(
             for engine in started.values():
                 await engine.warm_up()
         except BaseException as error:
-            await _to_its_end(start.give_up())
+            await to_its_end(start.give_up())
             for engine in started.values():
-                await _to_its_end(engine.aclose())
+                await to_its_end(engine.aclose())
             if isinstance(error, Exception) and not isinstance(error, SettingsError):
                 raise _start_error(error, log_path, start.log_offset) from error
             raise
     return started
-
-
-async def _to_its_end(clean_up: Coroutine[Any, Any, None]) -> None:
-    """Awaits a clean-up that a second cancellation must not cut short. The clean-up bounds its own time."""
-    task = asyncio.ensure_future(clean_up)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 class _Start:
@@ -578,9 +565,12 @@ class VllmEngine:
                 raise self._dead() from error
             raise self._refused(request, error.__cause__ or error) from error
         finally:
+            # The abort is under way before anything is awaited: a second cancellation can no longer skip it.
+            abort = None if finished or self._closed else self._abort(name)
             await outputs.aclose()
-            if not finished and not self._closed:
-                await self._abort(name)
+            if abort is not None:
+                with contextlib.suppress(TimeoutError, Exception):
+                    await asyncio.wait_for(asyncio.shield(abort), ABORT_LIMIT_S)
 
     async def _read(self, request: Request, length: int) -> int | None:
         """Has the first ids of the prompt computed, so that the cache holds them; returns how many it held before."""
@@ -616,17 +606,21 @@ class VllmEngine:
             delta, prompt_logprobs=tuple(values[place] for place in range(start, len(ids))), cached_tokens=cached
         )
 
-    async def _abort(self, name: str) -> None:
-        """Ends the request in the engine, whatever state it is in.
+    def _abort(self, name: str) -> asyncio.Task[None]:
+        """Begins to end the request in the engine, whatever state it is in.
 
         ``generate`` aborts when it is closed, but a cancellation during its ``add_request`` leaves the request there.
-        Shielded and bounded: a second cancellation must not leak it, a dead engine must not hold us.
+        A task of its own: a second cancellation must not leak the request.
         """
         task = asyncio.ensure_future(self.engine.abort(name))
         self._aborts.add(task)  # the loop itself keeps no task alive
-        task.add_done_callback(self._aborts.discard)
-        with contextlib.suppress(TimeoutError, Exception):
-            await asyncio.wait_for(asyncio.shield(task), ABORT_LIMIT_S)
+        task.add_done_callback(self._aborted)
+        return task
+
+    def _aborted(self, task: asyncio.Task[None]) -> None:
+        self._aborts.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a dead engine: there is nothing left to abort, and nobody to tell
 
     def _check(self, request: Request) -> None:
         if asyncio.get_running_loop() is not self._loop:

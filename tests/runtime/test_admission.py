@@ -15,7 +15,7 @@ from speclrm.runtime.lanes import Lane
 from speclrm.runtime.protocols import EngineStats, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
     from typing import Any
 
 KV_TOKENS = 1000
@@ -62,6 +62,12 @@ class Waiting:
         await settle()
 
 
+async def enter(admission: Admission, order: int, tokens: Mapping[Role, int]) -> Seat:
+    seat = admission.claim(order, tokens)
+    await admission.sit(seat)
+    return seat
+
+
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
@@ -70,9 +76,9 @@ async def settle() -> None:
 def test_a_track_that_finds_room_sits_down_at_once_and_the_next_waits_until_there_is_some() -> None:
     async def main() -> None:
         admission = seats_on()
-        first = await admission.enter(0, {TARGET: 600})
+        first = await enter(admission, 0, {TARGET: 600})
         waiting = Waiting(admission)
-        await waiting.ask("second", admission.enter(1, {TARGET: 400}))
+        await waiting.ask("second", enter(admission, 1, {TARGET: 400}))
         assert (waiting.seated, admission.seated, admission.waiting) == ([], 1, 1)
         admission.leave(first)
         await settle()
@@ -85,7 +91,7 @@ def test_an_engine_that_names_no_room_seats_everybody() -> None:
     async def main() -> int:
         admission = seats_on(Roomy(None))
         for order in range(50):
-            await admission.enter(order, {TARGET: 100_000})
+            await enter(admission, order, {TARGET: 100_000})
         return admission.seated
 
     assert run_virtual(main()) == 50
@@ -97,10 +103,10 @@ def test_whoever_sits_down_leaves_two_steps_of_room_to_each_that_sits_already(ro
 
     async def main() -> None:
         admission = seats_on()
-        await admission.enter(0, {TARGET: 300})
+        await enter(admission, 0, {TARGET: 300})
         need = ROOM - (300 + SPARE_TOKENS) - SPARE_TOKENS - GROWTH_TOKENS + room
         waiting = Waiting(admission)
-        await waiting.ask("next", admission.enter(1, {TARGET: need}))
+        await waiting.ask("next", enter(admission, 1, {TARGET: need}))
         assert waiting.seated == (["next"] if sits else [])
 
     run_virtual(main())
@@ -109,7 +115,7 @@ def test_whoever_sits_down_leaves_two_steps_of_room_to_each_that_sits_already(ro
 def test_the_youngest_stands_up_at_its_next_step_and_sits_down_again_when_there_is_room() -> None:
     async def main() -> None:
         admission = seats_on()
-        old, young = [await admission.enter(order, {TARGET: 300}) for order in range(2)]
+        old, young = [await enter(admission, order, {TARGET: 300}) for order in range(2)]
         await admission.hold(young)  # nobody asked: goes on at once
         admission.resize(old, TARGET, 500)
         assert (old.asked, young.asked) == (False, True)
@@ -133,7 +139,7 @@ def test_who_stood_up_waits_for_more_room_than_it_lacked() -> None:
 
     async def main() -> None:
         admission = seats_on()
-        first, second, third = [await admission.enter(order, {TARGET: 150}) for order in range(3)]
+        first, second, third = [await enter(admission, order, {TARGET: 150}) for order in range(3)]
         admission.resize(first, TARGET, ROOM - 2 * (150 + SPARE_TOKENS) - SPARE_TOKENS + 1)
         assert [seat.asked for seat in (first, second, third)] == [False, False, True]
         waiting = Waiting(admission)
@@ -155,11 +161,11 @@ def test_who_stood_up_waits_for_more_room_than_it_lacked() -> None:
 def test_older_samples_sit_down_first_and_nobody_passes_one_who_does_not_fit() -> None:
     async def main() -> None:
         admission = seats_on()
-        holder = await admission.enter(0, {TARGET: 700})
+        holder = await enter(admission, 0, {TARGET: 700})
         waiting = Waiting(admission)
-        await waiting.ask("young", admission.enter(9, {TARGET: 10}))
-        await waiting.ask("old and large", admission.enter(1, {TARGET: 750}))
-        await waiting.ask("middle", admission.enter(5, {TARGET: 10}))
+        await waiting.ask("young", enter(admission, 9, {TARGET: 10}))
+        await waiting.ask("old and large", enter(admission, 1, {TARGET: 750}))
+        await waiting.ask("middle", enter(admission, 5, {TARGET: 10}))
         admission.resize(holder, TARGET, 400)  # room for the small ones, not for the large one
         await settle()
         assert waiting.seated == []
@@ -176,9 +182,9 @@ def test_older_samples_sit_down_first_and_nobody_passes_one_who_does_not_fit() -
 def test_a_track_larger_than_the_room_runs_alone() -> None:
     async def main() -> None:
         admission = seats_on()
-        large = await admission.enter(3, {TARGET: 5 * KV_TOKENS})
+        large = await enter(admission, 3, {TARGET: 5 * KV_TOKENS})
         waiting = Waiting(admission)
-        await waiting.ask("small", admission.enter(0, {TARGET: 10}))
+        await waiting.ask("small", enter(admission, 0, {TARGET: 10}))
         admission.resize(large, TARGET, 6 * KV_TOKENS)
         await admission.hold(large)  # nobody to make room for
         assert (waiting.seated, large.asked) == ([], False)
@@ -192,7 +198,7 @@ def test_a_track_larger_than_the_room_runs_alone() -> None:
 def test_one_that_grows_over_the_room_gets_all_of_it() -> None:
     async def main() -> None:
         admission = seats_on()
-        seats = [await admission.enter(order, {TARGET: 100}) for order in range(3)]
+        seats = [await enter(admission, order, {TARGET: 100}) for order in range(3)]
         admission.resize(seats[0], TARGET, 2 * KV_TOKENS)
         assert [seat.asked for seat in seats] == [False, True, True]
 
@@ -202,10 +208,10 @@ def test_one_that_grows_over_the_room_gets_all_of_it() -> None:
 def test_cancelling_one_that_waits_lets_those_behind_it_sit_down() -> None:
     async def main() -> None:
         admission = seats_on()
-        await admission.enter(0, {TARGET: 500})
+        await enter(admission, 0, {TARGET: 500})
         waiting = Waiting(admission)
-        await waiting.ask("large", admission.enter(1, {TARGET: 900}))
-        await waiting.ask("small", admission.enter(2, {TARGET: 50}))
+        await waiting.ask("large", enter(admission, 1, {TARGET: 900}))
+        await waiting.ask("small", enter(admission, 2, {TARGET: 50}))
         assert waiting.seated == []
         await waiting.cancel("large")
         assert waiting.tasks["large"].cancelled()
@@ -218,10 +224,10 @@ def test_cancelling_one_that_waits_lets_those_behind_it_sit_down() -> None:
 def test_one_that_is_cancelled_in_the_moment_in_which_it_is_seated_gives_its_seat_on() -> None:
     async def main() -> None:
         admission = seats_on()
-        holder = await admission.enter(0, {TARGET: 900})
+        holder = await enter(admission, 0, {TARGET: 900})
         waiting = Waiting(admission)
-        await waiting.ask("one", admission.enter(1, {TARGET: 700}))
-        await waiting.ask("other", admission.enter(2, {TARGET: 700}))
+        await waiting.ask("one", enter(admission, 1, {TARGET: 700}))
+        await waiting.ask("other", enter(admission, 2, {TARGET: 700}))
         admission.leave(holder)  # seats the one, whose task has not heard of it yet
         await waiting.cancel("one")
         assert waiting.tasks["one"].cancelled()
@@ -234,7 +240,7 @@ def test_one_that_is_cancelled_in_the_moment_in_which_it_is_seated_gives_its_sea
 def test_leaving_twice_is_leaving_once() -> None:
     async def main() -> None:
         admission = seats_on()
-        one, other = [await admission.enter(order, {TARGET: 200}) for order in range(2)]
+        one, other = [await enter(admission, order, {TARGET: 200}) for order in range(2)]
         admission.leave(one)
         admission.leave(one)
         admission.resize(one, TARGET, 900)  # of no account any more
@@ -246,10 +252,10 @@ def test_leaving_twice_is_leaving_once() -> None:
 def test_each_engine_of_each_role_needs_room() -> None:
     async def main() -> None:
         admission = seats_on(Roomy(100_000), draft=[Roomy(500)])
-        await admission.enter(0, {TARGET: 300, Role.DRAFT: 300})
+        await enter(admission, 0, {TARGET: 300, Role.DRAFT: 300})
         waiting = Waiting(admission)
-        await waiting.ask("next", admission.enter(1, {TARGET: 300, Role.DRAFT: 300}))
-        await waiting.ask("without a draft", admission.enter(2, {TARGET: 300}))
+        await waiting.ask("next", enter(admission, 1, {TARGET: 300, Role.DRAFT: 300}))
+        await waiting.ask("without a draft", enter(admission, 2, {TARGET: 300}))
         assert waiting.seated == []  # the first of them does not fit, and nobody passes it
 
     run_virtual(main())
@@ -258,9 +264,9 @@ def test_each_engine_of_each_role_needs_room() -> None:
 def test_a_track_without_drafts_leaves_the_drafts_room_to_others() -> None:
     async def main() -> None:
         admission = seats_on(Roomy(100_000), draft=[Roomy(800)])
-        first = await admission.enter(0, {TARGET: 400, Role.DRAFT: 400})
+        first = await enter(admission, 0, {TARGET: 400, Role.DRAFT: 400})
         waiting = Waiting(admission)
-        await waiting.ask("next", admission.enter(1, {TARGET: 300, Role.DRAFT: 300}))
+        await waiting.ask("next", enter(admission, 1, {TARGET: 300, Role.DRAFT: 300}))
         assert waiting.seated == []
         admission.resize(first, Role.DRAFT, 0)
         await settle()
@@ -275,7 +281,7 @@ def test_a_track_without_drafts_leaves_the_drafts_room_to_others() -> None:
 def test_newcomers_go_where_the_fewest_tokens_are_and_stay_there() -> None:
     async def main() -> list[int]:
         admission = seats_on(Roomy(10_000), Roomy(10_000))
-        seats = [await admission.enter(order, {TARGET: tokens}) for order, tokens in enumerate((900, 100, 100, 100))]
+        seats = [await enter(admission, order, {TARGET: tokens}) for order, tokens in enumerate((900, 100, 100, 100))]
         admission.resize(seats[1], TARGET, 5000)
         await admission.hold(seats[1])
         return [seat.places[TARGET] for seat in seats]
@@ -286,10 +292,10 @@ def test_newcomers_go_where_the_fewest_tokens_are_and_stay_there() -> None:
 def test_those_who_waited_for_room_spread_over_the_engines_as_it_comes() -> None:
     async def main() -> list[int]:
         admission = seats_on(Roomy(), Roomy())
-        holders = [await admission.enter(0, {TARGET: 800}) for _ in range(2)]
+        holders = [await enter(admission, 0, {TARGET: 800}) for _ in range(2)]
         waiting = Waiting(admission)
         for number in range(4):
-            await waiting.ask(str(number), admission.enter(1, {TARGET: 200}))
+            await waiting.ask(str(number), enter(admission, 1, {TARGET: 200}))
         assert waiting.seated == []
         for holder in holders:
             admission.leave(holder)
@@ -304,6 +310,6 @@ def test_a_dead_engine_gets_no_newcomers() -> None:
         engines = Roomy(), Roomy()
         admission = seats_on(*engines)
         await engines[0].aclose()
-        return [(await admission.enter(0, {TARGET: 100})).places[TARGET] for _ in range(3)]
+        return [(await enter(admission, 0, {TARGET: 100})).places[TARGET] for _ in range(3)]
 
     assert run_virtual(main()) == [1, 1, 1]

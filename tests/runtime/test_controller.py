@@ -136,6 +136,8 @@ class Stream:
 
         see(TrackStarted(problem=problem, repeat=repeat, track=name, hint="", prompt_ids={}))
         for step in range(steps):
+            if self.controller.due:
+                see(self.controller.observe())
             decision = self.controller.decide(problem, repeat, name)
             self.decisions[problem].append(decision)
             origin = "write"

@@ -1,0 +1,42 @@
+"""Clean-ups that a second cancellation must not cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+log = structlog.get_logger(__name__)
+
+CLEAN_UP_LIMIT_S = 60.0
+"""How long one clean-up may take. Each part of one has a far shorter limit of its own; this is the last resort."""
+
+
+async def to_its_end(clean_up: Coroutine[Any, Any, Any], *, limit_s: float = CLEAN_UP_LIMIT_S) -> None:
+    """Awaits a clean-up in a task of its own, however often the caller is cancelled meanwhile.
+
+    A cancellation that arrived is raised at the end, an error of the clean-up before it. A clean-up that is not done after
+    ``limit_s`` is cancelled, and that is logged.
+    """
+    task = asyncio.ensure_future(clean_up)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limit_s
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            _, late = await asyncio.wait({task}, timeout=max(0.0, deadline - loop.time()))
+        except asyncio.CancelledError as error:
+            cancelled = error
+            continue
+        if late:
+            log.error("clean_up_stuck", seconds=limit_s, what=repr(task.get_coro()))
+            task.cancel()
+            break
+    if task.done() and not task.cancelled():
+        task.result()
+    if cancelled is not None:
+        raise cancelled
