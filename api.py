@@ -13,17 +13,21 @@ from speclrm.app.replay import Replayed, go_on, replay
 from speclrm.app.resolve import make_strategy as strategy
 from speclrm.app.resume import resume
 from speclrm.app.runs import RunReport, run
+from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Problem
+from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.sizing import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.runtime import Parts
+    from speclrm.runtime.protocols import Engine, Equivalence, Role
     from speclrm.runtime.settings import EngineDtype
     from speclrm.runtime.state import SampleState
 
@@ -36,6 +40,11 @@ class Runtime(_Runtime):
 
     ``tracks``: how many are expected at once. Lengths in tokens. The other options are those of ``speclrm run``. Models that
     are not here are fetched first. The engines' processes and the judges of answers live as long as the block.
+    ``engines``: used instead of models by name, and left open at the end; ``same`` then says which answers are equal, by
+    default those with equal texts.
+
+    Raises:
+        SettingsError: neither a target nor engines are given, or both.
 
     Raises, on entry:
         UsageError: a model cannot be had, or the work does not fit this machine.
@@ -45,8 +54,10 @@ class Runtime(_Runtime):
     def __init__(
         self,
         *,
-        target: str,
+        target: str | None = None,
         draft: str | None = None,
+        engines: Mapping[Role, Engine] | None = None,
+        same: Equivalence | None = None,
         tracks: int = 32,
         prompt_tokens: int = PROMPT_TOKENS,
         token_budget: int = 8192,
@@ -61,6 +72,8 @@ class Runtime(_Runtime):
         shared_device: bool = False,
         notify: Notify = quiet,
     ) -> None:
+        if (target is None) == (engines is None):
+            raise SettingsError("A runtime is made of a target model's name, or of engines. Give one of the two.")
         options = EngineOptions(
             target=target,
             draft=draft,
@@ -76,9 +89,11 @@ class Runtime(_Runtime):
         work = Work(tracks, prompt_tokens, token_budget, max_step_tokens, suffix_tokens=0)
 
         async def open_parts(stack: AsyncExitStack) -> Parts:
-            engines = make_engines(options)
-            await engines.size(strategy("speculative" if draft else "baseline"), work, (), notify)
-            return await engines.open(stack, notify)
+            if engines is not None:
+                return Parts(engines, same or ExactEquivalence())
+            named = make_engines(options)
+            await named.size(strategy("speculative" if draft else "baseline"), work, (), notify)
+            return await named.open(stack, notify)
 
         super().__init__(open_parts)
 

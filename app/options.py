@@ -177,7 +177,8 @@ class RunOptions(EngineOptions, DataOptions):
         given = cast("dict[str, Any]", values)
         flat = {name: value for name, value in given.items() if name in Recipe.model_fields and value is not None}
         rest = {name: value for name, value in given.items() if name not in Recipe.model_fields}
-        return rest | {"recipe": flat | (rest.get("recipe") or {})}
+        recipe: dict[str, Any] = rest.get("recipe") or {}
+        return rest | {"recipe": flat | recipe}
 
     @field_validator("reproduce_fault")
     @classmethod

@@ -91,6 +91,7 @@ def _print_measured(console: Console, report: CalibrationReport) -> None:
     from rich.table import Table
 
     judge, world = report.judge, report.preset.world
+    assert world is not None, "a calibration measures one"
     worth = "all ended alike" if judge.auroc is None else f"AUROC {judge.auroc:.2f}"
     error = "" if judge.calibration_error is None else f", expected calibration error {judge.calibration_error:.2f}"
     kept = " ".join(f"{threshold:g}:{share:.0%}" for threshold, share in judge.thresholds if 0 < share < 1)

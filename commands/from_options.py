@@ -198,7 +198,8 @@ def settings_lines(options: Mapping[str, Declared], values: Mapping[str, Any]) -
     for one in options.values():
         value = values.get(one.field)
         if get_origin(one.type) is dict:
-            value = [f"{name}={json.dumps(part)}" for name, part in (value or {}).items()] or None
+            pairs: dict[str, Any] = value or {}
+            value = [f"{name}={json.dumps(part)}" for name, part in pairs.items()] or None
         if value is None and "none" in one.option.words:
             value = "none"
         text = json.dumps(value, ensure_ascii=False)

@@ -28,9 +28,7 @@ OPTIONS = api.RunOptions(
     target="sim/qwq-32b",
     draft="sim/r1-1.5b",
     dataset="sim:a70?size=2",
-    tracks=2,
-    plan="plain",
-    token_budget=200,
+    recipe={"tracks": 2, "plan": "plain", "token_budget": 200},
 )
 
 
