@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,4 +110,5 @@ async def _write_reports(directory: Path) -> RunSummary:
 
 def new_folder(name: str) -> Path:
     """A folder named after the time, where none is given."""
-    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"

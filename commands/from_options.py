@@ -37,9 +37,9 @@ def complete_dataset(incomplete: str) -> list[str]:
 
 
 def complete_strategy(incomplete: str) -> list[str]:
-    from speclrm.strategies.catalog import ALIASES, STRATEGIES
+    from speclrm.strategies.catalog import names
 
-    return [name for name in (*STRATEGIES, *ALIASES) if name.startswith(incomplete)]
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 def complete_fault(incomplete: str) -> list[str]:

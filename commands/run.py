@@ -25,7 +25,8 @@ def run(
     strategy: Annotated[
         str,
         typer.Argument(
-            help="baseline, parallel, speculative, or speculative-methods.", autocompletion=complete_strategy
+            help="baseline, parallel, speculative, speculative-methods, or your own: MODULE:CLASS or FILE.py:CLASS.",
+            autocompletion=complete_strategy,
         ),
     ],
     given: Given,
