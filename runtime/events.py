@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from array import array
 from operator import not_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -406,9 +406,9 @@ class ModeChanged(StepEvent):
     reason: str
 
 
-class EngineCounters(_Frozen):
-    """Of the engines of a role together, since the runtime was opened. ``busy_s``: seconds in which they had work;
-    ``batched``: the sum of running requests over the ``iterations``; ``new_tokens``: read or written.
+class EngineCounters(NamedTuple):
+    """Of the engines of a role together, since the runtime was opened; in JSON an array in this order. ``busy_s``: seconds in
+    which they had work; ``batched``: the sum of running requests over the ``iterations``; ``new_tokens``: read or written.
     """
 
     busy_s: float
@@ -427,9 +427,9 @@ class EnginesObserved(EventBase):
 
     kind: Literal["engines_observed"] = "engines_observed"
     engines: dict[str, EngineCounters]
-    both_s: float
+    both_s: float = Field(default=0.0, exclude_if=not_)
     context: float
-    waiting: int
+    waiting: int = Field(default=0, exclude_if=not_)
 
 
 class EngineFailed(EventBase):

@@ -225,7 +225,11 @@ class SamplePlayback:
         """Waits until something new may happen: the trace has nothing more of this sample, nor of any other that had begun,
         and the sample has its place among those at work.
         """
-        await self._until(lambda: (self.caught_up and self._playback.released and self.has_place) or bool(self._void))
+        await self._until(lambda: self._free or bool(self._void))
+
+    @property
+    def _free(self) -> bool:
+        return self.caught_up and self._playback.released and self.has_place
 
     def go_on(self) -> None:
         """The sample has its place."""
@@ -313,7 +317,7 @@ class SamplePlayback:
 
     def stopped(self, track: str) -> Iterable[OperationDropped]:
         """What the trace gives up as it stops a track. Each must be published before the next."""
-        while self.ends(track) and isinstance(event := self.coming(track), OperationDropped):
+        while isinstance(event := self.coming(track), OperationDropped) and _stops(event):
             yield event.model_copy()
 
     def ends(self, track: str) -> bool:
@@ -405,14 +409,15 @@ class SamplePlayback:
 
     @property
     def playing(self) -> bool:
-        return self.mode == "replay" or not self.caught_up
+        """Whether all that happens is still told by the trace, or has to wait until something new may happen."""
+        return self.mode == "replay" or not self._free
 
     def decided(self, track: str, step: int) -> Decision | None:
         """How the trace says that the step was made; None where it does not say: then the live controller decides."""
         changes, made = self._decisions.get(track, ((), -1))
         last = next((change for change in reversed(changes) if change.step <= step), None)
         mode, reason = ("speculate", "") if last is None else (last.mode, last.reason)
-        if step <= made or (last is not None and last.step == step):
+        if step <= made or (last is not None and last.step == step) or self._streams.get(track):
             return Decision(mode, reason)
         # In a replay nobody else can decide; what is asked for next is not in the trace anyway.
         return Decision(mode, reason) if self.mode == "replay" else None

@@ -175,7 +175,7 @@ class RuntimeTrack:
         Where the trace has the stop, what was given up is told as it was then, wherever the loop stands now.
         """
         self.stop_reason = reason
-        if reason == "stopped" and self._record is not None and self._record.ends(self._track):
+        if reason == "stopped" and self._record is not None and self._record.coming(self._track) is not None:
             for event in self._record.stopped(self._track):
                 self._emit(event)
             self._told = True

@@ -197,7 +197,7 @@ def left_over(engines: Iterable[WatchedSimulated], scheduler: Scheduler, record:
             if lane.in_flight or lane.waiting:
                 found.append(f"{lane.in_flight} in flight and {lane.waiting} waiting before {lane.engine.name}")
     for lane in scheduler.lanes.values():
-        found += [f"a scope before {queue.engine.name}" for queue in lane.queues if queue.scopes]
+        found += [f"a stay before {queue.engine.name}" for queue in lane.queues if queue.stays]
     for engine in alive:
         stats = engine.stats()
         if stats.running or stats.waiting or engine.kv_tokens_used:

@@ -109,7 +109,7 @@ class Caller:
     """Somebody who asks for one problem. ``way``: what is called; ``starts_s``: when.
 
     How it gives up, if it does: ``end``: cancelled from outside; ``timeouts``: it has so many seconds, in so many nested
-    scopes; ``leaves``: it leaves its stream after so many events; ``closes``: and closes it, too.
+    stays; ``leaves``: it leaves its stream after so many events; ``closes``: and closes it, too.
     ``pauses``: what it does before it reads on: after so many events, for so many seconds.
     """
 
