@@ -130,7 +130,7 @@ class _Problem:
     again: int = 0
     tried_at: float = 2.0
     changes: int = 0
-    tracks: int = 0
+    tracks: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
 
     @property
@@ -216,13 +216,9 @@ class Controller:
                     self._probe(problem, event.repeat, event.track)
             case TrackStarted():
                 problem = self._problems.setdefault(event.problem, _Problem())
-                problem.tracks += 1
+                problem.tracks.add((event.repeat, event.track))
             case TrackFinished():
-                problem = self._problems[event.problem]
-                problem.tracks -= 1
-                problem.probing.discard((event.repeat, event.track))
-                if not problem.tracks:
-                    del self._problems[event.problem]
+                self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
                 self._drafted = True
                 # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
@@ -237,6 +233,21 @@ class Controller:
                 self._commit(event)
             case _:
                 pass
+
+    def _forget(self, name: str, track: tuple[int, str]) -> None:
+        problem = self._problems.get(name)
+        if problem is None:
+            return
+        problem.tracks.discard(track)
+        problem.probing.discard(track)
+        if not problem.tracks:
+            del self._problems[name]
+
+    def forget(self, name: str, repeat: int) -> None:
+        """The sample is not at work any more, though its tracks have not ended: its run could not be gone on with."""
+        if (problem := self._problems.get(name)) is not None:
+            for track in [track for track in problem.tracks if track[0] == repeat]:
+                self._forget(name, track)
 
     def recall(self, events: Iterable[Event]) -> None:
         """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
@@ -392,7 +403,7 @@ class Controller:
         self._decided_s = now
         self._weigh()
         shape = self._step
-        tracks = sum(problem.tracks for problem in self._problems.values())
+        tracks = sum(len(problem.tracks) for problem in self._problems.values())
         seated = 1 - min(1.0, self._waiting / max(1, tracks))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
         everyone = tracks * seated
@@ -441,7 +452,7 @@ class Controller:
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
-            tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks
+            tracks[None if accepted is None else round(accepted * 20) / 20] += len(problem.tracks)
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
     def _measure(self, now: float) -> None:

@@ -373,6 +373,10 @@ class SamplePlayback:
 
     # --------------------------------------------------------------------------------------------------- the requests
 
+    def has(self, operation: str) -> bool:
+        """Whether the trace says anything of a request."""
+        return operation in self._answers
+
     def find(self, request: Request) -> list[Share] | None:
         """What the trace has of this very request."""
         shares = self._answers.get(request.id)

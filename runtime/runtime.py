@@ -332,7 +332,12 @@ class Runtime:
                 for problem in problems
                 for repeat in range(repeats)
             ]
-            samples = await self._samples(jobs, concurrency, bus, playback, begin)
+            try:
+                samples = await self._samples(jobs, concurrency, bus, playback, begin)
+            finally:
+                if playback is not None and self.scheduler.controller is not None:
+                    for problem, repeat in playback.samples:
+                        self.scheduler.controller.forget(problem, repeat)
         run = resumption.past.run if resumption is not None and go_on else record.run
         return RunResult(run, samples, directory)
 

@@ -756,8 +756,8 @@ class RuntimeTrack:
         index: int | None = None,
         error: BaseException | None = None,
     ) -> None:
-        if self._told:
-            return  # by the trace
+        if self._told and self._record is not None and self._record.has(operation.id):
+            return  # the trace has told it
         self._emit(
             OperationDropped(
                 **self._where(),
@@ -791,7 +791,8 @@ class RuntimeTrack:
         kind = f"{purpose}-ahead" if ahead else purpose
         index = self._index if index is None else index
         name = operation_id(self.problem.id, self._repeat, self._track, index, kind, part)
-        place = 0 if self._seat is None else self._seat.places[role]
+        # What is made ahead may be asked for while the track waits for its first seat.
+        place = 0 if self._seat is None else self._seat.places.get(role, 0)
         engine = self._lanes[role].engines[place]
         room = engine.max_model_len - len(ids)
         if room <= 0:

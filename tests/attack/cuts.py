@@ -72,6 +72,8 @@ def lines_of(events: Sequence[Event]) -> list[str]:
 
 
 def events_of(folder: Path) -> list[Event]:
+    if not (folder / TRACE_FILE).exists():
+        return []  # broken off before there was a trace
     return list(read_trace(folder / TRACE_FILE))
 
 
