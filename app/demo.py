@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from speclrm.app.calibrate import calibrate_in
-from speclrm.app.engines import make_engines, open_runtime
+from speclrm.app.engines import MakeEngines, make_engines, open_runtime
 from speclrm.app.options import CALIBRATION_DATASET, CalibrateOptions, EngineOptions, RunOptions
 from speclrm.app.resolve import make_strategy, resolve
 from speclrm.app.runs import run_in
@@ -55,7 +55,13 @@ class Comparison(BaseModel):
 
 
 async def compare(
-    options: DemoOptions, directory: Path, *, sinks: list[Sink], notify: Notify, plan: Any = None
+    options: DemoOptions,
+    directory: Path,
+    *,
+    sinks: list[Sink],
+    notify: Notify,
+    plan: Any = None,
+    make: MakeEngines = make_engines,
 ) -> Comparison:
     """Calibrates on other problems, then runs both. Their traces are left in two folders below ``directory``."""
     for name in ("speculative", "baseline"):
@@ -72,8 +78,8 @@ async def compare(
         "limit": options.limit,
         "seed": options.seed,
     }
-    alone = resolve(RunOptions(strategy="baseline", recipe=recipe, **common))
-    engines = make_engines(EngineOptions(target=options.target, draft=options.draft))
+    alone = resolve(RunOptions(strategy="baseline", recipe=recipe, **common), make=make)
+    engines = make(EngineOptions(target=options.target, draft=options.draft), "", 0)
     calibration_options = CalibrateOptions(
         target=options.target,
         draft=options.draft,
@@ -93,7 +99,9 @@ async def compare(
         if plan is not None:
             plan(options.limit)
         with_threshold = recipe | {"speculate": "always", "score_threshold": calibration.threshold}
-        drafted = resolve(RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common))
+        drafted = resolve(
+            RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common), make=make
+        )
         with_drafts = await run_in(runtime, drafted, directory / "speculative", sinks)
         without = await run_in(runtime, alone, directory / "baseline", sinks)
     return Comparison(calibration=calibration, speculative=with_drafts.summary, alone=without.summary)

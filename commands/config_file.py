@@ -41,7 +41,7 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
 
         config = typer.Option(
             "--config",
-            help="Settings from a TOML file: an option a key, tables for single commands.",
+            help="TOML file with settings: one key per option, one table per command.",
             callback=read,
             is_eager=True,
             envvar=f"{ENVIRONMENT}CONFIG",

@@ -10,7 +10,7 @@ import typer
 
 from speclrm.commands.calibrate import print_calibration
 from speclrm.commands.errors import guard
-from speclrm.commands.screen import Screen, print_paths, run_async, stdout
+from speclrm.commands.screen import Screen, engines, print_paths, run_async, stdout
 from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
 
 
@@ -38,7 +38,12 @@ def demo(
         with Screen(display, log_file, log_level) as screen:
             comparison = run_async(
                 lambda: demonstration.compare(
-                    options, directory, sinks=screen.sinks, notify=screen.notify, plan=screen.monitor.plan
+                    options,
+                    directory,
+                    sinks=screen.sinks,
+                    notify=screen.notify,
+                    plan=screen.monitor.plan,
+                    make=engines(),
                 )
             )
         from speclrm.commands.display import print_report

@@ -10,7 +10,7 @@ from speclrm.commands.errors import guard
 from speclrm.commands.screen import stdout
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False) -> None:
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """What this machine can run, with which settings, what is missing, and what it costs."""
 
     def start() -> None:

@@ -25,24 +25,24 @@ OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_failed", "ungr
 
 def evaluate(
     directories: Annotated[
-        list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of runs, or folders of such.")
+        list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of runs, or folders that contain some.")
     ] = None,
-    results_dir: Annotated[Path | None, typer.Option(help="Searched for runs at any depth, as DIR... is.")] = None,
+    results_dir: Annotated[Path | None, typer.Option(help="Folder to search for runs at any depth, like DIR.")] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", "--dataset-name", help="Only runs on it.", autocompletion=complete_dataset),
+        typer.Option("--dataset", "--dataset-name", help="Only runs on this dataset.", autocompletion=complete_dataset),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "--model-name", help="Only runs of this target: its name, or the last part of it."),
+        typer.Option("--model", "--model-name", help="Only runs with this target: its name, or the last part of it."),
     ] = None,
     model_size: Annotated[
-        str | None, typer.Option(help="Only runs of targets of this size, as their names end: 32b.")
+        str | None, typer.Option(help="Only runs with targets of this size, as their names end: 32b.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Write results.jsonl and summary.json anew where they are missing or stale."),
+        typer.Option("--rebuild", help="Rewrite results.jsonl and summary.json if they are missing or stale."),
     ] = False,
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.

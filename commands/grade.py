@@ -14,12 +14,10 @@ from speclrm.commands.screen import run_async
 
 def grade(
     file: Annotated[Path, typer.Argument(help="A JSONL, CSV or Parquet file.")],
-    text_column: Annotated[str, typer.Option(help="The texts; the answer is found in them.")] = "output",
-    gold_column: Annotated[str, typer.Option(help="The right answers.")] = "gold",
-    answers_only: Annotated[
-        bool, typer.Option("--answers-only", help="The text is the answer, with nothing around it.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a row, in order.")] = False,
+    text_column: Annotated[str, typer.Option(help="Column that holds the texts to find answers in.")] = "output",
+    gold_column: Annotated[str, typer.Option(help="Column that holds the right answers.")] = "gold",
+    answers_only: Annotated[bool, typer.Option("--answers-only", help="Take each text as the answer itself.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row, in order.")] = False,
 ) -> None:
     """Grade the outputs of any tool: correct, wrong, no_answer or grader_failed for each row."""
 

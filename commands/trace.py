@@ -26,14 +26,14 @@ trace_app = typer.Typer(
     no_args_is_help=True,
 )
 Source = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a trace file.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SkipUnknown = Annotated[
-    bool, typer.Option("--skip-unknown", help="Leave out events of kinds that this version does not know.")
+    bool, typer.Option("--skip-unknown", help="Skip events of kinds that this version does not know.")
 ]
 Problem = Annotated[str | None, typer.Option("--problem", help="Only this problem.")]
 Repeat = Annotated[int | None, typer.Option("--repeat", help="Only this repeat of each problem.")]
 Track = Annotated[str | None, typer.Option("--track", help="Only this track of each sample.")]
-Kind = Annotated[str | None, typer.Option("--kind", help="Only events of this kind, one a line.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only events of this kind, one per line.")]
 
 
 @trace_app.command("check")
@@ -158,8 +158,8 @@ def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) ->
 @configurable("trace-tail")
 def tail(
     run: Source,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the run does, up to its end.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Events to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the run up to its end.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of events to begin with.")] = 10,
     json: Json = False,
 ) -> None:
     """The last events of a trace, and with -f those that come."""
@@ -184,7 +184,7 @@ def tail(
 def export(
     run: Source,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .parquet file that is not there yet.")],
-    rows: Annotated[Literal["steps", "samples"], typer.Option("--rows", help="What a row is.")] = "steps",
+    rows: Annotated[Literal["steps", "samples"], typer.Option("--rows", help="Content of a row.")] = "steps",
     problem: Problem = None,
     repeat: Repeat = None,
     track: Track = None,
@@ -208,7 +208,9 @@ def export(
 @configurable("trace-anomalies")
 def anomalies(
     run: Source,
-    stall: Annotated[float, typer.Option("--stall", min=0, help="Seconds without an event that make a stall.")] = 60.0,
+    stall: Annotated[
+        float, typer.Option("--stall", min=0, help="Seconds without an event that count as a stall.")
+    ] = 60.0,
     json: Json = False,
     skip_unknown: SkipUnknown = False,
 ) -> None:
