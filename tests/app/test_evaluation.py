@@ -15,6 +15,7 @@ from speclrm.app.run_filter import Wanted
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import ResultsError, TraceReadError
+from speclrm.runtime.events import SCHEMA_VERSION
 from speclrm.runtime.protocols import Problem, Request
 from speclrm.runtime.reader import read_trace
 
@@ -167,7 +168,7 @@ def headless(lines: list[bytes]) -> list[bytes]:
 
 
 def newer(lines: list[bytes]) -> list[bytes]:
-    return [lines[0].replace(b'"schema_version":2', b'"schema_version":99')]
+    return [lines[0].replace(f'"schema_version":{SCHEMA_VERSION}'.encode(), b'"schema_version":99')]
 
 
 def mistyped(lines: list[bytes]) -> list[bytes]:
