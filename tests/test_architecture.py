@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def test_an_example_imports_nothing_from_deeper_than_the_public_names(path: Path
 
 def test_only_the_doors_lie_at_the_root() -> None:
     assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "api.py", "cli.py"]
+
+
+def test_an_installed_package_has_every_folder() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in MODULES.values()}
+    assert sorted(listed) == sorted(".".join(["speclrm", *folder.parts]) for folder in folders)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if wing(name) in ("strategies", "evaluators")])
