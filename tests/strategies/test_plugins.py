@@ -14,6 +14,7 @@ from speclrm.runtime.errors import SettingsError
 from speclrm.strategies import catalog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SOURCE = """
@@ -40,7 +41,7 @@ nothing = 3
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package with entry points, as an installer lays it down."""
     site = tmp_path / "site"
     info = site / "own_strategies-1.0.dist-info"
@@ -51,7 +52,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "[speclrm.strategies]\nonly = own_strategies:Only\nwrong = own_strategies:Wrong\nnothing = own_strategies:nothing\n"
         "missing = own_strategies:Missing\nbroken = no_such_module:Only\nparallel = own_strategies:Only\n"
     )
-    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
     catalog._installed.cache_clear()  # pyright: ignore[reportPrivateUsage]
     yield site
     sys.modules.pop("own_strategies", None)
