@@ -38,6 +38,8 @@ EXAMPLES_MAX = 100
 _NEXT = {
     "track_started": "a first step",
     "track_resumed": "its next step",
+    "track_paused": "room, a place, or the readers of its events",
+    "track_continued": "its next step",
     "step_committed": "its next step",
     "step_drafted": "a score, or the draft's keeping",
     "step_scored": "a rewrite, or the draft's keeping",

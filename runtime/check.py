@@ -25,11 +25,14 @@ from speclrm.runtime.events import (
     SampleFinished,
     StepCommitted,
     StepDrafted,
+    StepEvent,
     StepGated,
     StepScored,
     StepWritten,
+    TrackContinued,
     TrackEvent,
     TrackFinished,
+    TrackPaused,
     TrackResumed,
     TrackStarted,
     VoteUpdated,
@@ -84,6 +87,7 @@ class _Track:
     answer: str | None = None
     error: str | None = None
     place: int = -1
+    paused: bool = False
 
     @property
     def mean(self) -> float | None:
@@ -200,6 +204,18 @@ class Checker:
                 self._wrong(rule, f"track {event.track} finished a second time")
             else:
                 self._wrong(rule, f"{_kind(event)} after the end of track {event.track}")
+        if isinstance(event, TrackPaused):
+            self._at_step(event.step, track, "paused at")
+            if track.paused:
+                self._wrong("paused", f"track {event.track} paused a second time")
+            track.paused = event.reason != "turn"
+        elif isinstance(event, TrackContinued):
+            self._at_step(event.step, track, "continued at")
+            if not track.paused:
+                self._wrong("paused", f"track {event.track} continued, though it was not paused")
+            track.paused = False
+        elif track.paused and isinstance(event, StepEvent) and not isinstance(event, OperationDropped):
+            self._wrong("paused", f"{_kind(event)} of track {event.track}, which is paused")
         if isinstance(event, StepDrafted):
             self._at_step(event.step, track, "drafted")
             self._spend("draft", event.operations, sample, event)

@@ -15,6 +15,7 @@ import json
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -270,6 +271,7 @@ class Journal:
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T | None:
         """Does it again and again while the disk refuses, within a limit. None once that is over."""
         failing_since: float | None = None
+        give_up_at: dict[bool, float] = {}
         while self._error is None:
             try:
                 result = await work()
@@ -277,7 +279,10 @@ class Journal:
                 if failing_since is None:
                     failing_since = now_s()
                     self._pause(error)
-                if now_s() >= self._give_up_at(error, failing_since):
+                # A full disk that fails at last has the time of a failing one from then on.
+                kind = error.errno in _FULL
+                limit = give_up_at.setdefault(kind, self._give_up_at(error, now_s()))
+                if now_s() >= min(limit, failing_since + ROOM_LIMIT_S, self._close_limit):
                     log.error("trace_failed", trace=str(self._path), error=error.strerror or str(error))
                     self._error = error
                     self._paused = False
@@ -304,8 +309,11 @@ class Journal:
         )
 
     def _give_up_at(self, error: OSError, failing_since: float) -> float:
-        at = failing_since + (ROOM_LIMIT_S if error.errno in _FULL else FAULT_LIMIT_S)
-        return at if self._closing_since is None else min(at, self._closing_since + CLOSE_LIMIT_S)
+        return min(failing_since + (ROOM_LIMIT_S if error.errno in _FULL else FAULT_LIMIT_S), self._close_limit)
+
+    @property
+    def _close_limit(self) -> float:
+        return inf if self._closing_since is None else self._closing_since + CLOSE_LIMIT_S
 
     def _open_gate(self) -> None:
         if not self._paused and len(self._lines) < BUFFER_EVENTS_MAX:

@@ -334,8 +334,9 @@ class SamplePlayback:
         await asyncio.get_running_loop().create_future()
 
     async def turn_of(self, track: str) -> None:
-        """Waits for the turn of the track's next event."""
-        await self.due(self._streams[track][0])
+        """Waits for the turn of the track's next event, if the trace has one."""
+        if coming := self._streams.get(track):
+            await self.due(coming[0])
 
     # ----------------------------------------------------------------------------------------------------------- errors
 

@@ -546,6 +546,9 @@ class RuntimeTrack:
                     await record.live()
                     return "new"
                 case _:
+                    if self._writing is not None:
+                        # The next step may have come with the one before, and was read when the track got to it.
+                        await record.turn_of(self._track)
                     return "asks"
         return "new"
 
