@@ -278,8 +278,9 @@ def command(*arguments: str, cwd: Path) -> Done:
     return invoke(*arguments, cwd=cwd, engines=scripted(**SCRIPT), SPECLRM_CACHE_DIR=str(cwd / "cache"), **ENVIRONMENT)
 
 
-def background(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, output=subprocess.DEVNULL, **SCRIPT)
+def background(*arguments: str, cwd: Path, token_s: float = 0.001) -> subprocess.Popen[str]:
+    script = {**SCRIPT, "token_s": token_s}
+    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, output=subprocess.DEVNULL, **script)
 
 
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
@@ -336,14 +337,14 @@ def test_changes_that_make_results_incomparable_are_refused_with_a_table_or_reco
 
 def test_harmless_changes_are_allowed_and_a_second_process_is_not(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(DATA)
-    process = background(*RUN, "--output-dir", "run", cwd=tmp_path)
+    process = background(*RUN, "--output-dir", "run", cwd=tmp_path, token_s=0.05)
     trace = tmp_path / "run" / "trace.jsonl"
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline and not (trace.exists() and trace.read_bytes().count(b"\n") > 5):
         time.sleep(0.005)
     done = command("resume", "run", cwd=tmp_path)
-    if process.poll() is None:
-        assert done.returncode == 2
+    assert process.poll() is None, "it is at work for many seconds yet"
+    assert done.returncode == 2
     process.send_signal(signal.SIGINT)
     process.wait(timeout=20)
     done = command(*RUN, "--resume", "--output-dir", "run", "--concurrency", "1", cwd=tmp_path)
