@@ -1,7 +1,7 @@
-"""The faults of the original experiments' code, to be switched on by name for comparisons (``--reproduce-fault NAME``).
+"""Reproduces faults of the original experiments' code by name, for comparisons (``--reproduce-fault NAME``).
 
-Nothing else in the package knows of them: each is a patch of the part that it spoils, undone at the end of the block.
-The tests of the same names fail while they are on. Sources: SSR's code (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning)
+Each is a patch of the part that it spoils, undone at the end of the block; only ``app/resolve.py`` and the benchmarks enter
+such a block. The tests of the same names fail while they are on. Sources: SSR's code (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning)
 and SpecReason's (github.com/ruipeterpan/specreason), read, not run.
 """
 
