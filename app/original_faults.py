@@ -1,8 +1,8 @@
 """Reproduces faults of the original experiments' code by name, for comparisons (``--reproduce-fault NAME``).
 
 Each is a patch of the part that it spoils, undone at the end of the block; only ``app/resolve.py`` and the benchmarks enter
-such a block. The tests of the same names fail while they are on. Sources: SSR's code (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning)
-and SpecReason's (github.com/ruipeterpan/specreason), read, not run.
+such a block. The tests of the same names fail while they are on. Sources: SSR's code
+(github.com/YuanlinChu/SSR-Spec_Scale_Reasoning) and SpecReason's (github.com/ruipeterpan/specreason), read, not run.
 """
 
 from __future__ import annotations
