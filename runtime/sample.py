@@ -182,20 +182,21 @@ class Sample:
         try:
             try:
                 reason = await self._strategy.run_track(track)
-            except BaseException as error:
-                await track.aclose(error)
+            except asyncio.CancelledError as error:
+                track.end(error)
+                self._finish(name, track.stop_reason)
                 raise
-            await track.aclose()
-        except asyncio.CancelledError:
-            self._finish(name, track.stop_reason)
-            raise
-        except Exception as error:
-            self._finish(name, "error", error)
-            if isinstance(error, EngineDeadError | TraceError | TooManyErrors):
-                raise  # nothing can go on
-            return
-        self._finish(name, reason)
-        await self._count_vote(name)
+            except Exception as error:
+                track.end(error)
+                self._finish(name, "error", error)
+                if isinstance(error, EngineDeadError | TraceError | TooManyErrors):
+                    raise  # nothing can go on
+                return
+            track.end()
+            self._finish(name, reason)
+            await self._count_vote(name)
+        finally:
+            await track.gone()
 
     def _finish(self, name: str, reason: FinishReason, error: Exception | None = None) -> None:
         state = self.state.tracks[name]

@@ -180,31 +180,30 @@ class RuntimeTrack:
                 self._emit(event)
             self._told = True
 
-    async def aclose(self, error: BaseException | None = None) -> None:
-        """Ends what is open and gives the room back. ``error``: what ended the track, if anything did.
+    def end(self, error: BaseException | None = None) -> None:
+        """Ends what is open and accounts for it, at once. ``error``: what ended the track, if anything did.
 
-        All is accounted for and cancelled before anything is awaited, and the waiting heeds no second cancellation.
+        Nothing is awaited, so that no stop comes between a track's last step and its end; ``gone`` waits for the rest.
         """
         if isinstance(error, asyncio.CancelledError):
             reason: Reason = self.stop_reason
         else:
             # An attempt's end is no decision of the loop: the next attempt finds the track as it was.
             reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
+        for purpose in tuple(self._ahead):
+            self._give_up(purpose, reason)
+        writing = self._close_writing("stopped" if reason == "useless" else reason)
+        if writing is not None:
+            self._leave(asyncio.ensure_future(_left(writing)))
+
+    async def gone(self) -> None:
+        """Waits, whoever cancels, until the engines are done with the track, and gives its room back."""
         try:
-            for purpose in tuple(self._ahead):
-                self._give_up(purpose, reason)
-            closing = self._close_writing("stopped" if reason == "useless" else reason)
-            if self._leaving or closing is not None:
-                await to_its_end(self._gone(closing))
+            if self._leaving:
+                await to_its_end(asyncio.wait(tuple(self._leaving)))
         finally:
             if self._seat is not None:
                 self._admission.leave(self._seat)
-
-    async def _gone(self, closing: _Writing | None) -> None:
-        if closing is not None:
-            await _left(closing)
-        if self._leaving:
-            await asyncio.wait(self._leaving)
 
     # ------------------------------------------------------------------------------------------------------ verbs
 
@@ -429,6 +428,7 @@ class RuntimeTrack:
             return await making.task
         except asyncio.CancelledError:
             self._drop_making(making, self.stop_reason)
+            making.task.cancel()
             self._leave(making.task)
             raise
 
@@ -444,15 +444,18 @@ class RuntimeTrack:
                 self._emit(event)
                 making.given_up = True
         self._drop_making(making, reason)
+        making.task.cancel()
         self._leave(making.task)
 
-    def _leave(self, task: asyncio.Task[_Made]) -> None:
-        if not task.done():
-            task.cancel()
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
-        elif not task.cancelled():
-            task.exception()  # told by the operation that it failed with
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        """What is left of a request that has been accounted for."""
+        self._leaving.add(task)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it, and what failed was told by the operation that it failed with
 
     def _drop_making(self, making: _Making, reason: Reason) -> None:
         """Accounts, once, for a step that is not wanted, whole or not.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from speclrm.runtime.events import Event, Operation
-    from speclrm.runtime.protocols import Strategy
+    from speclrm.runtime.protocols import Request, Strategy
     from speclrm.runtime.scheduler import Scheduler
 
 ASKED_FOR = os.environ.get("SPECLRM_PROPERTY_EXAMPLES")
@@ -61,7 +61,9 @@ BUDGET_TOKENS = 200
 
 @dataclass(frozen=True)
 class Workload:
-    """``room``: how many of the longest tracks an engine holds; None where it holds them all."""
+    """``room``: how many of the longest tracks an engine holds; None where it holds them all. ``talks_on``: whether a long
+    write goes on behind its answer.
+    """
 
     name: str
     options: dict[str, Any]
@@ -77,6 +79,7 @@ class Workload:
     one_device: bool
     seed: int
     steps: float = 6.0
+    talks_on: bool = False
 
     @property
     def strategy(self) -> Strategy:
@@ -132,11 +135,22 @@ class Ran:
         return [engine for several in self.engines.values() for engine in several]
 
 
+class TalkingOn(SimulatedWorld):
+    """A world whose target does not end a long write with its answer, so that it must be left."""
+
+    def write(self, request: Request) -> Sequence[int]:
+        ids = super().write(request)
+        if not request.id.endswith("/write"):
+            return ids
+        words = self.tokenizer.encode(" so it is, and that is all that there is to it")
+        return [*ids, *self.tokenizer.vocabulary.blank_line_ids, *words * 20]
+
+
 def simulated(
     work: Workload, kind: type[WatchedSimulated] = WatchedSimulated
 ) -> tuple[SimulatedWorld, dict[Role, list[WatchedSimulated]]]:
     settings = WorldSettings((work.acceptance,), draft_step=12, target_step=14, steps=work.steps)
-    world = SimulatedWorld(settings, work.seed)
+    world = (TalkingOn if work.talks_on else SimulatedWorld)(settings, work.seed)
     longest = PROMPT_TOKENS + BUDGET_TOKENS + 2 * STEP_TOKENS
     kv_tokens = 1_000_000 if work.room is None else int(longest * work.room)
     cost = {

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unittest.mock import patch
 
 from again import Fold
+from attack.engines import sluggish
 from support import ExactAnswers, parts
 from watched import CountingLoop, Record, WatchedSimulated, watched
-from workloads import STEP_TOKENS, Workload, operations, simulated
+from workloads import STEP_TOKENS, Workload, operations
 
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.check import Checker
@@ -244,13 +245,13 @@ def attempt(
     trace: TraceOptions | None = None,
     errors: tuple[type[Exception], ...] = (),
     disk: AbstractContextManager[object] | None = None,
+    abort_s: Sequence[float] = (),
 ) -> Attempt:
     """Starts, or goes on with, a run. ``errors``: that it may end with, beside those that ``end`` brings about.
-    ``disk``: what its files are on.
+    ``disk``: what its files are on. ``abort_s``: how long aborts take.
     """
     left = Attempt()
-    world, several = simulated(work)
-    engines = [engine for role in several.values() for engine in role]
+    world, several, engines = sluggish(work, abort_s)
 
     async def main(loop: AttackLoop) -> None:
         loop.set_exception_handler(lambda _, context: left.faults.append(unhandled(context)))

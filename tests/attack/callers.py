@@ -24,84 +24,32 @@ from attack.attempts import (
     violations,
 )
 from attack.drawn import draw_work, equality, generator
+from attack.engines import draw_aborts, sluggish
 from attack.reports import Report
 from attack.stories import differences, stories
 from support import ExactAnswers, parts
-from watched import WatchedSimulated, watched
-from workloads import STEP_TOKENS, simulated
+from watched import watched
+from workloads import STEP_TOKENS
 
 from speclrm.runtime import runtime as runtime_module
-from speclrm.runtime.engines.simulated import SimulatedEngine
 from speclrm.runtime.events import Event, RunFinished, SampleFinished, TrackFinished, TrackStarted, VoteUpdated
 from speclrm.runtime.lanes import STALL_LIMIT_S
 from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from workloads import Workload
 
     from speclrm.runtime.bus import EventBus
-    from speclrm.runtime.protocols import Delta, EngineStats, Problem, Request
+    from speclrm.runtime.protocols import Problem
 
 ROUNDS = 4
 """Each drawn set of callers is attacked that many times, each time otherwise."""
 LEAVE_S = 10.0
 """Within this a caller that is cancelled has its answer: an abort takes a second at most here, and a track has a few."""
-
-
-class Sluggish(WatchedSimulated):
-    """A simulated engine that takes its time to abort a request, and may stand still for ever at one.
-
-    ``abort_s``: drawn anew from up to so many seconds; ``stalls_at``: the number of the request that is never answered.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.abort_s: list[float] = []
-        self.stalls_at: int | None = None
-        self.stalled = 0
-        self._requests = 0
-
-    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        return self.opened.watch(request, self._slowly(request))
-
-    def stats(self) -> EngineStats:
-        stats = super().stats()
-        return replace(stats, running=stats.running + self.stalled)
-
-    async def _slowly(self, request: Request) -> AsyncGenerator[Delta, None]:
-        number, self._requests = self._requests, self._requests + 1
-        finished = False
-        try:
-            if number == self.stalls_at:
-                self.stalled += 1
-                try:
-                    await asyncio.get_running_loop().create_future()
-                finally:
-                    self.stalled -= 1
-            async with aclosing(SimulatedEngine.stream(self, request)) as deltas:
-                async for delta in deltas:
-                    finished = delta.finish is not None
-                    yield delta
-        finally:
-            if not finished and self.abort_s:
-                await unhurried(self.abort_s[number % len(self.abort_s)])
-
-
-async def unhurried(seconds: float) -> None:
-    """Sleeps whatever comes: nobody gets an engine to abort any faster."""
-    task = asyncio.ensure_future(asyncio.sleep(seconds))
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 @dataclass(frozen=True)
@@ -176,12 +124,8 @@ def call_together(
     stream_events: int | None = None,
 ) -> Together:
     """All callers on one runtime, each with a problem of its own. ``stream_events``: how far a stream may be behind."""
-    world, several = simulated(work, Sluggish)
-    engines = [engine for role in several.values() for engine in role]
-    for place, engine in enumerate(engines):
-        assert isinstance(engine, Sluggish)
-        engine.abort_s = list(abort_s[place:]) + list(abort_s[:place])
-        engine.stalls_at = stalls_at if place == 0 else None
+    world, several, engines = sluggish(work, abort_s)
+    engines[0].stalls_at = stalls_at
     problems = world.problems(len(callers))
     together = Together([Called(caller) for caller in callers])
     faults = together.faults
@@ -368,7 +312,7 @@ def cancels(seed: int, folder: Path) -> Report:
     draw = generator("cancels", seed)
     work = draw_work(draw, draw.choice(["any", "ahead", "stops", "hurry", "hurry", "room"]))
     report = Report.of("cancels", seed, work)
-    abort_s = [round(draw.uniform(0, draw.choice([0, 0.01, 1])), 4) for _ in range(7)] if draw.random() < 0.6 else []
+    abort_s = draw_aborts(draw, 0.6)
     callers = draw_callers(draw, draw.choice([1, 1, 2, 3]))
     plain = call_together(work, callers, abort_s=abort_s)
     report.faults += [Fault(f"whole {kind}", text) for kind, text in plain.faults]

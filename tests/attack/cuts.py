@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from again import Fold, Silent, generated
 from attack.attempts import Attempt, End, Fault, attempt, violations
 from attack.drawn import draw_trace, draw_work, equality, generator
+from attack.engines import draw_aborts
 from attack.reports import Report
 from attack.stories import differences, stories
 from support import ExactAnswers, parts
@@ -166,8 +167,10 @@ def examined(
     return events
 
 
-def undisturbed(report: Report, work: Workload, folder: Path, draw: random.Random) -> tuple[Attempt, list[Event]]:
-    whole = attempt(work, folder, trace=draw_trace(draw))
+def undisturbed(
+    report: Report, work: Workload, folder: Path, draw: random.Random, abort_s: Sequence[float]
+) -> tuple[Attempt, list[Event]]:
+    whole = attempt(work, folder, trace=draw_trace(draw), abort_s=abort_s)
     report.faults += [Fault(f"whole {kind}", text) for kind, text in whole.faults]
     events = events_of(folder)
     report.faults += [Fault(f"whole {kind}", text) for kind, text in violations(events) + replayed(work, events)]
@@ -187,7 +190,8 @@ def cuts(seed: int, folder: Path) -> Report:
     work = draw_work(draw)
     report = Report.of("cuts", seed, work)
     equal = equality(work)
-    whole, events = undisturbed(report, work, folder / "whole", draw)
+    abort_s = draw_aborts(draw, 0.3)
+    whole, events = undisturbed(report, work, folder / "whole", draw, abort_s)
     if whole.error is not None:
         return report
     expected = stories(events)
@@ -235,7 +239,8 @@ def ends(seed: int, folder: Path) -> Report:
     work = draw_work(draw)
     report = Report.of("ends", seed, work)
     equal = equality(work)
-    whole = attempt(work)
+    abort_s = draw_aborts(draw, 0.3)
+    whole = attempt(work, abort_s=abort_s)
     report.faults += [Fault(f"whole {kind}", text) for kind, text in whole.faults]
     if whole.error is not None:
         return report
@@ -243,9 +248,9 @@ def ends(seed: int, folder: Path) -> Report:
     for chain in range(CHAINS):
         here = folder / str(chain)
         before: list[Event] = []
-        for again in range(draw.choice([1, 1, 2, 3])):
+        for _ in range(draw.choice([1, 1, 2, 3])):
             end = draw_end(draw, whole, resumes=bool(before))
-            left = attempt(work, here, resume=again > 0 and bool(before), end=end, trace=draw_trace(draw))
+            left = attempt(work, here, resume=bool(before), end=end, trace=draw_trace(draw), abort_s=abort_s)
             report.count(f"ended by {end.how}", left.ended is not None)
             report.faults += [Fault(kind, f"chain {chain}, {end}: {text}") for kind, text in left.faults]
             if left.error is None or isinstance(left.error, ResumeError):
@@ -257,7 +262,9 @@ def ends(seed: int, folder: Path) -> Report:
         if not before:
             continue
         if left.error is not None and not isinstance(left.error, ResumeError):
-            left = attempt(work, here, resume=True, concurrency=draw.choice([1, 2, 4]), trace=draw_trace(draw))
+            left = attempt(
+                work, here, resume=True, concurrency=draw.choice([1, 2, 4]), trace=draw_trace(draw), abort_s=abort_s
+            )
             report.faults += [Fault(kind, f"chain {chain}, gone on with: {text}") for kind, text in left.faults]
         if left.error is None:
             report.count("resumed")

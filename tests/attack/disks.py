@@ -149,6 +149,8 @@ def _unexpected(left: Attempt, outage: Outage | None) -> list[str]:
         return []
     if outage is None:
         return [f"{left.error}"]
+    if outage.syncs and not left.events:
+        return []  # it says at once that it cannot begin
     closing = any(isinstance(event, RunFinished) and event.status == "finished" for event in left.events)
     # It looks about once a second, and the end of a run waits less.
     limit_s = (CLOSE_LIMIT_S if closing else outage.limit_s) - 2.0

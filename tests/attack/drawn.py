@@ -40,6 +40,7 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
     if options.get("tracks", 1) > 1:
         options["fast"] = draw.choice([1, 1, 2] if aim in ("stops", "hurry") else [None, None, None, 1, 2])
     options["token_budget"] = draw.choice([200, 200, 120, 60, 30])
+    options["step_limit"] = draw.choice([None, None, None, None, None, 2])  # ends tracks in the middle of a write
     # Where a limit cuts a step of a long write in two, the simulated world would say other words behind a break.
     options["max_step_tokens"] = 200
     if name.startswith("speculative"):
@@ -65,6 +66,7 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
         one_device=draw.choice([False, True]),
         seed=draw.randrange(10_000),
         steps=draw.choice([3.0, 4.0, 6.0]),
+        talks_on=draw.random() < 0.3,
     )
 
 
@@ -140,6 +142,7 @@ def told(work: Workload) -> str:
             "one_device",
             "seed",
             "steps",
+            "talks_on",
         )
     }
     return f"{work.name} {options} | " + " ".join(f"{name}={value}" for name, value in rest.items())
