@@ -19,9 +19,9 @@ DEFAULT_MIX = "aime-mix"
 
 
 def model_names(options: EngineOptions) -> dict[Role, str]:
-    """The models that are given, by role."""
+    """The models that are given, by role, in the order of roles: engines of one device take turns in it."""
     names = {Role.TARGET: options.target, Role.DRAFT: options.draft}
-    return {role: name for role, name in names.items() if name is not None}
+    return {role: name for role in Role if (name := names[role]) is not None}
 
 
 def simulated(options: EngineOptions) -> bool:
