@@ -12,17 +12,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speclrm.api import RunOptions, RunReport, Runtime, run, solve, strategy
-    from speclrm.runtime.engines.scripted import ScriptedEngine
+    from speclrm.api import RunOptions, RunReport, Runtime, resume, run, solve, strategy
+    from speclrm.evaluators.answers import find_answer
+    from speclrm.runtime.clock import run_virtual
+    from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
     from speclrm.runtime.errors import SpecLRMError
-    from speclrm.runtime.events import Event
+    from speclrm.runtime.events import Event, FinishReason
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy, Track
+    from speclrm.strategies.family import Family
+    from speclrm.strategies.recipe import Recipe
 
 _HOMES = {
     "Engine": "runtime.protocols",
     "Equivalence": "runtime.protocols",
     "Event": "runtime.events",
+    "Family": "strategies.family",
+    "FinishReason": "runtime.events",
     "Problem": "runtime.protocols",
+    "Recipe": "strategies.recipe",
     "Role": "runtime.protocols",
     "RunOptions": "api",
     "RunReport": "api",
@@ -32,7 +39,11 @@ _HOMES = {
     "SpecLRMError": "runtime.errors",
     "Strategy": "runtime.protocols",
     "Track": "runtime.protocols",
+    "by_step": "runtime.engines.scripted",
+    "find_answer": "evaluators.answers",
+    "resume": "api",
     "run": "api",
+    "run_virtual": "runtime.clock",
     "solve": "api",
     "strategy": "api",
 }
@@ -42,7 +53,10 @@ __all__ = [
     "Engine",
     "Equivalence",
     "Event",
+    "Family",
+    "FinishReason",
     "Problem",
+    "Recipe",
     "Role",
     "RunOptions",
     "RunReport",
@@ -52,7 +66,11 @@ __all__ = [
     "SpecLRMError",
     "Strategy",
     "Track",
+    "by_step",
+    "find_answer",
+    "resume",
     "run",
+    "run_virtual",
     "solve",
     "strategy",
 ]

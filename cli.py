@@ -12,9 +12,22 @@ from typing import Annotated
 import typer
 
 from speclrm import __version__
-from speclrm.commands import benching, continuing, evaluating, originals, solving, tools
-from speclrm.commands.settings import configurable
-from speclrm.commands.tracing import trace_app
+from speclrm.commands import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    faults,
+    grade,
+    original_scripts,
+    replay,
+    resume,
+)
+from speclrm.commands import run as run_command
+from speclrm.commands.config_file import configurable
+from speclrm.commands.models import models_app
+from speclrm.commands.trace import trace_app
 
 
 def _with_dashes(name: str) -> str:
@@ -31,7 +44,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"token_normalize_func": _with_dashes},
 )
-models_app = typer.Typer(help="Names to local weights: list, pull, path.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(trace_app, name="trace")
 
@@ -52,22 +64,19 @@ def common(
 
 
 for name, function in {
-    "run": solving.run,
-    "resume": continuing.resume,
-    "replay": continuing.replay,
-    "eval": evaluating.evaluate,
-    "grade": evaluating.grade,
-    "calibrate": tools.calibrate,
-    "demo": tools.demo,
-    "doctor": tools.doctor,
+    "run": run_command.run,
+    "resume": resume.resume,
+    "replay": replay.replay,
+    "eval": evaluate.evaluate,
+    "grade": grade.grade,
+    "calibrate": calibrate.calibrate,
+    "demo": demo.demo,
+    "doctor": doctor.doctor,
 }.items():
     app.command(name)(configurable(name)(function))
-app.command("faults")(solving.faults)
-models_app.command("list")(tools.models_list)
-models_app.command("pull")(configurable("models-pull")(tools.models_pull))
-models_app.command("path")(tools.models_path)
-benching.add_to(app)
-originals.add_to(app)
+app.command("faults")(faults.faults)
+bench.add_to(app)
+original_scripts.add_to(app)
 
 
 _COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")

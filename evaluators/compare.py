@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from speclrm.evaluators.evaluation import Comparison
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,32 +15,21 @@ BASELINES = ("baseline", "parallel")
 """Strategies in which the target thinks alone."""
 
 
-class Comparison(BaseModel):
-    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
+def compared(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None = None) -> list[Evaluation]:
+    """The evaluations, each beside the first of a baseline with the same task, if there is one.
 
-    ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
-    whose operations belong to samples that are not counted.
+    ``tasks``: a key for each evaluation, equal for those that can be set side by side; by default dataset and target.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    to: str
-    chain_length: float | None
-    decode_flops: float | None
-    all_flops: float | None
-
-
-def compared(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations, each beside the first of a baseline on the same dataset by the same target, where there is one."""
-    first: dict[tuple[str, str], Evaluation] = {}
-    for one in evaluations:
+    keys = tasks or [f"{one.dataset} {one.target}" for one in evaluations]
+    first: dict[str, Evaluation] = {}
+    for key, one in zip(keys, evaluations, strict=True):
         if one.strategy in BASELINES:
-            first.setdefault((one.dataset, one.target), one)
+            first.setdefault(key, one)
     return [
         one
-        if (other := first.get((one.dataset, one.target))) is None or other is one
+        if (other := first.get(key)) is None or other is one
         else one.model_copy(update={"compared": _compare(one, other)})
-        for one in evaluations
+        for key, one in zip(keys, evaluations, strict=True)
     ]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from speclrm.evaluators.compare import Comparison
 from speclrm.evaluators.metrics import pass_at_k
 from speclrm.runtime.ledger import PhaseTime, TokenCounts
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from speclrm.evaluators.metrics import RunSummary, SampleRow
 
 SCHEMA_VERSION = 1
-COMPARED = ("strategy", "dataset", "target", "draft", "target_args", "draft_args", "recipe", "reproduce_fault")
-"""The settings that make two runs the same experiment; seeds, problems and repeats may differ."""
 PASS_AT_MAX = 16
 """pass@k is given for each k up to here, then for powers of two."""
 
@@ -48,6 +44,21 @@ class RepeatAccuracy(BaseModel):
     correct: int
     graded: int
     accuracy: float
+
+
+class Comparison(BaseModel):
+    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
+
+    ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
+    whose operations belong to samples that are not counted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: str
+    chain_length: float | None
+    decode_flops: float | None
+    all_flops: float | None
 
 
 class Evaluation(BaseModel):
@@ -98,12 +109,11 @@ class Evaluation(BaseModel):
     compared: Comparison | None = None
 
 
-def grouped(runs: Iterable[RunResults]) -> list[list[RunResults]]:
-    """The runs of each configuration, in the order in which configurations were found."""
+def grouped(runs: Iterable[RunResults], key: Callable[[dict[str, JsonValue]], str]) -> list[list[RunResults]]:
+    """The runs of each configuration, in the order in which configurations were found. ``key``: equal for equal ones."""
     groups: dict[str, list[RunResults]] = {}
     for run in runs:
-        key = json.dumps([run.config.get(name) for name in COMPARED], sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(key(run.config), []).append(run)
     return list(groups.values())
 
 

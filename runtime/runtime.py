@@ -23,6 +23,7 @@ from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, Recorded
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduler import Scheduler
+from speclrm.runtime.settings import CONCURRENCY
 from speclrm.runtime.sinks import Subscriber
 from speclrm.runtime.state import SampleState
 
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-CONCURRENCY = 16
-"""Samples at work at the same time, unless told otherwise."""
 
 ERRORS_MIN = 8
 ERROR_SHARE_MAX = 0.5

@@ -7,6 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
+CONCURRENCY = 16
+"""Samples at work at the same time, unless told otherwise."""
+
 
 class EngineSettings(BaseModel):
     """Everything that one vLLM engine is started with.
@@ -24,7 +28,7 @@ class EngineSettings(BaseModel):
     path: Path
     """A folder with config.json, safetensors and a tokenizer."""
     device: Literal["cpu", "cuda"]
-    dtype: Literal["bfloat16", "float16", "float32", "auto"]
+    dtype: EngineDtype
     max_model_len: int = Field(gt=0)
     max_num_seqs: int = Field(gt=0)
     max_num_batched_tokens: int = Field(gt=0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.errors import CapacityError, ModelError
 from speclrm.runtime.models import tensor_bytes
-from speclrm.runtime.settings import EngineSettings
+from speclrm.runtime.settings import EngineDtype, EngineSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +133,7 @@ def engine_settings(
     models: Mapping[Role, ModelFacts],
     work: Work,
     *,
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    dtype: EngineDtype = "auto",
     kv_cache_bytes: int | None = None,
     tensor_parallel: int = 1,
     gpu_share: float | None = None,

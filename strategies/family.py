@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, TrackPlan
 from speclrm.strategies import original
@@ -19,7 +20,7 @@ from speclrm.strategies.stopping import end_of_track, enough
 from speclrm.strategies.voting import vote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from speclrm.runtime.events import FinishReason
     from speclrm.runtime.protocols import Confidence, Problem, Question, StepPrompts, Track, Verdict
@@ -38,6 +39,8 @@ class Family(ABC):
     roles: frozenset[Role]
     raw_opening: str = ""
     """What stands between prompt and first step where the prompt is raw text."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Of options of the recipe, if they are others than those of ``Recipe``; for strategies that are found by their class."""
 
     def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None], name: str | None = None) -> None:
         self.name = name or type(self).name

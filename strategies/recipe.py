@@ -1,15 +1,16 @@
-"""The parameters of a strategy: one home, one default and one sentence for each, with its source."""
+"""Declares the options of a strategy: type, default, range, one sentence, group and source of each."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from speclrm.runtime.protocols import Speculate
 from speclrm.strategies.acceptance import RANGES, THRESHOLDS, Gate
 from speclrm.strategies.methods import METHODS, NO_METHOD
+from speclrm.strategies.option import DRAFTS, FIDELITY, LENGTHS, SCORES, STRATEGY, Option
 from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.prompts import JudgeLayout
 from speclrm.strategies.scoring import ScoreMethod, Scorer
@@ -19,8 +20,10 @@ PromptStyle = Literal["chat", "raw"]
 Fidelity = Literal["none", "original"]
 WorkAhead = Literal["auto", "always", "never"]
 
-ENTROPY_MAX = math.log(20)
-"""The entropy of twenty equally likely tokens, which is over how many it is taken."""
+ENTROPY_TOKENS = 20
+"""Entropy is taken over this many most probable tokens."""
+ENTROPY_MAX = math.log(ENTROPY_TOKENS)
+"""In nats: all of them equally likely."""
 
 
 def _threshold(values: dict[str, Any]) -> float:
@@ -32,59 +35,201 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    tracks: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Tracks of a sample. SSR ran 3 and 5."""
-    plan: PlanKind = "plain"
-    """What the tracks are told to try: nothing, a role, methods drawn by the seed, or methods chosen by the target."""
-    methods: tuple[str, ...] = ()
-    """Method codes, one a track, instead of drawn or chosen ones; fewer than tracks are repeated in order."""
-    duplicates: bool = True
-    """Whether the target may choose a method more than once; it may in SSR's code."""
-    prompt_style: PromptStyle = "chat"
-    """``chat``: the models' own chat templates. ``raw``: plain text in the layout of SSR's code, which has none."""
-    fast: Fast | None = None
-    """1: the first answer ends the sample. 2: two tracks with equal answers end it."""
-    speculate: Speculate = "auto"
-    """Whether drafts are made: as the break-even controller decides, always, or never."""
-    draft_ahead: WorkAhead = "auto"
-    """Whether the next step is drafted while the score of one is on its way: where the controller says that engines have the
-    time, always, or never."""
-    rewrite_ahead: WorkAhead = "auto"
-    """The same for the step's rewrite."""
-    fidelity: Fidelity = "none"
-    """``original``: the decisions of SSR's code (``strategies/original.py``)."""
-    scorer: Scorer = "judge"
-    """``judge``, as in both, or ``likelihood``."""
-    judge: JudgeLayout = "auto"
-    """``turn``, ``inline`` or ``auto``: where the judge is asked."""
-    score_threshold: float = Field(default_factory=_threshold)
-    """A draft under it is rewritten. A judge's is from 0 to 9, and 7.0 is the default of both; a likelihood's is in nats
-    a token, at most 0."""
-    score_method: ScoreMethod = "greedy"
-    """``greedy`` or ``average``; greedy is the default of both."""
-    token_budget: Annotated[int, Field(ge=1)] = 8192
-    """Committed tokens of a track."""
-    max_step_tokens: Annotated[int, Field(ge=1)] = 512
-    """A step is cut there if no blank line ended it."""
-    min_step_tokens: Annotated[int, Field(ge=0)] = 0
-    """A blank line behind fewer tokens does not end a step. Off, as in both."""
-    gate_sure: Annotated[float, Field(le=0)] | None = None
-    """Drafts whose mean log-probability is at least this are kept without a score."""
-    gate_doubt: Annotated[float, Field(le=0)] | None = None
-    """Drafts whose mean log-probability is under this are left to the target without a score."""
-    gate_entropy: Annotated[float, Field(ge=0, le=ENTROPY_MAX)] | None = None
-    """Drafts whose first token's entropy (nats, over the twenty most probable ones) is above this are, too, at once."""
-    gate_tokens: Annotated[int, Field(ge=1)] | None = None
-    """With ``gate_doubt``: from so many tokens on, a draft that is under it is not written to its end."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.6
-    """For drafting, rewriting and writing. Scores are taken before temperature."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    step_limit: Annotated[int, Field(ge=1)] | None = None
-    """Steps of a track; no limit unless asked for."""
-    closing: bool = True
-    """Whether a track that used up its budget without an answer is asked for one in a short write. Ours."""
-    closing_tokens: Annotated[int, Field(ge=1)] = 48
-    """The length of that write."""
+    tracks: Annotated[
+        int,
+        Field(ge=1, le=10_000),
+        Option(
+            "Parallel tracks per sample.",
+            STRATEGY,
+            source="SSR ran 3 and 5",
+            shown="1 for baseline, else 3",
+            flags=("--method-num",),
+        ),
+    ] = 1
+    plan: Annotated[
+        PlanKind,
+        Option(
+            "Hints for the tracks: plain (none), roles, drawn (methods by the seed), or chosen (methods by the target).",
+            STRATEGY,
+            source="SSR: drawn; SSR-m: chosen",
+            shown="by the strategy",
+            metavar="PLAN",
+        ),
+    ] = "plain"
+    methods: Annotated[
+        tuple[str, ...],
+        Option(
+            "Method codes for the tracks (A to L, M for none), such as A,C,M; repeated in order if there are fewer.",
+            STRATEGY,
+            source="SSR's twelve methods",
+            shown="set by --plan",
+        ),
+    ] = ()
+    duplicates: Annotated[
+        bool, Option("Let the target choose the same method twice.", STRATEGY, source="SSR's code allows it")
+    ] = True
+    fast: Annotated[
+        Fast | None,
+        Option(
+            "Early stop: 1 ends a sample at the first answer, 2 at two equal answers.",
+            STRATEGY,
+            source="SSR",
+            shown="off: all tracks finish",
+        ),
+    ] = None
+    speculate: Annotated[
+        Speculate,
+        Option(
+            "Use draft steps: auto (when measured to be faster), always, or never.", DRAFTS, source="docs/scheduling.md"
+        ),
+    ] = "auto"
+    draft_ahead: Annotated[
+        WorkAhead,
+        Option(
+            "Draft the next step while the current one is being scored; auto: when the engines are idle.",
+            DRAFTS,
+            source="docs/scheduling.md",
+        ),
+    ] = "auto"
+    rewrite_ahead: Annotated[
+        WorkAhead,
+        Option(
+            "Start the target's rewrite while the draft step is being scored; auto: when the engines are idle.",
+            DRAFTS,
+            source="docs/scheduling.md",
+        ),
+    ] = "auto"
+    gate_sure: Annotated[
+        float | None,
+        Field(le=0),
+        Option(
+            "Experimental: accept draft steps with at least this mean log-probability without scoring them.",
+            DRAFTS,
+            source="ConfSpec",
+            shown="off",
+        ),
+    ] = None
+    gate_doubt: Annotated[
+        float | None,
+        Field(le=0),
+        Option(
+            "Experimental: reject draft steps with a lower mean log-probability without scoring them.",
+            DRAFTS,
+            source="ours",
+            shown="off",
+        ),
+    ] = None
+    gate_entropy: Annotated[
+        float | None,
+        Field(ge=0, le=ENTROPY_MAX),
+        Option(
+            "Experimental: reject draft steps whose first token has a higher entropy, in nats (0 to "
+            f"{ENTROPY_MAX:.2f}).",
+            DRAFTS,
+            source="GlimpRouter, arXiv 2601.05110",
+            shown="off",
+        ),
+    ] = None
+    gate_tokens: Annotated[
+        int | None,
+        Field(ge=1),
+        Option(
+            "Experimental: apply --gate-doubt from this many tokens on, before the step is complete.",
+            DRAFTS,
+            source="ours",
+            shown="at the step's end",
+        ),
+    ] = None
+    scorer: Annotated[
+        Scorer,
+        Option(
+            "Score of a draft step: a digit written by the target, or the step's mean log-likelihood under it.",
+            SCORES,
+            source="SSR and SpecReason",
+        ),
+    ] = "judge"
+    judge: Annotated[
+        JudgeLayout,
+        Option(
+            "Where the judge's question stands: in a turn of its own, or inline in a short note after the step.",
+            SCORES,
+            source="docs/scoring.md",
+        ),
+    ] = "auto"
+    score_threshold: Annotated[
+        float,
+        Option(
+            "Lowest accepted score: 0 to 9 (judge), nats per token up to 0 (likelihood), or auto (from `calibrate`).",
+            SCORES,
+            source="7 in SSR's and SpecReason's code; -1: docs/scoring.md",
+            shown="7, or -1 for likelihood",
+            words=("auto",),
+            metavar="NUMBER|auto",
+        ),
+    ] = Field(default_factory=_threshold)
+    score_method: Annotated[
+        ScoreMethod,
+        Option(
+            "The judge's most probable digit (greedy), or the expected value over digits (average).",
+            SCORES,
+            source="greedy in SSR's and SpecReason's code",
+        ),
+    ] = "greedy"
+    token_budget: Annotated[
+        int, Field(ge=1), Option("Maximum tokens per track.", LENGTHS, source="SSR's and SpecReason's code")
+    ] = 8192
+    max_step_tokens: Annotated[
+        int, Field(ge=1), Option("Maximum tokens per step.", LENGTHS, source="SSR's and SpecReason's code")
+    ] = 512
+    min_step_tokens: Annotated[
+        int,
+        Field(ge=0),
+        Option("Experimental: minimum tokens before a blank line ends a step.", LENGTHS, source="0, as in SSR"),
+    ] = 0
+    step_limit: Annotated[
+        int | None, Field(ge=1), Option("Maximum steps per track.", LENGTHS, source="ours", shown="unlimited")
+    ] = None
+    closing: Annotated[
+        bool, Option("Ask for the final answer when a track runs out of tokens or steps.", LENGTHS, source="ours")
+    ] = True
+    closing_tokens: Annotated[
+        int, Field(ge=1), Option("Maximum tokens of that final answer.", LENGTHS, source="ours")
+    ] = 48
+    temperature: Annotated[
+        float,
+        Field(ge=0, le=2),
+        Option("Sampling temperature of both models; scores ignore it.", LENGTHS, source="SSR's and SpecReason's code"),
+    ] = 0.6
+    top_p: Annotated[
+        float,
+        Field(gt=0, le=1),
+        Option("Nucleus sampling: cumulative probability.", LENGTHS, source="SSR's and SpecReason's code"),
+    ] = 0.95
+    prompt_style: Annotated[
+        PromptStyle,
+        Option(
+            "Prompt format: the models' chat templates, or raw text in the layout of the original code.",
+            FIDELITY,
+            source="ours; SSR's code is raw",
+        ),
+    ] = "chat"
+    fidelity: Annotated[
+        Fidelity,
+        Option(
+            "original: reproduce the decisions of the original code, with raw prompts and no final-answer request.",
+            FIDELITY,
+            source="strategies/original.py",
+        ),
+    ] = "none"
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _codes(cls, codes: Any) -> Any:
+        """Also as text with commas, in any case."""
+        parts: Any = codes.split(",") if isinstance(codes, str) else codes
+        if isinstance(parts, list | tuple):
+            return tuple(part.strip().upper() if isinstance(part, str) else part for part in cast("list[Any]", parts))
+        return parts
 
     @field_validator("methods")
     @classmethod

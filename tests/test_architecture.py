@@ -1,82 +1,132 @@
-"""The arrows between the packages point one way."""
+"""The arrows between the wings point one way, and there are no circles: also not inside functions or for types alone."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "hub", "ledger", "protocols", "state")}
+"""What strategies and evaluators may know of the runtime."""
+WINGS = {
+    "runtime": set[str](),
+    "strategies": {"runtime"},
+    "evaluators": {"runtime"},
+    "app": {"runtime", "strategies", "evaluators"},
+    "api": {"runtime", "evaluators", "app"},
+    "benchmarks": {"runtime", "strategies", "evaluators", "app", "api"},
+    "commands": {"runtime", "strategies", "evaluators", "app", "benchmarks"},
+    "cli": {"commands", "__init__"},
+    "__init__": {"runtime", "strategies", "evaluators", "api"},
+}
+"""Every part of the package with all others that it may import; whatever is not named here is forbidden."""
+APART = ("tests", "examples", "build", "docs", "locks")
+"""Folders that are no part of the package."""
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def package() -> dict[str, Path]:
+    """All modules by their full names."""
+    found: dict[str, Path] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        inside = path.relative_to(ROOT)
+        if inside.parts[0] in APART or any(part.startswith(".") for part in inside.parts):
+            continue
+        parts = inside.with_suffix("").parts
+        found[".".join(["speclrm", *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
+    return found
+
+
+MODULES = package()
 
 
 def imports(path: Path) -> set[str]:
-    """All modules that a file imports, anywhere in it, type checking included."""
+    """All modules that a file imports, anywhere in it, type checking included; those of the package as they are."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in inner}
     return found
 
 
-@pytest.mark.parametrize("path", modules("strategies") + modules("evaluators"), ids=lambda path: path.stem)
-def test_strategies_and_evaluators_know_only_the_leaves_of_the_runtime(path: Path) -> None:
-    own = f"speclrm.{path.parent.name}"
-    allowed = {name for name in imports(path) if name.startswith("speclrm.") and not name.startswith(own)}
-    assert allowed <= LEAVES
+def own(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.partition(".")[0] == "speclrm"}
+
+
+def wing(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_wing_imports_only_what_it_may(module: str) -> None:
+    assert wing(module) in WINGS, "a new part of the package needs a line in WINGS"
+    others = {wing(name) for name in own(MODULES[module])} - {wing(module)}
+    assert others <= WINGS[wing(module)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_imports_nothing_from_deeper_than_the_public_names(path: Path) -> None:
+    assert own(path) == {"speclrm"}
+
+
+def test_only_the_doors_lie_at_the_root() -> None:
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "api.py", "cli.py"]
+
+
+def test_an_installed_package_has_every_folder() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in MODULES.values()}
+    assert sorted(listed) == sorted(".".join(["speclrm", *folder.parts]) for folder in folders)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if wing(name) in ("strategies", "evaluators")])
+def test_strategies_and_evaluators_know_only_the_leaves_of_the_runtime(module: str) -> None:
+    assert {name for name in own(MODULES[module]) if wing(name) == "runtime"} <= LEAVES
 
 
 @pytest.mark.parametrize("name", sorted(LEAVES))
 def test_the_leaves_know_nothing_but_each_other(name: str) -> None:
-    path = ROOT / "runtime" / f"{name.rpartition('.')[2]}.py"
-    assert {other for other in imports(path) if other.startswith("speclrm")} <= LEAVES
+    assert own(MODULES[name]) <= LEAVES
 
 
-@pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: path.stem)
-def test_the_runtime_knows_neither_strategies_nor_evaluators_nor_the_parts_above_it(path: Path) -> None:
-    above = (
-        "speclrm.strategies",
-        "speclrm.evaluators",
-        "speclrm.api",
-        "speclrm.cli",
-        "speclrm.commands",
-        "speclrm.bench",
-        "speclrm.display",
-    )
-    assert not [name for name in imports(path) if name.startswith(above) or name == "speclrm"]
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: own(path) - {name} for name, path in MODULES.items() if name != "speclrm"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("path", modules("bench"), ids=lambda path: path.stem)
-def test_benchmarks_know_neither_the_commands_nor_the_screen(path: Path) -> None:
-    assert not [
-        name for name in imports(path) if name.startswith(("speclrm.cli", "speclrm.commands", "speclrm.display"))
-    ]
+@pytest.mark.parametrize("module", [name for name in MODULES if wing(name) == "app"])
+def test_what_an_invocation_is_knows_no_screen(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imports(MODULES[module])} & {"typer", "click", "rich"}
 
 
 def test_only_the_vllm_engine_imports_vllm() -> None:
     users = {
-        str(path.relative_to(ROOT))
-        for folder in ("runtime", "strategies", "evaluators", "commands", "bench")
-        for path in modules(folder)
-        if any(name.partition(".")[0] == "vllm" for name in imports(path))
-    } | {path.name for path in ROOT.glob("*.py") if any(name.partition(".")[0] == "vllm" for name in imports(path))}
-    assert users == {"runtime/engines/vllm.py"}
+        name
+        for name, path in MODULES.items()
+        if not name.startswith("speclrm.benchmarks.studies")
+        and any(other.partition(".")[0] == "vllm" for other in imports(path))
+    }
+    assert users == {"speclrm.runtime.engines.vllm"}
 
 
 def test_strategies_touch_no_clock_no_files_and_no_global_random_state() -> None:
-    for path in modules("strategies"):
-        assert not imports(path) & {"time", "asyncio", "os", "pathlib", "io", "aiofiles"}, path
-        text = path.read_text()
-        assert "random." not in text.replace("random.Random(", ""), path
+    for name, path in MODULES.items():
+        if wing(name) == "strategies":
+            assert not imports(path) & {"time", "asyncio", "os", "pathlib", "io", "aiofiles"}, path
+            text = path.read_text()
+            assert "random." not in text.replace("random.Random(", ""), path
 
 
 def test_importing_speclrm_loads_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import boxed, play
 
-from speclrm import traces
+from speclrm.app import trace_check
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.engines.scripted import by_step
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_good_run_has_no_violations(run: Path) -> None:
-    report = traces.check(run)
+    report = trace_check.check(run)
     assert report.violations == ()
     assert report.unfinished == ()
     assert report.events > 50
@@ -56,7 +56,7 @@ def test_a_good_run_has_no_violations(run: Path) -> None:
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_traces_of_every_form_have_none(path: Path) -> None:
-    assert traces.check(path).violations == ()
+    assert trace_check.check(path).violations == ()
 
 
 def first(lines: Lines, kind: str, **fields: Any) -> int:
@@ -189,7 +189,7 @@ def test_each_kind_of_corruption_is_found_with_its_line(run: Path, name: str) ->
     lines = [json.loads(line) for line in trace.read_text().splitlines()]
     number = spoil(lines)
     trace.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
-    found = traces.check(trace).violations
+    found = trace_check.check(trace).violations
     assert (rule, number) in [(one.rule, one.line) for one in found if one.path == str(trace)], found
 
 
@@ -200,7 +200,7 @@ def test_lines_that_are_no_events_are_named_and_the_rest_is_still_checked(run: P
     lines[5] = what
     lines[-1] = lines[-1].replace('"finished"', '"finished","more":1')
     trace.write_text("".join(lines))
-    found = [(one.rule, one.line) for one in traces.check(run).violations]
+    found = [(one.rule, one.line) for one in trace_check.check(run).violations]
     assert ("unreadable", 6) in found
     assert ("unreadable", len(lines)) in found
 
@@ -221,7 +221,7 @@ def test_derived_files_that_say_something_else_are_named(run: Path, name: str, o
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    assert [one for one in traces.check(run).violations if said in one.text and one.path == str(path)]
+    assert [one for one in trace_check.check(run).violations if said in one.text and one.path == str(path)]
 
 
 def test_a_run_that_did_not_end_is_said_and_no_violation(run: Path) -> None:
@@ -229,12 +229,12 @@ def test_a_run_that_did_not_end_is_said_and_no_violation(run: Path) -> None:
     lines = trace.read_text().splitlines(keepends=True)
     for count in range(1, len(lines)):
         trace.write_text("".join(lines[:count]))
-        report = traces.check(run)
+        report = trace_check.check(run)
         assert report.violations == ()
         assert report.unfinished[0] == "the run did not end"
 
 
 def test_the_checker_knows_nothing_of_the_runtime_but_its_events() -> None:
-    text = (Path(traces.__file__).parent / "runtime" / "check.py").read_text()
+    text = (Path(trace_check.__file__).parents[1] / "runtime" / "check.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("from speclrm", "import speclrm"))}
     assert imported == {"speclrm.runtime.events"}

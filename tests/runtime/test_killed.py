@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from speclrm import traces
-from speclrm.results import evaluate_runs
+from speclrm.app import trace_check
+from speclrm.app.evaluation import evaluate_runs
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.journal import Journal
 from speclrm.runtime.reader import read_run
@@ -65,7 +65,7 @@ def test_a_run_killed_at_any_moment_leaves_a_trace_that_checks_up_to_its_end(tmp
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    report = traces.check(folder)
+    report = trace_check.check(folder)
     assert report.violations == ()
     assert report.events > 20
     assert report.unfinished[0] == "the run did not end"

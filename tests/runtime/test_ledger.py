@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import Collector, make_strategy, operation, parts, play
 
-from speclrm import traces
+from speclrm.app import trace_check
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.clock import run_virtual
@@ -415,6 +415,6 @@ def test_the_checker_that_counts_for_itself_agrees(seed: int, options: dict[str,
     played = play(chosen, draft=draft, target=target, directory=folder, config=config)
     summary = summarize(played.collector.events)
     write_reports(folder, summary)
-    assert traces.check(folder).violations == ()
+    assert trace_check.check(folder).violations == ()
     assert summary.tokens["draft"].discarded
     assert (summary.doubtful > 0) is ("gate_doubt" in options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from again import Setup, decisions, lines_of, read_all, simulated, world
-from fake import speclrm
+from cli_runner import Done, invoke, speclrm
 from support import PROBLEM, make_strategy
 
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
@@ -250,14 +250,9 @@ def test_the_command_replays_asks_what_if_and_goes_on_in_a_new_folder(tmp_path: 
     assert real("replay", "new", cwd=tmp_path).returncode == 0
 
 
-def real(*arguments: str, cwd: Path) -> Any:
+def real(*arguments: str, cwd: Path) -> Done:
     """The command itself, on simulated engines."""
-    import subprocess
-    import sys
-
-    return subprocess.run(
-        [sys.executable, "-m", "speclrm.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60
-    )
+    return invoke(*arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from again import Setup, cut, decisions, generated, lines_of, read_all, simulated, world
+from cli_runner import Done, invoke, scripted, start
 from support import make_strategy
 
 from speclrm.evaluators.metrics import summarize
@@ -259,46 +260,27 @@ def test_the_lock_of_a_process_that_died_is_taken_over_with_a_notice(tmp_path: P
 
 # ---------------------------------------------------------------------------------------------------------- the command
 
-SCRIPT = """
-import sys
-from contextlib import AsyncExitStack
-from speclrm import api, cli
-from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.engines.scripted import ByteTokenizer, ScriptedEngine, by_step
-from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts
-
-STEPS = [f"Step {number} of many.\\n\\n" for number in range(12)] + ["So it is \\\\boxed{4}."]
-
-async def size(options, chosen, work, notify, problems=()):
-    return options
-
-async def start(stack, options, sized, notify):
-    scores = [9, 3, 8, 7, 2, 9, 9, 1, 9, 8, 9, 9, 9]
-    engines = {Role.TARGET: ScriptedEngine(by_step(STEPS, scores=scores), token_s=0.001)}
-    if options.draft:
-        engines[Role.DRAFT] = ScriptedEngine(by_step(STEPS), token_s=0.001)
-    return Parts(engines, ExactEquivalence())
-
-async def tokenizers(options):
-    return {Role.TARGET: ByteTokenizer(), Role.DRAFT: ByteTokenizer()}
-
-api._size, api._open, api._tokenizers = size, start, tokenizers
-cli.main()
-"""
+SCRIPT: dict[str, Any] = {
+    "steps": [f"Step {number} of many.\n\n" for number in range(12)] + ["So it is \\boxed{4}."],
+    "scores": [9, 3, 8, 7, 2, 9, 9, 1, 9, 8, 9, 9, 9],
+}
 DATA = (
     '{"id": "a", "problem": "Two and two?", "answer": "4"}\n{"id": "b", "problem": "One and three?", "answer": "5"}\n'
 )
 RUN = ["run", "speculative", "--dataset", "data.jsonl", "--target", "t", "--draft", "d", "--display", "none"]
 
 
-def command(*arguments: str, cwd: Path, wait: bool = True) -> Any:
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
+
+
+def command(*arguments: str, cwd: Path) -> Done:
     """The command on scripted engines that take real time."""
-    environment = {**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-c", SCRIPT, *arguments]
-    if wait:
-        return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=60, env=environment)
-    return subprocess.Popen(line, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return invoke(*arguments, cwd=cwd, engines=scripted(**SCRIPT), SPECLRM_CACHE_DIR=str(cwd / "cache"), **ENVIRONMENT)
+
+
+def background(*arguments: str, cwd: Path, token_s: float = 0.001) -> subprocess.Popen[str]:
+    script = {**SCRIPT, "token_s": token_s}
+    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, output=subprocess.DEVNULL, **script)
 
 
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
@@ -309,7 +291,7 @@ def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Pat
     kills = 0
     for lines in (12, 30, 48, 70):
         arguments = ["resume", "run", "--display", "none"] if trace.exists() else [*RUN, "--output-dir", "run"]
-        process = command(*arguments, cwd=tmp_path, wait=False)
+        process = background(*arguments, cwd=tmp_path)
         deadline = time.monotonic() + 40
         while process.poll() is None and time.monotonic() < deadline:
             if trace.exists() and trace.read_bytes().count(b"\n") >= lines:
@@ -355,14 +337,14 @@ def test_changes_that_make_results_incomparable_are_refused_with_a_table_or_reco
 
 def test_harmless_changes_are_allowed_and_a_second_process_is_not(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(DATA)
-    process = command(*RUN, "--output-dir", "run", cwd=tmp_path, wait=False)
+    process = background(*RUN, "--output-dir", "run", cwd=tmp_path, token_s=0.05)
     trace = tmp_path / "run" / "trace.jsonl"
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline and not (trace.exists() and trace.read_bytes().count(b"\n") > 5):
         time.sleep(0.005)
     done = command("resume", "run", cwd=tmp_path)
-    if process.poll() is None:
-        assert done.returncode == 2
+    assert process.poll() is None, "it is at work for many seconds yet"
+    assert done.returncode == 2
     process.send_signal(signal.SIGINT)
     process.wait(timeout=20)
     done = command(*RUN, "--resume", "--output-dir", "run", "--concurrency", "1", cwd=tmp_path)

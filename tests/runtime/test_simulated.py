@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake import speclrm
+from cli_runner import invoke, speclrm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_strategy, play
 
-from speclrm import faults
+from speclrm.app import original_faults
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.packed import PackedTokenizer
@@ -367,7 +367,7 @@ def test_a_simulation_repeats_itself_to_the_byte() -> None:
 
 def test_what_is_said_does_not_depend_on_the_schedule() -> None:
     free = simulate("aime-mix", "speculative", 1, 3)
-    with faults.reproduced(["rounds"]):
+    with original_faults.reproduced(["rounds"]):
         locked = simulate("aime-mix", "speculative", 1, 3)
     for name, track in free.sample.tracks.items():
         assert track.text == locked.sample.tracks[name].text
@@ -467,7 +467,7 @@ def test_tracks_of_a_problem_share_its_difficulty_and_others_do_not() -> None:
 def test_free_running_beats_rounds(mix: str) -> None:
     """Virtual seconds, so this is arithmetic and no race: the same tracks with and without barriers."""
     free = summarize(simulate(mix, "speculative", 1, 5).collector.events).seconds
-    with faults.reproduced(["rounds"]):
+    with original_faults.reproduced(["rounds"]):
         locked = summarize(simulate(mix, "speculative", 1, 5).collector.events).seconds
     assert locked / free > 1.5
 
@@ -507,13 +507,8 @@ def test_mixing_is_refused(tmp_path: Path, arguments: str, message: str) -> None
 
 
 def test_a_simulated_run_from_the_command_line(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     line = "run speculative-methods --dataset sim:a85?size=3 --limit 2 --target sim/qwq-32b --draft sim/r1-1.5b --output-dir out"
-    done = subprocess.run(
-        [sys.executable, "-m", "speclrm.cli", *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = invoke(*line.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "of 2 samples" in done.stdout
     assert (tmp_path / "out" / "trace.jsonl").stat().st_size > 10_000

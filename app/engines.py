@@ -1,0 +1,263 @@
+"""The engines of one invocation, real or simulated: sized for the work, then opened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Protocol
+
+from speclrm.app.simulation import model_names, simulated, world
+from speclrm.evaluators.grading import ExactEquivalence, Grader
+from speclrm.runtime import models
+from speclrm.runtime.context import judge_of, open_prompt, question_ids
+from speclrm.runtime.engines.presets import simulated_engines
+from speclrm.runtime.errors import ModelError, SettingsError
+from speclrm.runtime.machine import read_machine
+from speclrm.runtime.protocols import Engine, Role
+from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.sizing import check_gpus, check_room, engine_settings, read_facts
+from speclrm.strategies.methods import LONGEST_METHOD
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from speclrm.app.options import EngineOptions
+    from speclrm.app.progress import Notify
+    from speclrm.runtime.engines.simulated import SimulatedEngine
+    from speclrm.runtime.protocols import Problem, Tokenizer
+    from speclrm.runtime.settings import EngineSettings
+    from speclrm.runtime.sizing import Work
+    from speclrm.strategies.family import Family
+
+ENGINE_LOGS_KEPT = 20
+
+
+class Engines(Protocol):
+    """Engines that are not open yet. ``simulated``: they answer under virtual time."""
+
+    @property
+    def simulated(self) -> bool: ...
+
+    @property
+    def settings(self) -> Mapping[Role, EngineSettings]:
+        """By role, once sized; empty if engines have none."""
+        ...
+
+    async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
+        """Finds models and fits them to the work; nothing is loaded. Raises UsageError for what cannot be done."""
+        ...
+
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+        """Starts the engines; the stack closes them. Raises EngineError."""
+        ...
+
+    async def tokenizers(self) -> Mapping[Role, Tokenizer]:
+        """Without an engine, for a replay. Raises ModelError if one is not here."""
+        ...
+
+
+MakeEngines = Callable[["EngineOptions", str, int], Engines]
+"""Engines for options, the name of a dataset and a seed; the last two say what simulated models answer."""
+
+
+def make_engines(options: EngineOptions, dataset: str = "", seed: int = 0) -> Engines:
+    """The engines that the options name. Raises SettingsError if one is simulated and one is not."""
+    if simulated(options):
+        return SimulatedEngines(options, dataset, seed)
+    return RealEngines(options)
+
+
+def open_runtime(
+    engines: Engines, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify
+) -> Runtime:
+    """A runtime for ``async with`` on these engines. Raises on entry what ``size`` and ``open`` raise."""
+
+    async def open_parts(stack: AsyncExitStack) -> Parts:
+        await engines.size(strategy, work, problems, notify)
+        return await engines.open(stack, notify)
+
+    return Runtime(open_parts)
+
+
+class SimulatedEngines:
+    """Engines that answer from a simulated world."""
+
+    simulated = True
+
+    def __init__(self, options: EngineOptions, dataset: str, seed: int) -> None:
+        self._options = options
+        self._dataset = dataset
+        self._seed = seed
+        self._made: dict[Role, SimulatedEngine] = {}
+
+    @property
+    def settings(self) -> Mapping[Role, EngineSettings]:
+        return {}
+
+    async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
+        _check_target(self._options)
+        self._made = self._make(problems, shared=self._options.shared_device)
+
+    def _make(self, problems: Sequence[Problem], *, shared: bool) -> dict[Role, SimulatedEngine]:
+        said = world(self._options, self._dataset, self._seed, problems)
+        return simulated_engines(model_names(self._options), said, shared_device=shared)
+
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+        engines = self._made
+
+        async def close() -> None:
+            await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+        stack.push_async_callback(close)
+        # Answers of the simulated world are numbers; worker processes have no place under virtual time.
+        return Parts(dict(engines), ExactEquivalence())
+
+    async def tokenizers(self) -> Mapping[Role, Tokenizer]:
+        return {role: engine.tokenizer for role, engine in self._make((), shared=False).items()}
+
+
+class RealEngines:
+    """vLLM's engines, each in processes of its own, and graders beside them."""
+
+    simulated = False
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._options = options
+        self._settings: dict[Role, EngineSettings] = {}
+        self._tokenizers: dict[Role, Tokenizer] = {}
+
+    @property
+    def settings(self) -> Mapping[Role, EngineSettings]:
+        return self._settings
+
+    async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
+        options = self._options
+        _check_target(options)
+        names = model_names(options)
+        machine = read_machine()
+        check_gpus(machine, options.tensor_parallel_size)
+        for name in names.values():
+            if models.find_local(name) is None:  # a wrong name is told before another model is fetched
+                check_room(machine, name, options.tensor_parallel_size)
+        paths = {role: await models.pull(name, notify) for role, name in names.items()}
+        self._tokenizers = await _load(paths)
+        settings = engine_settings(
+            machine,
+            {role: read_facts(names[role], path) for role, path in paths.items()},
+            _with_prompts(work, strategy, problems, self._tokenizers),
+            dtype=options.dtype,
+            kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
+            tensor_parallel=options.tensor_parallel_size,
+            gpu_share=options.gpu_memory_utilization,
+        )
+        extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
+        self._settings = {
+            role: one.model_copy(update={"extra": {**one.extra, **extra[role]}}) for role, one in settings.items()
+        }
+
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+        from speclrm.runtime.engines.vllm import start_engines
+
+        notify("starting the graders", None, None)
+        _quiet_tracker()
+        grader = await stack.enter_async_context(Grader())
+        started = await start_engines(
+            self._settings,
+            self._tokenizers,
+            log_path=self._options.engine_log or _new_engine_log(),
+            notify=lambda what: notify(what, None, None),
+        )
+        engines: dict[Role, Engine] = {}
+        for role, engine in started.items():
+            engines[role] = engine
+
+        async def close() -> None:
+            await asyncio.gather(*(engine.aclose() for engine in started.values()))
+
+        stack.push_async_callback(close)
+        return Parts(engines, grader)
+
+    async def tokenizers(self) -> Mapping[Role, Tokenizer]:
+        names = model_names(self._options)
+        paths: dict[Role, Path] = {}
+        for role, name in names.items():
+            path = models.find_local(name)
+            if path is None:
+                raise ModelError(
+                    f"The tokenizer of {name} is not here, and a replay needs it. `speclrm models pull {name}`."
+                )
+            paths[role] = path
+        return await _load(paths)
+
+
+def _check_target(options: EngineOptions) -> None:
+    if options.target is None:
+        raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
+
+
+async def _load(paths: Mapping[Role, Path]) -> dict[Role, Tokenizer]:
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    return {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items()}
+
+
+def _with_prompts(
+    work: Work, strategy: Family, problems: Sequence[Problem], tokenizers: Mapping[Role, Tokenizer]
+) -> Work:
+    """The work with the longest prompt and suffix that the strategy makes of these problems."""
+    target = tokenizers[Role.TARGET]
+    prompts: list[int] = []
+    for problem in problems:
+        plans = [*strategy.plan(problem, 0, 0)]
+        if (question := strategy.question(problem)) is not None:
+            plans += strategy.plan(problem, 0, 0, [LONGEST_METHOD])  # whatever the target will choose, it is no longer
+            # The question stands alone: no budget of steps follows it, only the reply.
+            length = len(question_ids(target, question)) + question.max_tokens
+            prompts.append(length - work.token_budget - work.max_step_tokens)
+        prompts += [
+            len(open_prompt(tokenizer, plan)) + len(tokenizer.encode(plan.opening))
+            for plan in plans
+            for tokenizer in tokenizers.values()
+        ]
+    suffixes = [len(target.encode(strategy.prompts.closing)) + strategy.limits.closing_tokens]
+    if Role.DRAFT in tokenizers and (judge := judge_of(target, strategy.prompts)) is not None:
+        suffixes.append(len(judge.ids) + 1)
+    fingerprints = {tokenizer.vocabulary.fingerprint for tokenizer in tokenizers.values()}
+    return replace(
+        work,
+        prompt_tokens=max([work.prompt_tokens, *prompts]),
+        suffix_tokens=max(suffixes),
+        same_tokenizer=len(fingerprints) == 1,
+    )
+
+
+def _quiet_tracker() -> None:
+    """Starts Python's resource tracker in a form that cleans up without a word.
+
+    Engines and graders are killed if they do not end at once; what they leave in shared memory is then removed by
+    the tracker, and its warning about that would stand under the results.
+    """
+    saved = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if saved is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = saved
+
+
+def _new_engine_log() -> Path:
+    """A log of its own for each start; only the newest are kept."""
+    folder = models.cache_dir() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("engines-*.log"))[: -ENGINE_LOGS_KEPT + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"engines-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"

@@ -1,0 +1,104 @@
+"""Grades the answers in a file of any tool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from contextlib import AsyncExitStack
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.benchmarks import text_of
+from speclrm.evaluators.datasets import ID_COLUMNS
+from speclrm.evaluators.grading import Grader
+from speclrm.evaluators.tables import read_rows
+from speclrm.runtime.errors import DatasetError
+from speclrm.runtime.events import Outcome
+from speclrm.runtime.protocols import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+GRADED_AHEAD = 256
+"""Rows of a file that are graded side by side."""
+
+
+class GradedRow(BaseModel):
+    """``row``: from 1, as it stands in the file. ``answer``: as found in the text, or None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: int
+    id: str | None
+    outcome: Outcome
+    answer: str | None
+    gold: str
+
+
+async def grade_file(
+    path: Path,
+    text_column: str,
+    gold_column: str,
+    take: Callable[[GradedRow], None],
+    *,
+    answers_only: bool = False,
+) -> None:
+    """Grades the rows of a file and hands them to ``take`` in the file's order, as they come.
+
+    Raises:
+        DatasetError: the file or a row cannot be read, or a column is missing; what was graded has been handed over.
+    """
+    async with AsyncExitStack() as stack:
+        rows = _gradable(path, text_column, gold_column)
+        first = next(rows, None)
+        if first is None:
+            raise DatasetError(f"{path} holds no row.")
+        grader = await stack.enter_async_context(Grader(workers=max(1, len(os.sched_getaffinity(0)))))
+
+        async def judge(number: int, name: str | None, text: str, gold: str) -> GradedRow:
+            answer = (text.strip() or None) if answers_only else find_answer(text)
+            outcome: Outcome = "no_answer"
+            if answer is not None:
+                outcome = await grader.grade(answer, Problem(str(number), "", gold))
+            return GradedRow(row=number, id=name, outcome=outcome, answer=answer, gold=gold)
+
+        broken: DatasetError | None = None
+        async with asyncio.TaskGroup() as group:
+            waiting: deque[asyncio.Task[GradedRow]] = deque()
+            try:
+                for row in chain([first], rows):
+                    waiting.append(group.create_task(judge(*row)))
+                    if len(waiting) >= GRADED_AHEAD:
+                        take(await waiting.popleft())
+            except DatasetError as error:
+                broken = error  # told once the rows before it have been handed over
+            while waiting:
+                take(await waiting.popleft())
+    if broken is not None:
+        raise broken
+
+
+def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[int, str | None, str, str]]:
+    for number, (place, row) in enumerate(read_rows(path), start=1):
+        for column in (text_column, gold_column):
+            if column not in row:
+                raise DatasetError(
+                    f"{path} {place}: no column {column!r}; the row has {', '.join(map(repr, row)) or 'nothing'}. Name "
+                    "the columns with --text-column and --gold-column."
+                )
+        try:
+            gold = text_of(row, (gold_column,))
+            text = text_of(row, (text_column,)) or ""
+            name = text_of(row, ID_COLUMNS)
+        except DatasetError as error:
+            raise DatasetError(f"{path} {place}: {error}.") from None
+        if gold is None or not gold.strip():
+            raise DatasetError(
+                f"{path} {place}: {gold_column!r} is empty. Each row needs a right answer to be graded by."
+            )
+        yield number, name, text, gold

@@ -1,0 +1,223 @@
+"""Declares the options of engines, data, runs and calibrations; all are checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from speclrm.runtime.settings import CONCURRENCY, EngineDtype
+from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
+from speclrm.strategies.prompts import JudgeLayout
+from speclrm.strategies.recipe import Recipe
+from speclrm.strategies.scoring import ScoreMethod, Scorer
+
+CALIBRATION_DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
+"""Sums of three numbers: a 0.5B target takes four to five steps and about 130 tokens, and solves about two in three."""
+
+
+class Options(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EngineOptions(Options):
+    """The models and how they are loaded."""
+
+    target: Annotated[
+        str | None,
+        Option(
+            "Target model: a known name, a Hugging Face repository, or a folder.",
+            MODELS,
+            "task",
+            flags=("--model-name",),
+            complete="model",
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        Option(
+            "Draft model: a known name, a Hugging Face repository, or a folder.", MODELS, "method", complete="model"
+        ),
+    ] = None
+    dtype: Annotated[
+        EngineDtype,
+        Option("Data type: auto (by the processor), bfloat16, float16 or float32.", MODELS, "task", metavar="TYPE"),
+    ] = "auto"
+    kv_cache_gib: Annotated[
+        float | None,
+        Field(gt=0),
+        Option("KV cache size per engine, in GiB.", MODELS, "place", shown="what the work needs"),
+    ] = None
+    tensor_parallel_size: Annotated[int, Field(ge=1), Option("Number of GPUs per engine.", MODELS, "place")] = 1
+    gpu_memory_utilization: Annotated[
+        float | None,
+        Field(gt=0, le=1),
+        Option(
+            "Fraction of GPU memory used by all engines together, 0 to 1.", MODELS, "place", shown="what the work needs"
+        ),
+    ] = None
+    engine_log: Annotated[
+        Path | None, Option("Log file of the engines.", MODELS, "place", shown="a new file in the cache folder")
+    ] = None
+    target_args: Annotated[
+        dict[str, JsonValue],
+        Option(
+            "Additional vLLM engine argument for the target, such as quantization=fp8; repeatable.",
+            MODELS,
+            "task",
+            name="target_arg",
+            metavar="NAME=VALUE",
+        ),
+    ] = {}
+    draft_args: Annotated[
+        dict[str, JsonValue],
+        Option(
+            "Additional vLLM engine argument for the draft; repeatable.",
+            MODELS,
+            "method",
+            name="draft_arg",
+            metavar="NAME=VALUE",
+        ),
+    ] = {}
+    shared_device: Annotated[bool, Option("Run simulated engines (sim/...) on one shared device.", MODELS, "task")] = (
+        False
+    )
+
+
+class DataOptions(Options):
+    """Which problems."""
+
+    dataset: Annotated[
+        str,
+        Option(
+            "Benchmark (aime, aime25, math500, gpqa, livemathbench, gsm8k, amc23), reasoning-gym:TASK, or a JSONL, CSV or "
+            "Parquet file.",
+            PROBLEMS,
+            "task",
+            flags=("--dataset-name",),
+            complete="dataset",
+        ),
+    ]
+    data_dir: Annotated[
+        Path | None,
+        Option("Folder with the benchmark's rows.", PROBLEMS, "problems", shown="downloaded from the hub"),
+    ] = None
+    problem_ids: Annotated[
+        str | None,
+        Option(
+            "Problems to run, such as 60-89,95: ids, or row numbers from 0 if ids are not numbers.",
+            PROBLEMS,
+            "problems",
+            name="problem_id",
+            shown="all",
+        ),
+    ] = None
+    sample: Annotated[
+        int | None, Field(ge=1), Option("Random sample of N problems (seeded).", PROBLEMS, "problems", shown="all")
+    ] = None
+    limit: Annotated[
+        int | None, Field(ge=1), Option("Maximum number of problems.", PROBLEMS, "problems", shown="all")
+    ] = None
+    problem_column: Annotated[
+        str | None,
+        Option("Column that holds the problems.", PROBLEMS, "problems", shown="problem, question or prompt"),
+    ] = None
+    answer_column: Annotated[
+        str | None, Option("Column that holds the answers.", PROBLEMS, "problems", shown="answer, gold or expected")
+    ] = None
+    id_column: Annotated[
+        str | None, Option("Column that holds the ids.", PROBLEMS, "problems", shown="id, unique_id or problem_id")
+    ] = None
+
+
+class RunOptions(EngineOptions, DataOptions):
+    """Everything that ``speclrm run`` can be told.
+
+    ``recipe``: the options of the strategy that are given, by the names of ``Recipe``, which checks them; they may also
+    be given flat, beside the others. ``score_threshold`` may be ``auto``: what a calibration kept.
+    """
+
+    strategy: str
+    recipe: dict[str, Any] = {}
+    repeats: Annotated[
+        int, Field(ge=1), Option("Samples per problem.", PROBLEMS, "draw", flags=("--repeat-id", "--num-repeats"))
+    ] = 1
+    reproduce_fault: Annotated[
+        tuple[str, ...],
+        Option(
+            "Faults of the original code to reproduce, separated by commas; `speclrm faults` lists them.",
+            FIDELITY,
+            "method",
+            metavar="NAMES",
+            complete="fault",
+        ),
+    ] = ()
+    output_dir: Annotated[
+        Path | None,
+        Option("Folder of the run; must be new or empty.", RUN, "place", shown="runs/<time>-<strategy>"),
+    ] = None
+    seed: Annotated[
+        int | None, Option("Random seed: a whole number, or none.", RUN, "draw", words=("none",), metavar="NUMBER|none")
+    ] = 0
+    concurrency: Annotated[int, Field(ge=1), Option("Maximum number of samples in progress.", RUN, "place")] = (
+        CONCURRENCY
+    )
+    compress_trace: Annotated[
+        bool, Option("Compress closed segments of a long trace (docs/trace.md).", RUN, "place")
+    ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_apart(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        flat = {name: value for name, value in given.items() if name in Recipe.model_fields and value is not None}
+        rest = {name: value for name, value in given.items() if name not in Recipe.model_fields}
+        recipe: dict[str, Any] = rest.get("recipe") or {}
+        return rest | {"recipe": flat | recipe}
+
+    @field_validator("reproduce_fault")
+    @classmethod
+    def _with_dashes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.replace("_", "-") for name in names)
+
+
+class CalibrateOptions(EngineOptions):
+    """Everything that ``speclrm calibrate`` can be told."""
+
+    dataset: Annotated[
+        str, Option("Problems to calibrate on; not those to be solved later.", PROBLEMS, "task", complete="dataset")
+    ] = CALIBRATION_DATASET
+    limit: Annotated[int, Field(ge=1), Option("Number of problems.", PROBLEMS, "problems")] = 4
+    tracks: Annotated[int, Field(ge=1), Option("Parallel tracks per problem.")] = 2
+    token_budget: Annotated[int, Field(ge=1), Option("Maximum tokens per track.", LENGTHS)] = 256
+    max_step_tokens: Annotated[int, Field(ge=1), Option("Maximum tokens per step.", LENGTHS)] = 128
+    score_method: Annotated[
+        ScoreMethod,
+        Option("The judge's most probable digit (greedy), or the expected value over digits (average).", SCORES),
+    ] = "average"
+    scorer: Annotated[
+        Scorer,
+        Option("Score of a draft step: a digit by the target, or the step's mean log-likelihood.", SCORES),
+    ] = "judge"
+    judge: Annotated[
+        JudgeLayout,
+        Option("Where the judge's question stands: in a turn of its own, or inline after the step.", SCORES),
+    ] = "auto"
+    acceptance: Annotated[
+        float, Field(gt=0, lt=1), Option("Share of draft steps that the threshold should accept.", SCORES)
+    ] = 0.6
+    quick: Annotated[bool, Option("Take fewer measurements of the engines.", RUN)] = False
+    preset_file: Annotated[
+        Path | None,
+        Option("File for the preset of simulated engines.", RUN, shown="in the cache, named after the models"),
+    ] = None
+    seed: int = 1_000_003
+
+
+RUN_DECLARED = declared(DataOptions, EngineOptions, Recipe, RunOptions)
+"""The options of a run, those of its recipe among them, by their fields' names."""

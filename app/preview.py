@@ -1,0 +1,80 @@
+"""Shows what a run would do: its settings and first prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from speclrm.app.options import Options, RunOptions
+from speclrm.app.progress import Notify, quiet
+from speclrm.app.resolve import resolved
+from speclrm.app.runs import new_folder
+from speclrm.runtime import models, run_directory
+from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.engines.presets import is_simulated
+from speclrm.runtime.protocols import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.app.resolve import Resolved
+    from speclrm.runtime.protocols import Message
+
+
+class Preview(Options):
+    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by what they are for."""
+
+    options: RunOptions
+    recipe: dict[str, Any]
+    problems: int
+    prompts: dict[str, str]
+
+
+def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
+    """What a run would do, from settings, problems and tokenizers alone: nothing is loaded, fetched or written.
+
+    Prompts are shown as the models' chat templates make them if a model is here, and as plain turns if it is not.
+
+    Raises:
+        UsageError: as ``run`` would.
+    """
+    with resolved(options, notify) as found:
+        run_directory.check_free(found.options.output_dir or new_folder(found.options.strategy))
+        return Preview(
+            options=found.options,
+            recipe=found.strategy.recipe.model_dump(mode="json"),
+            problems=len(found.problems),
+            prompts=_prompts(found),
+        )
+
+
+def _prompts(found: Resolved) -> dict[str, str]:
+    from speclrm.runtime.tokenizer import load_tokenizer
+
+    chosen = found.strategy
+    first = found.problems[0]
+    question = chosen.question(first)
+    plan = chosen.plan(first, 0, found.seed)[0]
+    prompts: dict[str, str] = {}
+    for role in sorted(chosen.roles):
+        name = getattr(found.options, role.value)
+        path = None if is_simulated(name) else models.find_local(name)
+        tokenizer = None if path is None else load_tokenizer(path)
+        if question is not None and role is Role.TARGET:
+            prompts["target, choosing methods"] = (
+                tokenizer.decode(question_ids(tokenizer, question))
+                if tokenizer
+                else _plain(question.messages) + question.reply
+            )
+        prompts[f"{role.value}, first step of track {plan.track}"] = (
+            tokenizer.decode(open_prompt(tokenizer, plan)) if tokenizer else _plain(plan.messages)
+        )
+        if role is Role.TARGET and Role.DRAFT in chosen.roles and chosen.prompts.scorer == "judge":
+            words = chosen.prompts
+            prompts["target, behind each drafted step"] = (
+                tokenizer.decode(judge_suffix(tokenizer, words).ids) if tokenizer else words.judge + words.judge_reply
+            )
+    return prompts
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    return "\n".join(f"[{message['role']}] {message['content']}" for message in messages)

@@ -1,0 +1,229 @@
+"""Replays a recorded run without engines, compares, and goes on from there in a new folder."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from speclrm.app.engines import MakeEngines, make_engines
+from speclrm.app.options import Options, RunOptions
+from speclrm.app.progress import Notify, quiet
+from speclrm.app.resolve import Resolved, recorded_strategy, resolved
+from speclrm.app.resume import check_problems
+from speclrm.app.runs import RunReport, run_in
+from speclrm.app.settings_diff import recorded_options
+from speclrm.app.summary_sink import SummarySink
+from speclrm.evaluators.beside import GraderOfAThread
+from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime import run_directory
+from speclrm.runtime.engines.recorded import RecordedEngine
+from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.events import RunStarted
+from speclrm.runtime.journal import TRACE_FILE
+from speclrm.runtime.past import Past, read_past
+from speclrm.runtime.reader import read_trace
+from speclrm.runtime.runtime import Parts, Resumption, Runtime
+from speclrm.strategies.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from speclrm.evaluators.metrics import SampleRow
+    from speclrm.runtime.protocols import Engine, Role, Sink
+    from speclrm.runtime.replay import Playback
+
+
+class Replayed(NamedTuple):
+    """``past``: what came again as it was; ``options``: those of the run."""
+
+    report: ReplayReport
+    past: Past
+    options: RunOptions
+
+
+class Changed(Options):
+    """One difference. ``track``, ``step``: None if it belongs to none."""
+
+    problem: str
+    repeat: int
+    track: str | None
+    step: int | None
+    recorded: str
+    now: str
+
+
+class Ended(Options):
+    """A track whose next request the record does not have. ``steps``: how many it had committed by then."""
+
+    problem: str
+    repeat: int
+    track: str
+    step: int
+    operation: str
+    why: str
+    steps: int
+
+
+class ReplayReport(Options):
+    """What a replay came to.
+
+    ``events``: of samples, in the record; ``repeated``: how many of them came again. ``results``: rows of finished
+    samples, ``same``: how many are equal to the recorded ones byte for byte. ``votes``: of samples that did not come to
+    their end, the answers so far with the tracks that gave them.
+    """
+
+    run: str
+    status: str
+    changed: dict[str, Any]
+    events: int
+    repeated: int
+    recorded_results: int
+    results: int
+    same: int
+    differences: tuple[Changed, ...]
+    stops: tuple[Ended, ...]
+    votes: dict[str, tuple[tuple[str, tuple[str, ...]], ...]]
+
+    @property
+    def equal(self) -> bool:
+        """Whether it was the same run again. If the record itself ends early, tracks end without a difference."""
+        return not self.differences and self.same == self.recorded_results == self.results
+
+
+async def replay(
+    directory: Path, settings: Mapping[str, Any], notify: Notify = quiet, engines: MakeEngines = make_engines
+) -> Replayed:
+    """Plays the run in a folder again, under virtual time and without an engine; nothing in the folder is changed.
+
+    ``settings``: options of the recipe that are to be others (what-if). ``engines``: whose tokenizers are used.
+    """
+    run_directory.read_record(directory)
+    past = read_past(directory, lambda text: notify(text, None, None), whole=True)
+    with resolved(recorded_options(past.config), notify, engines) as found:
+        check_problems(past, found.problems)
+        before, now = SummarySink(), SummarySink()
+        for event in read_trace(directory / TRACE_FILE):
+            before.add(event)
+        async with await _recorded_runtime(past, found) as runtime:
+            playback = await runtime.replay(
+                past,
+                found.problems,
+                lambda attempt: recorded_strategy(past.attempts[attempt].config, settings),
+                [now],
+            )
+    return Replayed(report(playback, past, before.summary().samples, now, settings), playback.kept(), found.options)
+
+
+async def _recorded_runtime(past: Past, found: Resolved) -> Runtime:
+    """A runtime whose engines answer from the record."""
+    first = past.attempts[0]
+    assert isinstance(first, RunStarted)
+    tokenizers = await found.engines.tokenizers()
+    engines: dict[Role, Engine] = {
+        role: RecordedEngine(getattr(found.options, role.value) or role.value, tokenizer, first.context_max[role.value])
+        for role, tokenizer in tokenizers.items()
+        if role.value in first.context_max
+    }
+    judge = ExactEquivalence() if found.engines.simulated else GraderOfAThread()
+
+    async def parts(_: AsyncExitStack) -> Parts:
+        return Parts(engines, judge)
+
+    return Runtime(parts)
+
+
+async def go_on(
+    replayed: Replayed,
+    settings: Mapping[str, Any],
+    directory: Path,
+    *,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = quiet,
+    plan: Callable[[int], None] | None = None,
+    engines: MakeEngines = make_engines,
+) -> RunReport:
+    """A new run in a folder of its own that begins with what a replay under other settings could tell."""
+    past = replayed.past
+    recipe = {**replayed.options.recipe, **settings}
+    options = replayed.options.model_copy(update={"output_dir": directory, "recipe": recipe})
+    run_directory.check_free(directory)
+    with resolved(options, notify, engines) as found:
+        if plan is not None:
+            plan(found.samples)
+        resumption = Resumption(past, lambda _: (found.strategy, found.seed), anew=True)
+        async with found.runtime(notify) as runtime:
+            return await run_in(
+                runtime, found, directory, sinks, resumption=resumption, extra={"continued_from": past.run}
+            )
+
+
+def read_settings(items: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` pairs of a recipe; a value is JSON if it can be read so, else text. Raises SettingsError."""
+    found: dict[str, Any] = {}
+    for item in items:
+        name, given, text = item.partition("=")
+        name = name.strip().replace("-", "_")
+        if not given or name not in Recipe.model_fields:
+            close = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+            meant = f" Did you mean {close[0]}?" if close else f" There are: {', '.join(sorted(Recipe.model_fields))}."
+            raise SettingsError(f"--set {item!r}: write KEY=VALUE with a key of the recipe.{meant}")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def report(
+    playback: Playback, past: Past, before: Sequence[SampleRow], now: Any, changed: Mapping[str, Any]
+) -> ReplayReport:
+    """``before``: the recorded rows; ``now``: the fold of the events that came this time."""
+    rows = {(row.problem, row.repeat): row.model_dump_json() for row in before}
+    again = now.summary().samples
+    unfinished = {
+        f"{problem}/{repeat}": tuple((state.tracks[names[0]].answer or "", names) for names in state.classes)
+        for (problem, repeat), state in now.states.items()
+        if state.outcome is None and state.classes
+    }
+    return ReplayReport(
+        run=past.run,
+        status=past.status,
+        changed=dict(changed),
+        events=sum(len(sample.events) for sample in past.samples.values()),
+        repeated=sum(len(sample.repeated) for sample in playback.samples.values()),
+        recorded_results=len(before),
+        results=len(again),
+        same=sum(rows.get((row.problem, row.repeat)) == row.model_dump_json() for row in again),
+        differences=tuple(
+            Changed(
+                problem=one.problem,
+                repeat=one.repeat,
+                track=one.track,
+                step=one.step,
+                recorded=one.recorded,
+                now=one.now,
+            )
+            for one in playback.differences
+        ),
+        stops=tuple(
+            Ended(
+                problem=stop.problem,
+                repeat=stop.repeat,
+                track=stop.track,
+                step=stop.step,
+                operation=stop.operation,
+                why=stop.why,
+                steps=_steps(now, stop.problem, stop.repeat, stop.track),
+            )
+            for stop in playback.stops.values()
+        ),
+        votes=unfinished,
+    )
+
+
+def _steps(now: Any, problem: str, repeat: int, track: str) -> int:
+    state = now.states.get((problem, repeat))
+    return len(state.tracks[track].steps) if state is not None and track in state.tracks else 0

@@ -1,0 +1,95 @@
+"""Resumes a run in its folder: finished samples stay, tracks continue where they were."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from speclrm.app.engines import MakeEngines, make_engines
+from speclrm.app.progress import Notify, quiet
+from speclrm.app.resolve import recorded_strategy, resolved
+from speclrm.app.runs import RunReport, run_in
+from speclrm.app.settings_diff import changes, recorded_options, table
+from speclrm.app.summary_sink import SummarySink
+from speclrm.runtime import run_directory
+from speclrm.runtime.errors import ResumeError
+from speclrm.runtime.events import ProblemStarted
+from speclrm.runtime.journal import TRACE_FILE
+from speclrm.runtime.past import Past, read_past
+from speclrm.runtime.reader import read_trace
+from speclrm.runtime.runtime import Resumption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from speclrm.app.options import RunOptions
+    from speclrm.runtime.protocols import Problem, Sink
+
+
+async def resume(
+    directory: Path,
+    asked: RunOptions | None = None,
+    *,
+    harmless: Mapping[str, Any] | None = None,
+    override: bool = False,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = quiet,
+    plan: Callable[[int], None] | None = None,
+    engines: MakeEngines = make_engines,
+) -> RunReport:
+    """Goes on with the run in a folder.
+
+    ``asked``: the options as they are wanted now; None for those it has. ``harmless``: options that may change freely, by
+    name. ``override``: settings that make results incomparable may change, too; they hold for samples that had not begun.
+
+    Raises:
+        RunDirectoryError: there is no run, or another process writes it.
+        ResumeError: something was changed that must not be, or the trace does not fit.
+    """
+    run_directory.read_record(directory)
+    with run_directory.locked(directory, lambda text: notify(text, None, None)):
+        past = read_past(directory, lambda text: notify(text, None, None))
+        options = (asked or recorded_options(past.config)).model_copy(
+            update={"output_dir": directory, **(harmless or {})}
+        )
+        with resolved(options, notify, engines) as found:
+            differing = changes(past.config, found.config)
+            if differing and not override:
+                raise ResumeError(
+                    f"{directory}: the run was started otherwise, and its results would not be comparable.\n"
+                    f"{table(differing)}\n"
+                    "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+                )
+            check_problems(past, found.problems)
+            names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
+            done = [past.samples[name].state for name in names if name in past.samples]
+            if past.finished and len(done) == len(names) and None not in done:
+                summary = SummarySink()
+                for event in read_trace(directory / TRACE_FILE):
+                    summary.add(event)
+                return RunReport(directory=directory, summary=summary.summary(), done_before=True)
+            if plan is not None:
+                plan(len(names))
+            resumption = Resumption(
+                past,
+                lambda attempt: recorded_strategy(past.attempts[attempt].config),
+                lambda: read_trace(directory / TRACE_FILE),
+                differing,
+            )
+            async with found.runtime(notify) as runtime:
+                return await run_in(runtime, found, directory, sinks, resumption=resumption)
+
+
+def check_problems(past: Past, problems: Sequence[Problem]) -> None:
+    """Raises ResumeError if a problem of the trace has another text now, or another answer."""
+    named = {problem.id: problem for problem in problems}
+    for sample in past.samples.values():
+        first = sample.events[0] if sample.events else None
+        problem = named.get(sample.problem)
+        if not isinstance(first, ProblemStarted) or problem is None:
+            continue
+        if (first.text, first.gold) != (problem.text, problem.answer):
+            raise ResumeError(
+                f"Problem {sample.problem} has another text or answer than when the run was started. Put the dataset "
+                "back as it was, or start a new run."
+            )

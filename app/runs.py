@@ -1,0 +1,114 @@
+"""Runs: the problems of a dataset solved into a folder, graded and reported."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speclrm.app.engines import MakeEngines, make_engines
+from speclrm.app.options import Options, RunOptions
+from speclrm.app.progress import Notify, quiet
+from speclrm.app.resolve import Resolved, resolved
+from speclrm.app.summary_sink import SummarySink
+from speclrm.evaluators import report
+from speclrm.evaluators.metrics import RunSummary, summarize
+from speclrm.runtime import run_directory
+from speclrm.runtime.errors import SpecLRMError
+from speclrm.runtime.journal import TraceOptions
+from speclrm.runtime.reader import read_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from speclrm.runtime.protocols import Sink
+    from speclrm.runtime.runtime import Resumption, Runtime
+
+RUNS_FOLDER = Path("runs")
+
+
+class RunReport(Options):
+    """What a run came to. ``done_before``: the run had ended already, and nothing was done."""
+
+    directory: Path
+    summary: RunSummary
+    done_before: bool = False
+
+
+async def run(
+    options: RunOptions,
+    *,
+    sinks: Sequence[Sink] = (),
+    notify: Notify = quiet,
+    plan: Callable[[int], None] | None = None,
+    engines: MakeEngines = make_engines,
+) -> RunReport:
+    """A whole run: checks everything that can be checked, loads, solves, grades, reports.
+
+    ``plan`` is told the number of samples once it is known. ``engines``: makes the engines for the options.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was loaded.
+        SpecLRMError: the run was stopped; what was committed is in the trace.
+    """
+    with resolved(options, notify, engines) as found:
+        directory = found.options.output_dir or new_folder(found.options.strategy)
+        run_directory.check_free(directory)
+        if plan is not None:
+            plan(found.samples)
+        async with found.runtime(notify) as runtime:
+            return await run_in(runtime, found, directory, sinks)
+
+
+async def run_in(
+    runtime: Runtime,
+    found: Resolved,
+    directory: Path,
+    sinks: Sequence[Sink] = (),
+    *,
+    resumption: Resumption | None = None,
+    extra: Mapping[str, JsonValue] | None = None,
+) -> RunReport:
+    """A run on a runtime that is open already. Its reports are written also if it is broken off.
+
+    ``extra``: what stands in its configuration beside the options.
+    """
+    options = found.options
+    summary = SummarySink()
+    try:
+        await runtime.run(
+            found.problems,
+            found.strategy,
+            repeats=options.repeats,
+            seed=found.seed,
+            concurrency=options.concurrency,
+            directory=directory,
+            config=found.config | dict(extra or {}),
+            sinks=[*sinks, summary],
+            resumption=resumption,
+            trace=TraceOptions(compress=options.compress_trace),
+        )
+    except BaseException:
+        if summary.summary().run:  # it began: the directory is this run's
+            with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
+                await _write_reports(directory)
+        raise
+    return RunReport(directory=directory, summary=await _write_reports(directory))
+
+
+async def _write_reports(directory: Path) -> RunSummary:
+    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
+    report.write_reports(directory, summary)
+    return summary
+
+
+def new_folder(name: str) -> Path:
+    """A folder named after the time, where none is given."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"

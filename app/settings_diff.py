@@ -1,0 +1,118 @@
+"""Says which settings make runs comparable, and compares those of two runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import ValidationError
+
+from speclrm.app.options import RUN_DECLARED, RunOptions
+from speclrm.runtime.errors import ResumeError
+from speclrm.strategies.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
+
+    from speclrm.runtime.protocols import Problem
+    from speclrm.strategies.option import Effect
+
+EFFECTS: dict[str, Effect] = {
+    "strategy": "method",
+    "recipe": "method",
+    **{name: one.option.effect for name, one in RUN_DECLARED.items() if name in RunOptions.model_fields},
+}
+"""What each setting of a run changes. Resuming refuses changes of all but ``place`` (the problems themselves stand for
+``problems``); an evaluation takes runs together whose ``task`` and ``method`` are equal, and sets side by side those whose
+``task`` is."""
+
+Changes = dict[str, "tuple[JsonValue, JsonValue]"]
+
+
+def having(*effects: Effect) -> tuple[str, ...]:
+    """The settings with these effects."""
+    return tuple(name for name, effect in EFFECTS.items() if effect in effects)
+
+
+def key(config: Mapping[str, JsonValue], *effects: Effect) -> str:
+    """Equal for runs whose settings with these effects are equal. A setting that is not recorded has its default."""
+    defaults = _defaults()
+    values: dict[str, Any] = {}
+    for name in having(*effects):
+        value = config.get(name)
+        values[name] = defaults.get(name) if value is None else value
+    if "recipe" in values:
+        values["recipe"] = _recipe_defaults() | (values["recipe"] or {})
+    return json.dumps(values, sort_keys=True)
+
+
+def digest(problems: Sequence[Problem]) -> dict[str, JsonValue]:
+    """A digest of the problems: equal for equal lists only."""
+    state = hashlib.sha256()
+    for problem in problems:
+        state.update(json.dumps([problem.id, problem.text, problem.answer, problem.grader, problem.details]).encode())
+    return {"count": len(problems), "digest": state.hexdigest()[:16]}
+
+
+def recorded_options(config: Mapping[str, JsonValue]) -> RunOptions:
+    """The options that a run was started with. Raises ResumeError if its configuration does not say."""
+    known = {name: value for name, value in config.items() if name in RunOptions.model_fields}
+    try:
+        return RunOptions.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ResumeError(
+            f"The run's configuration does not say how it was started ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}): it was not made by `speclrm run`, and goes on only from the program that made it."
+        ) from None
+
+
+def changes(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
+    """The settings that differ and would make results incomparable, each with its old and new value."""
+    old, new = _compared(recorded), _compared(asked)
+    defaults = _defaults() | _recipe_defaults()
+    found: Changes = {}
+    for name in sorted(old.keys() | new.keys()):
+        one, other = old.get(name, defaults.get(name)), new.get(name, defaults.get(name))
+        if json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
+            found[name] = one, other
+    return found
+
+
+def _compared(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    # Runs of earlier versions have the recipe's options a second time, as they were given.
+    left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", "continued_from"}
+    flat = {name: value for name, value in config.items() if name not in left_out}
+    recipe = config.get("recipe")
+    return flat | (recipe if isinstance(recipe, dict) else {})
+
+
+def _defaults() -> dict[str, JsonValue]:
+    return {
+        name: cast("JsonValue", field.get_default(call_default_factory=False))
+        for name, field in RunOptions.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def _recipe_defaults() -> dict[str, JsonValue]:
+    return Recipe().model_dump(mode="json")
+
+
+def table(found: Changes) -> str:
+    """The changes as lines of three columns."""
+    rows = [("setting", "recorded", "asked")]
+    rows += [(name, _cell(old), _cell(new)) for name, (old, new) in found.items()]
+    widths = [max(len(row[place]) for row in rows) for place in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(value: JsonValue) -> str:
+    if isinstance(value, dict) and set(value) == {"count", "digest"}:
+        return f"{value['count']} ({value['digest']})"
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,1 +1,0 @@
-"""Benchmarks: each makes a report of one form (``figures``), on simulated, empty or real engines."""

@@ -1,0 +1,228 @@
+"""``bench schedule``: schedules on simulated engines, against the target alone at equal concurrency.
+
+Virtual seconds, so the table is the same on every machine. The target alone has as many tracks at once, batched, under the same
+scheduler. Lock-step has the same tracks, judge and engines as ``plain`` and a barrier after each phase of a step, as in the
+original experiments. Levers are the one configuration (``LEVERS``) with one thing taken away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from speclrm.app import original_faults
+from speclrm.app.resolve import make_strategy
+from speclrm.app.summary_sink import SummarySink
+from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
+from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime.clock import run_virtual
+from speclrm.runtime.engines.presets import simulated_engines
+from speclrm.runtime.engines.world import MIXES, SimulatedWorld
+from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.runtime import Parts, Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from speclrm.evaluators.metrics import RunSummary
+
+
+TARGET, DRAFT = "sim/qwq-32b", "sim/r1-1.5b"
+TRACKS_A_PROBLEM = 5
+PLAIN: dict[str, Any] = {"speculate": "always", "draft_ahead": "never", "rewrite_ahead": "never"}
+CONFIGURATION: dict[str, Any] = {"judge": "inline", "gate_sure": -0.1}
+"""The one configuration of ``auto``: cheap scores, and a gate that keeps a third of the good steps unscored."""
+LEVERS: dict[str, dict[str, Any]] = {
+    "auto": CONFIGURATION,
+    "auto, no gate": {"judge": "inline"},
+    "auto, judge's turn": {"gate_sure": -0.1},
+    "auto, nothing ahead": {**CONFIGURATION, "draft_ahead": "never", "rewrite_ahead": "never"},
+    "always": {**CONFIGURATION, "speculate": "always"},
+}
+QUICK_LEVERS = ("auto",)
+
+
+class Outcome(NamedTuple):
+    """One simulated run. ``seconds``: virtual. ``idle_ready``: of each engine, the share of the run in which it had nothing to
+    do though a track stood ready.
+    """
+
+    summary: RunSummary
+    preemptions: int
+
+    @property
+    def kept(self) -> int:
+        return sum(counts.kept for counts in self.summary.tokens.values())
+
+    @property
+    def rate(self) -> float:
+        return self.kept / self.summary.seconds
+
+    @property
+    def idle_ready(self) -> float:
+        return max((use.idle_ready or 0.0 for use in self.summary.engines.values()), default=0.0)
+
+
+def simulate(
+    mix: str, tracks: int, strategy: str, options: dict[str, Any], *, shared: bool, seed: int, fault: str | None = None
+) -> Outcome:
+    """One run of ``tracks`` tracks, five to a problem where there are that many.
+
+    Raises:
+        SettingsError: there is no such mix.
+    """
+    if mix not in MIXES:
+        raise SettingsError(f"There is no simulated dataset {mix!r}. There are: {', '.join(MIXES)}.")
+    each = min(TRACKS_A_PROBLEM, tracks)
+    world = SimulatedWorld(MIXES[mix], seed)
+    chosen = make_strategy(strategy, tracks=each, plan="plain", **options)
+    names = {Role.TARGET: TARGET} | ({Role.DRAFT: DRAFT} if Role.DRAFT in chosen.roles else {})
+    fold = SummarySink()
+    preemptions = 0
+
+    async def main() -> None:
+        nonlocal preemptions
+        engines = simulated_engines(names, world, shared_device=shared)
+
+        async def parts(_: contextlib.AsyncExitStack) -> Parts:
+            return Parts(dict(engines), ExactEquivalence())
+
+        async with Runtime(parts) as runtime:
+            problems = world.problems(max(1, tracks // each))
+            await runtime.run(problems, chosen, seed=seed, concurrency=len(problems), sinks=[fold])
+        preemptions = sum(engine.preemptions for engine in engines.values())
+        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+    with original_faults.reproduced([fault]) if fault else contextlib.nullcontext():
+        run_virtual(main())
+    return Outcome(fold.summary(), preemptions)
+
+
+def measure(
+    *,
+    mixes: Sequence[str],
+    tracks: Sequence[int],
+    devices: Sequence[Literal["own", "shared"]],
+    seed: int,
+    quick: bool,
+    notify: Callable[[str], None],
+) -> BenchReport:
+    """All mixes, devices and numbers of tracks, each schedule once: a simulation repeats itself to the byte."""
+    rows: list[Row] = []
+    figures: list[Figure] = []
+    for device in devices:
+        for mix in mixes:
+            for count in tracks:
+                notify(f"{mix}, {count} tracks, {device} device")
+                rows += _case(mix, count, device == "shared", seed, quick, figures)
+    if "own" in devices and "aime-mix" in mixes:
+        notify("aime-mix, discarded drafts")
+        figures += _discarded(seed, quick)
+    return report(
+        "schedule",
+        "Committed tokens a virtual second, beside the target alone with as many tracks",
+        rows=rows,
+        figures=figures,
+        models={"target": TARGET, "draft": DRAFT},
+        seeds=[seed],
+        runs=1,
+        quick=quick,
+        simulated=True,
+        settings={"configuration": CONFIGURATION, "tracks_a_problem": TRACKS_A_PROBLEM},
+        charts=(
+            Chart(
+                name="speedup",
+                title="against the target alone",
+                x="tracks",
+                lines=("x alone",),
+                by="case",
+                log_x=True,
+            ),
+        ),
+        notes=(
+            "the gate lets some bad steps pass unscored: read accuracy and acceptance beside the rate",
+            "with few problems accuracy says little; it is there to show what a lever changes",
+        ),
+    )
+
+
+def _case(mix: str, tracks: int, shared: bool, seed: int, quick: bool, figures: list[Figure]) -> list[Row]:
+    device = "shared" if shared else "own"
+    alone = simulate(mix, tracks, "parallel", {}, shared=shared, seed=seed)
+    plain = simulate(mix, tracks, "speculative", PLAIN, shared=shared, seed=seed)
+    rows = [_row(mix, tracks, device, "target alone", alone, alone), _row(mix, tracks, device, "plain", plain, alone)]
+    where = f"{mix}, {tracks} tracks, {device} device"
+    if tracks == TRACKS_A_PROBLEM or (tracks > 1 and not quick):
+        locked = simulate(mix, tracks, "speculative", PLAIN, shared=shared, seed=seed, fault="rounds")
+        rows.append(_row(mix, tracks, device, "lock-step", locked, alone))
+        goal = 1.9 if tracks == TRACKS_A_PROBLEM and not shared else None
+        figures.append(figure(f"free-running against lock-step, {where}", plain.rate / locked.rate, "x", at_least=goal))
+    levers = QUICK_LEVERS if quick else tuple(LEVERS)
+    for name in levers:
+        found = simulate(mix, tracks, "speculative", LEVERS[name], shared=shared, seed=seed)
+        rows.append(_row(mix, tracks, device, name, found, alone))
+        if name == "auto":
+            ratio = found.rate / alone.rate
+            figures.append(
+                figure(f"auto against the target alone, {where}", ratio, "x", at_least=_goal(mix, tracks, shared))
+            )
+            figures.append(figure(f"engine idle while a track was ready, {where}", found.idle_ready, at_most=0.05))
+            target = found.summary.tokens["target"]
+            figures.append(
+                figure(f"the target's prompt tokens found in its cache, {where}", target.cached / target.prompt)
+            )
+    if tracks == 1 and not shared and mix in ("a70", "a85"):
+        one = {**CONFIGURATION, "speculate": "always", "draft_ahead": "always"}
+        found = simulate(mix, 1, "speculative", one, shared=False, seed=seed)
+        goal = 1.75 if mix == "a70" else 2.3
+        rows.append(_row(mix, 1, device, "always, draft ahead", found, alone))
+        figures.append(figure(f"one track with draft-ahead, {where}", found.rate / alone.rate, "x", at_least=goal))
+    return rows
+
+
+def _goal(mix: str, tracks: int, shared: bool) -> float:
+    """What ``auto`` should reach: never noticeably slower than the target alone, and faster where drafts are good."""
+    if shared or mix not in ("a70", "a85"):
+        return 0.98
+    if mix == "a70":
+        return 1.4 if tracks <= 20 else 0.98
+    return 1.8 if tracks <= 20 else 1.6
+
+
+def _discarded(seed: int, quick: bool) -> list[Figure]:
+    """What of the drafts is thrown away on the mix of problems, and how much of the final text is still theirs."""
+    tracks = 10 if quick else 55
+    fixed = simulate("aime-mix", tracks, "speculative", PLAIN, shared=False, seed=seed).summary
+    gate = {**PLAIN, "judge": "inline", "gate_sure": -0.1, "gate_entropy": 1.4}
+    gated = simulate("aime-mix", tracks, "speculative", gate, shared=False, seed=seed).summary
+    share = (gated.draft_share or 0.0) / (fixed.draft_share or 1.0)
+    return [
+        figure("aime-mix, drafted tokens discarded at a fixed threshold", fixed.discarded_drafts),
+        figure("aime-mix, drafted tokens discarded with the gate", gated.discarded_drafts, at_most=0.35),
+        figure("aime-mix, final tokens by the draft with the gate, of those at a fixed threshold", share, at_least=0.9),
+    ]
+
+
+def _row(mix: str, tracks: int, device: str, schedule: str, found: Outcome, alone: Outcome) -> Row:
+    summary = found.summary
+    target = summary.tokens["target"]
+    devices = 1 if device == "shared" or "draft" not in summary.tokens else 2
+    return {
+        "case": f"{mix}, {device}, {schedule}",
+        "mix": mix,
+        "device": device,
+        "tracks": tracks,
+        "schedule": schedule,
+        "x alone": found.rate / alone.rate,
+        "x alone, a device": found.rate / alone.rate / devices,
+        "seconds": summary.seconds,
+        "acceptance": summary.acceptance,
+        "draft's share": summary.draft_share,
+        "discarded": summary.discarded_drafts,
+        "accuracy": summary.accuracy,
+        "cached": target.cached / target.prompt if target.prompt else None,
+        "mode changes": summary.modes.changes,
+        "preempted": found.preemptions,
+    }

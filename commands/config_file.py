@@ -1,0 +1,154 @@
+"""Where an option's value comes from: the command line, else the environment, else a TOML file, else the default."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import inspect
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args, get_origin
+
+import typer
+from typer.models import OptionInfo
+
+from speclrm.commands.errors import complain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ENVIRONMENT = "SPECLRM_"
+REPEATED = ("target_arg", "draft_arg", "set_")
+"""Options that may be given more than once."""
+_options: dict[str, set[str]] = {}
+"""The options of each command, by the names that a configuration file uses."""
+
+
+def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives each option of a command its environment variable, and the command a ``--config``.
+
+    ``inherits``: another command whose table in the file counts for this one too.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        parameters = [_with_variable(parameter) for parameter in signature.parameters.values()]
+        _options[name] = {parameter.name for parameter in parameters if _option(parameter) is not None}
+
+        def read(context: typer.Context, value: Path | None) -> Path | None:
+            return _read(name, inherits, context, value)
+
+        config = typer.Option(
+            "--config",
+            help="TOML file with settings: one key per option, one table per command.",
+            callback=read,
+            is_eager=True,
+            envvar=f"{ENVIRONMENT}CONFIG",
+            metavar="FILE",
+            rich_help_panel="Settings",
+        )
+        parameters.append(
+            inspect.Parameter(
+                "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, config]
+            )
+        )
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            del values["config"]  # it did its work before the others were read
+            function(**values)
+
+        shaped = cast("Any", command)
+        shaped.__signature__ = signature.replace(parameters=parameters)
+        shaped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _option(parameter: inspect.Parameter) -> OptionInfo | None:
+    if get_origin(parameter.annotation) is not Annotated:
+        return None
+    return next((item for item in get_args(parameter.annotation)[1:] if isinstance(item, OptionInfo)), None)
+
+
+def _with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
+    option = _option(parameter)
+    kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    if option is None:
+        return kept
+    own = copy.copy(option)
+    own.envvar = ENVIRONMENT + parameter.name.upper()
+    own.show_envvar = False  # one sentence says it for all: the names are those of the options
+    return kept.replace(annotation=Annotated[get_args(parameter.annotation)[0], own])
+
+
+def _read(command: str, inherits: str | None, context: typer.Context, path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        _refuse(f"--config {path} cannot be read: {error.strerror}. Give a TOML file, or leave it out.")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _refuse(f"--config {path} is not TOML: {error}.")
+    every = {option for options in _options.values() for option in options}
+    values: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    others: list[str] = []
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if isinstance(value, dict):
+            tables[name] = cast("dict[str, Any]", value)
+        elif name not in every:
+            _refuse(f"--config {path}: there is no setting {key!r}.{_close(name, every)}")
+        elif name in _options[command]:
+            values[name] = _plain(path, key, value)
+        else:
+            others.append(f"{key} (of {_owners(name)})")
+    known = {name.replace("-", "_"): name for name in _options}
+    for table, keys in tables.items():
+        if table not in known:
+            _refuse(f"--config {path}: there is no command {table!r}. There are: {', '.join(sorted(_options))}.")
+        for key in keys:
+            name = key.replace("-", "_")
+            if name not in _options[known[table]]:
+                owners = _owners(name)
+                other = f" It is one of {owners}." if owners else _close(name, _options[known[table]])
+                _refuse(f"--config {path}: [{table}] has no setting {key!r}.{other}")
+    for owner in filter(None, (inherits, command)):
+        for key, value in tables.get(owner.replace("-", "_"), {}).items():
+            if (name := key.replace("-", "_")) in _options[command]:
+                values[name] = _plain(path, key, value)
+    if others and not context.resilient_parsing:
+        typer.echo(f"note: --config {path} has settings that `{command}` does not: {', '.join(others)}", err=True)
+    context.default_map = values
+    return path
+
+
+def _plain(path: Path, key: str, value: Any) -> Any:
+    """A list becomes what the command line would say: its items with commas, or the option again for each."""
+    if isinstance(value, list):
+        items = [str(item) for item in cast("list[Any]", value)]
+        return items if key.replace("-", "_") in REPEATED else ",".join(items)
+    if not isinstance(value, str | int | float | bool):
+        _refuse(f"--config {path}: {key} is {type(value).__name__}, not text, a number, true or false.")
+    return value if isinstance(value, bool) else str(value)
+
+
+def _owners(name: str) -> str:
+    """The commands that have a setting, for people; nothing if there is none."""
+    owners = [command for command in _options if name in _options[command]]
+    *most, last = owners or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _close(name: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3)
+    return f" Close to it: {', '.join(close)}." if close else ""
+
+
+def _refuse(text: str) -> NoReturn:
+    complain(text)
+    raise typer.Exit(2)

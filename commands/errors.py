@@ -1,0 +1,69 @@
+"""Tells errors: each that is raised on purpose becomes one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from speclrm.runtime.errors import SpecLRMError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Ended(BaseException):
+    """The run was ended from outside; ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def guard(start: Callable[[], None]) -> None:
+    """Runs a command's work; errors become one paragraph and an exit code."""
+    try:
+        start()
+    except SpecLRMError as error:
+        complain(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except Ended as ended:
+        name = signal.Signals(ended.number).name
+        complain(f"ended by {name}; what was committed is in the run's trace.")
+        sys.stdout.flush()
+        raise typer.Exit(128 + ended.number) from None
+    except KeyboardInterrupt:
+        complain("ended by SIGINT.")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+
+
+def complain(text: str) -> None:
+    """Writes one paragraph to stderr."""
+    from rich.console import Console
+
+    from speclrm.commands.display import harmless
+
+    lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
+    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def checked(kind: type[T], **values: Any) -> T:
+    """Options of a kind. Raises UsageError, which names each wrong one."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"--{'-'.join(map(str, item['loc'])).replace('_', '-')} {item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise UsageError(f"{problems}.") from None

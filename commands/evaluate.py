@@ -1,0 +1,184 @@
+"""``eval``: what runs came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speclrm.app.run_filter import Wanted
+from speclrm.commands.errors import guard
+from speclrm.commands.from_options import complete_dataset
+from speclrm.commands.screen import run_async, stdout
+from speclrm.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from speclrm.evaluators.evaluation import Evaluation
+
+OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_failed", "ungraded", "error")
+
+
+def evaluate(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIR...", help="Folders of runs, or folders that contain some.")
+    ] = None,
+    results_dir: Annotated[Path | None, typer.Option(help="Folder to search for runs at any depth, like DIR.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "--dataset-name", help="Only runs on this dataset.", autocompletion=complete_dataset),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--model-name", help="Only runs with this target: its name, or the last part of it."),
+    ] = None,
+    model_size: Annotated[
+        str | None, typer.Option(help="Only runs with targets of this size, as their names end: 32b.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Rewrite results.jsonl and summary.json if they are missing or stale."),
+    ] = False,
+) -> None:
+    """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
+
+    Runs of one configuration are taken together; each other configuration is a row of its own.
+    """
+    folders = [*(directories or ()), *filter(None, [results_dir])]
+    evaluate_into(folders, Wanted(dataset, model, model_size), json=json, rebuild=rebuild)
+
+
+def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuild: bool = False) -> None:
+    def start() -> None:
+        from speclrm.app import evaluation
+        from speclrm.commands.logs import configure
+
+        if not folders:
+            raise UsageError(
+                "Nothing to evaluate was named. Give the --output-dir of a run, or a folder of such: DIR..."
+            )
+
+        configure("error")
+        notices: list[str] = []
+
+        def notice(text: str) -> None:
+            notices.append(text)
+            typer.echo(f"note: {text}", err=True)
+
+        found = run_async(lambda: evaluation.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
+        if json:
+            from speclrm.commands.display import print_json
+
+            print_json({"notices": notices, "evaluations": [one.model_dump(mode="json") for one in found]})
+        else:
+            _print_evaluations(stdout(), found)
+
+    guard(start)
+
+
+# -------------------------------------------------------------------------------------------------------------- printing
+
+
+def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "strategy",
+        "dataset",
+        "models",
+        "runs",
+        "samples",
+        "accuracy",
+        "pass@k",
+        "majority",
+        "outcomes",
+        "time",
+        "chain",
+        "FLOPs",
+    ):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        models = one.target if one.draft is None else f"{one.target} + {one.draft}"
+        table.add_row(
+            one.strategy,
+            one.dataset,
+            models,
+            str(len(one.runs)),
+            f"{one.samples} of {one.problems} problems",
+            _percent(one.accuracy),
+            ", ".join(f"{k}: {value:.1%}" for k, value in _some(one.pass_at)),
+            _percent(one.majority),
+            ", ".join(f"{one.outcomes[name]} {name}" for name in OUTCOMES if name in one.outcomes),
+            f"{one.seconds:.0f} s",
+            _chain(one),
+            _flops(one),
+        )
+    console.print(table)
+    for one in found:
+        console.print()
+        for line in _details(one):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _details(one: Evaluation) -> list[str]:
+    budget = one.recipe.get("token_budget")
+    lines = [f"{one.strategy} on {one.dataset}, budget {budget} tokens a track: {', '.join(one.runs)}"]
+    if one.reproduce_fault:
+        lines.append(f"faults      {', '.join(one.reproduce_fault)}")
+    if one.by_repeat:
+        repeats = ", ".join(f"{r.repeat}: {r.accuracy:.1%} ({r.correct}/{r.graded})" for r in one.by_repeat)
+        lines.append(f"by repeat   {repeats}; {one.solved} of {one.problems} problems solved at least once")
+    if one.acceptance is not None:
+        lines.append(
+            f"steps       {one.acceptance:.1%} accepted ({one.token_acceptance or 0:.1%} of tokens), rewrite rate "
+            f"{_percent(one.rewrite_rate)} of steps, {_percent(one.track_rewrite_rate)} mean of tracks"
+        )
+        scores = " ".join(f"{digit}:{count}" for digit, count in enumerate(one.scores) if count)
+        lines.append(f"scores      {scores}")
+    for role, counts in one.tokens.items():
+        fates = ", ".join(
+            f"{name} {value}"
+            for name, value in counts.model_dump().items()
+            if value and name not in ("generated", "prompt", "cached")
+        )
+        lines.append(
+            f"{role:<12}{counts.generated} tokens generated: {fates}; prompts {counts.prompt}, of that cached {counts.cached}"
+        )
+    if one.sample_seconds is not None:
+        lines.append(f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average")
+    if one.decode_flops is not None and one.all_flops is not None:
+        lines.append(f"FLOPs       {one.decode_flops:.3g} to decode, {one.all_flops:.3g} with what was read of prompts")
+    if one.compared is not None:
+        lines.append(f"ratios      to {one.compared.to}")
+    return lines
+
+
+def _some(pass_at: dict[int, float]) -> list[tuple[int, float]]:
+    """K of 1, 2, 4, ... and the last."""
+    last = max(pass_at, default=0)
+    return [(k, value) for k, value in pass_at.items() if k & (k - 1) == 0 or k == last]
+
+
+def _chain(one: Evaluation) -> str:
+    ratio = one.compared.chain_length if one.compared else None
+    length = "-" if one.chain_length is None else f"{one.chain_length:.0f}"
+    return length if ratio is None else f"{length} ({ratio:.2f}x)"
+
+
+def _flops(one: Evaluation) -> str:
+    """To decode, and with what was read of prompts: as ratios where there is a baseline."""
+    if one.compared is not None and one.compared.decode_flops is not None and one.compared.all_flops is not None:
+        return f"{one.compared.decode_flops:.2f}x, {one.compared.all_flops:.2f}x"
+    if one.decode_flops is None or one.all_flops is None:
+        return "-"
+    return f"{one.decode_flops:.2g}, {one.all_flops:.2g}"
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{value:.1%}"

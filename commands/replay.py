@@ -1,0 +1,129 @@
+"""``replay``: plays a recorded run again and compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speclrm.commands.errors import guard
+from speclrm.commands.resume import RunDirectory, show
+from speclrm.commands.screen import Screen, engines, run_async, stdout
+from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
+from speclrm.runtime.errors import SettingsError
+from speclrm.strategies.option import RUN, STRATEGY
+
+if TYPE_CHECKING:
+    from speclrm.app.replay import ReplayReport
+
+SHOWN_MAX = 40
+"""Lines of each kind that a report shows."""
+
+
+def replay(
+    run_dir: RunDirectory,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="What if: another value for an option of the recipe; repeatable.",
+            rich_help_panel=STRATEGY,
+        ),
+    ] = None,
+    continue_: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Go on with engines where the record ends, in a new folder.", rich_help_panel=RUN
+        ),
+    ] = False,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder for --continue; must be new or empty.", rich_help_panel=RUN)
+    ] = None,
+    display: Display = None,
+    log_file: LogFile = None,
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Play a recorded run again, without engines, and compare; or ask what would have been.
+
+    Exit code 1 where it does not come to the same. Nothing in the run's folder is changed.
+    """
+
+    def start() -> None:
+        from speclrm.app.replay import go_on, read_settings
+        from speclrm.app.replay import replay as replay_run
+        from speclrm.runtime.engines.presets import is_simulated
+
+        settings = read_settings(set_ or [])
+        if continue_ != (output_dir is not None):
+            raise SettingsError("--continue writes a new run: give both --continue and --output-dir DIR, or neither.")
+        with Screen(display, log_file, log_level) as screen:
+            replayed = run_async(lambda: replay_run(run_dir, settings, screen.notify, engines()), virtual=True)
+        _print(replayed.report, screen.kind)
+        directory = output_dir
+        if directory is not None:
+            with Screen(display, log_file, log_level) as again:
+                report = run_async(
+                    lambda: go_on(
+                        replayed,
+                        settings,
+                        directory,
+                        sinks=again.sinks,
+                        notify=again.notify,
+                        plan=again.monitor.plan,
+                        engines=engines(),
+                    ),
+                    virtual=is_simulated(replayed.options.target or ""),
+                )
+            show(report, again.kind)
+        elif not replayed.report.equal:
+            raise typer.Exit(1)
+
+    guard(start)
+
+
+def _print(report: ReplayReport, kind: str) -> None:
+    if kind == "json":
+        from speclrm.commands.display import print_json
+
+        print_json({"kind": "replay", "equal": report.equal, **report.model_dump(mode="json")})
+        return
+    from speclrm.commands.display import harmless
+
+    console = stdout()
+
+    def line(text: str) -> None:
+        console.print(harmless(text, 400), markup=False, highlight=False, soft_wrap=True)
+
+    asked = ", ".join(f"{name}={value}" for name, value in report.changed.items())
+    line(f"replay      run {report.run} ({report.status}){', with ' + asked if asked else ''}")
+    line(f"events      {report.repeated} of {report.events} came again as recorded")
+    line(
+        f"results     {report.same} of {report.recorded_results} the same, byte for byte; {report.results} came to an end"
+    )
+    _several("differs", [_place(one) + f": {one.recorded} -> {one.now}" for one in report.differences], line)
+    _several(
+        "stops",
+        [f"{_place(one)}, after {one.steps} steps: {one.operation}: {one.why}" for one in report.stops],
+        line,
+    )
+    votes = [
+        f"{sample}: " + ", ".join(f"{answer} by {' '.join(names)}" for answer, names in classes)
+        for sample, classes in report.votes.items()
+    ]
+    _several("votes", votes, line)
+    line("verdict     " + ("the same run" if report.equal else "not the same"))
+
+
+def _place(one: Any) -> str:
+    track = "" if one.track is None else f", track {one.track}"
+    step = "" if one.step is None else f", step {one.step}"
+    return f"{one.problem}/{one.repeat}{track}{step}"
+
+
+def _several(label: str, items: list[str], line: Any) -> None:
+    for item in items[:SHOWN_MAX]:
+        line(f"{label:<11} {item}")
+    if len(items) > SHOWN_MAX:
+        line(f"{label:<11} and {len(items) - SHOWN_MAX} more; --display json has them all")

@@ -1,0 +1,132 @@
+"""The screen of a command: the display for the time of a run, the loop, and what is printed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from speclrm.commands.errors import Ended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from speclrm.app.engines import MakeEngines
+    from speclrm.commands.display import Monitor
+    from speclrm.commands.screen_options import DisplayKind, LogLevel
+    from speclrm.runtime.protocols import Sink
+
+T = TypeVar("T")
+
+
+_provided: ContextVar[MakeEngines | None] = ContextVar("engines", default=None)
+
+
+@contextmanager
+def providing(make: MakeEngines) -> Generator[None, None, None]:
+    """Inside the block, commands take their engines from here."""
+    token = _provided.set(make)
+    try:
+        yield
+    finally:
+        _provided.reset(token)
+
+
+def engines() -> MakeEngines:
+    """What makes the engines for a command."""
+    from speclrm.app.engines import make_engines
+
+    return _provided.get() or make_engines
+
+
+class Screen:
+    """The display for the time of a run: what follows it, what is told of stages, and where diagnostics go."""
+
+    def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
+        from rich.console import Console
+
+        from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView
+        from speclrm.commands.logs import configure
+
+        self.console = Console(stderr=True)
+        self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
+        self.monitor: Monitor = Monitor()
+        self.sinks: list[Sink] = [self.monitor]
+        self.notify = self.monitor.notify
+        self._stack = ExitStack()
+        self._live = None
+        configure(log_level, file=log_file, console=self.console if self.kind == "rich" else None)
+        if self.kind == "rich":
+            self._live = LiveView(self.monitor, self.console)
+        elif self.kind == "plain":
+            plain = PlainView(self.monitor, self.console)
+            self.sinks = [plain]
+            self.notify = plain.notify
+        elif self.kind == "json":
+            self.sinks = [JsonView(self.monitor)]
+
+    def __enter__(self) -> Screen:
+        if self._live is not None:
+            self._stack.enter_context(self._live)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
+    """Runs under uvloop, or under ``virtual`` time. SIGINT and SIGTERM cancel the work, which then ends in good order."""
+    import uvloop
+
+    from speclrm.runtime.clock import VirtualTimeLoop
+    from speclrm.runtime.collector import rare_collections
+
+    ended: list[int] = []
+
+    async def work() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(make())
+
+        def end(number: int) -> None:
+            # Only the first counts: a second one must not cut short what the first one set going.
+            if not ended:
+                ended.append(number)
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if ended:
+                raise Ended(ended[0]) from None
+            raise
+
+    with (
+        rare_collections(),
+        asyncio.Runner(loop_factory=VirtualTimeLoop if virtual else uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(work())
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # In a file or pipe there is no width to keep to, and a folded table is hard to read by programs.
+    return console if console.is_terminal else Console(width=160)
+
+
+def print_paths(console: Console, directory: Path) -> None:
+    names = ("trace.jsonl", "results.jsonl", "summary.json")
+    line = f"run         {directory}: {', '.join(names)}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def first_error(summary: Any) -> str:
+    return next((track.error for row in summary.samples for track in row.tracks if track.error), "unknown")

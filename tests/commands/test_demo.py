@@ -1,0 +1,20 @@
+"""The demonstration on scripted engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cli_runner import speclrm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(tmp_path: Path) -> None:
+    models = ("--target", "t", "--draft", "d", "--limit", "2", "--tracks", "2")
+    done = speclrm("demo", "--output-dir", "out", "--display", "none", *models, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    for part in ("threshold", "d drafts, t scores and rewrites", "t alone, as many tracks at once", "On this machine"):
+        assert part in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"speculative", "baseline"}

@@ -1,0 +1,212 @@
+"""The command line, as a user meets it: messages, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from cli_runner import ENVIRONMENT, speclrm, start
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "data.jsonl"
+    file.write_text(
+        '{"id": "one", "problem": "1+3?", "answer": "4"}\n{"id": "two", "problem": "2+3?", "answer": "5"}\n'
+    )
+    return file
+
+
+def test_a_run_prints_its_figures_and_leaves_its_files(data: Path, tmp_path: Path) -> None:
+    done = speclrm(
+        *("run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d"),
+        *("--output-dir", "out", "--display", "plain"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    for part in (
+        *("accuracy 50.0% of 2 samples", "18 drafted: 12 accepted", "6 rewritten", "kept", "judge 18", "3/3"),
+        *("tokens draft target", "engine idle", "though a track was ready", "chains 6"),
+    ):
+        assert part in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "results.jsonl",
+        "run.json",
+        "run.lock",
+        "summary.json",
+        "trace.jsonl",
+    ]
+    assert "one/0: correct" in done.stderr
+
+
+def test_json_on_stdout_is_json_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    done = speclrm(
+        "run",
+        "baseline",
+        "--dataset",
+        str(data),
+        "--target",
+        "t",
+        "--display",
+        "json",
+        "--output-dir",
+        "o",
+        cwd=tmp_path,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == ["sample", "sample", "summary"]
+    assert rows[-1]["accuracy"] == 0.5
+    assert {row["outcome"] for row in rows[:2]} == {"correct", "wrong"}
+
+
+def test_what_models_write_cannot_steer_the_terminal(data: Path, tmp_path: Path) -> None:
+    done = speclrm(
+        "run",
+        "baseline",
+        "--dataset",
+        str(data),
+        "--target",
+        "t",
+        "--display",
+        "rich",
+        "--output-dir",
+        "o",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[31m" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "spekulative", "--dataset", "D", "--target", "t"], "no strategy called 'spekulative'"),
+        (["run", "speculative", "--dataset", "D", "--draft", "d"], "needs a target model"),
+        (["run", "speculative", "--dataset", "D", "--target", "t"], "needs a draft model"),
+        (["run", "speculative", "--dataset", "D", "--target", "t", "--draft", "d", "--score-threshold", "9.5"], "9.5"),
+        (["run", "speculative", "--dataset", "D", "--target", "t", "--draft", "d", "--score-threshold", "hi"], "'hi'"),
+        (
+            ["run", "speculative", "--dataset", "D", "--target", "t", "--draft", "d", "--score-threshold", "auto"],
+            "There is no calibration of t",
+        ),
+        (["run", "baseline", "--dataset", "none.jsonl", "--target", "t"], "no dataset 'none.jsonl'"),
+        (["run", "baseline", "--dataset", "bad.jsonl", "--target", "t"], "bad.jsonl line 2: not JSON"),
+        (["run", "baseline", "--dataset", "reasoning-gym:nothing", "--target", "t"], "no task 'nothing'"),
+        (["run", "baseline", "--dataset", "D", "--target", "t", "--output-dir", "full"], "already holds another run"),
+        (["run", "baseline", "--dataset", "D", "--target", "t", "--seed", "x"], "--seed 'x'"),
+        (["run", "baseline", "--dataset", "D", "--target", "t", "--methods", "A,Q"], "no method is called Q"),
+        (["calibrate", "t"], "needs a draft model"),
+        (["models", "path", "smollm2-135m-instruct"], "is not here"),
+        (["models", "path", "nothing-of-that-name"], "no model 'nothing-of-that-name'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(
+    arguments: list[str], message: str, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"problem": "x"}\n{"problem": \n')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "run.json").write_text("{}")
+    done = speclrm(*[str(data) if word == "D" else word for word in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_good_order(number: int, code: int, data: Path, tmp_path: Path) -> None:
+    arguments = ["run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d", "--output-dir", "out"]
+    process = start(*arguments, cwd=tmp_path, environment=ENVIRONMENT, token_s=0.05)
+    trace = tmp_path / "out" / "trace.jsonl"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (trace.exists() and "step_committed" in trace.read_text()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.send_signal(number)  # a second one changes nothing
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "ended by" in err
+    kinds = [json.loads(line)["kind"] for line in trace.read_text().splitlines()]
+    assert "step_committed" in kinds
+    assert kinds[-1] == "run_finished"
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert out == ""
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom speclrm import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([n for n in ('vllm', 'torch', 'transformers', 'sympy', 'numpy', 'math_verify') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_calibration_keeps_a_threshold_that_a_run_then_uses(data: Path, tmp_path: Path) -> None:
+    common = ["--draft", "d", "--dataset", str(data), "--score-method", "average", "--display", "none"]
+    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "threshold   8.000 keeps 67%" in first.stdout
+    second = speclrm("run", "speculative", "--target", "t", *common, "--score-threshold", "auto", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    run = next((tmp_path / "runs").iterdir())
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["recipe"]["score_threshold"] == pytest.approx(8.0, abs=1e-6)
+
+
+def test_a_threshold_of_likelihoods_is_kept_apart_from_a_judges(data: Path, tmp_path: Path) -> None:
+    common = ["--draft", "d", "--dataset", str(data), "--scorer", "likelihood", "--display", "none"]
+    run = ["run", "speculative", "--target", "t", *common, "--score-threshold", "auto"]
+    early = speclrm(*run, cwd=tmp_path)
+    assert early.returncode == 2
+    assert "speclrm calibrate t --draft d --scorer likelihood" in early.stderr
+    likelihoods = (-0.5, -2.0, -0.9)
+    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", cwd=tmp_path, scores=likelihoods)
+    assert first.returncode == 0, first.stderr
+    assert "threshold   -0.900 keeps 67%" in first.stdout
+    assert "of the judge" not in first.stdout
+    second = speclrm(*run, cwd=tmp_path, scores=likelihoods)
+    assert second.returncode == 0, second.stderr
+    assert "nats a token on average, by likelihood" in second.stdout
+    config = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["config"]
+    assert config["recipe"]["score_threshold"] == pytest.approx(-0.9, abs=1e-6)
+
+
+def test_options_of_the_gate_reach_the_recipe_and_bad_ones_end_with_2(data: Path, tmp_path: Path) -> None:
+    common = ["run", "speculative", "--target", "t", "--draft", "d", "--dataset", str(data), "--display", "none"]
+    gate = ["--gate-sure", "-0.1", "--gate-doubt", "-2", "--gate-entropy", "1.5", "--gate-tokens", "8"]
+    done = speclrm(*common, *gate, "--min-step-tokens", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "drafts kept and 0 left to the target unscored" in done.stdout
+    recipe = json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["config"]["recipe"]
+    assert [recipe[name] for name in ("gate_sure", "gate_doubt", "gate_entropy", "gate_tokens")] == [-0.1, -2, 1.5, 8]
+    assert recipe["min_step_tokens"] == 4
+    for wrong, message in (
+        (["--gate-tokens", "8"], "give gate_doubt, too"),
+        (["--scorer", "likelihood", "--score-threshold", "7"], "with scorer likelihood it is from -100 to 0"),
+        (["--judge", "inline"], "Use --judge turn with this model"),  # the scripted engine writes a token a byte
+    ):
+        refused = speclrm(*common, *wrong, cwd=tmp_path)
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_the_doctor_examines_and_says_what_to_do(tmp_path: Path) -> None:
+    done = speclrm("doctor", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert {"Python", "vLLM", "memory", "disk"} <= found.keys()
+    assert "speclrm models pull" in found["model smollm2-135m-instruct"]["advice"]
