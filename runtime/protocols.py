@@ -77,6 +77,10 @@ class Request:
     priority: int = 0
 
 
+LOGPROB_MIN = -1e9
+"""What stands for the log-probability of what cannot be, wherever the runtime tells of one: an engine may say minus infinity,
+which no JSON has and of which no mean is a number. No real one comes near it, and its exponential is 0 all the same."""
+
 Finish = Literal["stop", "length", "end"]
 """Why an engine stopped: a stop id, the token limit, or the model's own end of text or turn."""
 
