@@ -13,6 +13,7 @@ from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngin
 from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten, TrackFinished
 from speclrm.runtime.protocols import LOGPROB_MIN, Request, Role
 from speclrm.runtime.steps import line_ids, step_end, step_length, stop_ids, whole_characters
+from speclrm.strategies.acceptance import REWRITTEN_SCORES
 from speclrm.strategies.prompts import STEP_PROMPTS
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
@@ -279,3 +280,14 @@ def test_all_tracks_of_a_model_share_the_ids_that_end_steps() -> None:
     assert line_ids(one) is line_ids(other)
     assert line_ids(one) == one.blank_line_ids | one.newline_ids
     assert stop_ids(ByteTokenizer(thinking=True).vocabulary) != stop_ids(one)
+
+
+@pytest.mark.parametrize("scorer", ["judge", "likelihood"])
+def test_a_step_that_is_left_to_the_target_counts_in_the_vote_as_a_rewritten_one_does(scorer: str) -> None:
+    alone = speculate([0, 0, 0], scorer=scorer, speculate="never")
+    rewritten = speculate([-3, -3, -3], scorer=scorer)
+    assert {event.origin for event in alone.collector.of(StepCommitted)} == {"write"}
+    assert {event.origin for event in rewritten.collector.of(StepCommitted)} == {"rewrite"}
+    best = REWRITTEN_SCORES["judge" if scorer == "judge" else "likelihood"]
+    for played in (alone, rewritten):
+        assert {event.score for event in played.collector.of(StepCommitted)} == {best}
