@@ -221,7 +221,7 @@ def _with_prompts(
             length = len(question_ids(target, question)) + question.max_tokens
             prompts.append(length - work.token_budget - work.max_step_tokens)
         prompts += [
-            len(open_prompt(tokenizer, plan)) + len(tokenizer.encode(plan.opening))
+            len(open_prompt(tokenizer, plan)) + len(tokenizer.encode_marked(plan.opening))
             for plan in plans
             for tokenizer in tokenizers.values()
         ]

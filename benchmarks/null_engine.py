@@ -38,8 +38,11 @@ class CheapTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.replace("\n\n", chr(_BLANK_LINE)).encode("latin-1", "replace"))
 
-    def begin(self, text: str) -> list[int]:
+    def encode_marked(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        return self.encode(text + marked)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode("latin-1").replace(chr(_BLANK_LINE), "\n\n")

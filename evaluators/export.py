@@ -1,8 +1,12 @@
-"""Traces as tables: a row a step, or a row a sample, in CSV or Parquet. Rows are written as the events come."""
+"""Traces as tables: a row a step, or a row a sample, in CSV or Parquet. Rows are written as the events come.
+
+What models wrote is untrusted: no cell of a CSV file is a formula to a spreadsheet.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 Rows = Literal["steps", "samples"]
 ROWS_AT_ONCE = 1_000
 """Rows of a Parquet row group: what is held in memory."""
+_FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")
+"""What a cell begins with that a spreadsheet takes for a formula: OWASP's list (CSV Injection)."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
 
 
 class StepRow(BaseModel):
@@ -242,10 +249,17 @@ class _Csv:
         self._csv.writeheader()
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        self._csv.writerows(rows)
+        self._csv.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _no_formula(value: Any) -> Any:
+    """Text that a spreadsheet would compute, behind a single quote, which makes it text there. A number is none."""
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
 
 
 class _Parquet:

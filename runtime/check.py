@@ -8,9 +8,10 @@ A run that did not end is no violation, but is said.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from speclrm.runtime.events import (
     Event,
@@ -101,6 +102,7 @@ class _Sample:
     operations: dict[str, str] = field(default_factory=dict[str, str])
     classes: tuple[tuple[str, ...], ...] = ()
     leader: str | None = None
+    ends: int = 0
     done: bool = False
 
 
@@ -253,7 +255,7 @@ class Checker:
             track.lapsed = track.pending
             self._forget(track)
             track.reason, track.answer, track.error = event.reason, event.answer, event.error
-            track.place = sum(other.place >= 0 for other in sample.tracks.values())
+            track.place, sample.ends = sample.ends, sample.ends + 1
 
     def _take_up(self, track: _Track) -> None:
         """The track goes on in another attempt, with the step that it was on."""
@@ -334,22 +336,24 @@ class Checker:
             self._wrong("vote", f"votes went away: {', '.join(sorted(known - set(named)))}")
         if event.leader is not None and event.leader not in named:
             self._wrong("vote", f"{event.leader} leads without a vote")
-        elif self._ours and named:
-            leader = self._winner(event.classes, sample)
+        elif self._fidelity is not None and named:
+            rule = self._winner if self._fidelity == "none" else self._original_winner
+            leader = rule(event.classes, sample)
             if event.leader != leader:
                 self._wrong("vote", f"{event.leader} leads; by the votes and scores it is {leader}")
         sample.classes, sample.leader = event.classes, event.leader
 
     @property
-    def _ours(self) -> bool:
-        """Whether the winner is chosen by the rule that ``_winner`` knows."""
+    def _fidelity(self) -> Literal["none", "original"] | None:
+        """Whose rule chooses the winner, of the two that are known here; None where that is not recorded."""
         recipe = self._run.config.get("recipe") if self._run else None
-        return (
-            isinstance(recipe, dict) and recipe.get("fidelity") == "none" and recipe.get("vote") in (None, "majority")
-        )
+        fidelity = recipe.get("fidelity") if isinstance(recipe, dict) else None
+        return fidelity if fidelity in ("none", "original") else None
 
     def _winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
-        """The only largest class of more than one, else all; within it the best mean score, then the first to end."""
+        """The only largest class of more than one, else all; within it the best mean score, then the first to end. A track
+        without scores stands behind every one that has some.
+        """
         sizes = sorted(map(len, classes), reverse=True)
         alone = sizes[0] > 1 and (len(sizes) == 1 or sizes[0] > sizes[1])
         names = [name for members in classes if not alone or len(members) == sizes[0] for name in members]
@@ -357,9 +361,21 @@ class Checker:
 
         def rank(name: str) -> tuple[float, int]:
             track = sample.tracks.get(name, nobody)
-            return -(track.mean or 0.0), track.place
+            return math.inf if track.mean is None else -track.mean, track.place
 
         return min(names, key=rank)
+
+    def _original_winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
+        """Of the only largest class of more than one the track with most tokens, else of all the best mean score, where
+        no score counts 0; then the first in the plan.
+        """
+        voters = [name for name in sample.tracks if any(name in members for members in classes)]
+        sizes = Counter(map(len, classes))
+        largest = max(sizes)
+        if largest > 1 and sizes[largest] == 1:
+            (leaders,) = (members for members in classes if len(members) == largest)
+            return max((name for name in voters if name in leaders), key=lambda name: sample.tracks[name].tokens)
+        return max(voters, key=lambda name: sample.tracks[name].mean or 0.0)
 
     def _finish_sample(self, event: SampleFinished, sample: _Sample) -> None:
         sample.done = True
@@ -369,7 +385,7 @@ class Checker:
         winner = sample.tracks.get(event.winner) if event.winner is not None else None
         if event.winner is not None and winner is None:
             self._wrong("vote", f"the winner {event.winner} is no track of the sample")
-        if event.winner != sample.leader and self._ours:
+        if event.winner != sample.leader and self._fidelity is not None:
             self._wrong("vote", f"{event.winner} won, but {sample.leader} led at the last vote")
         if event.answer != (winner.answer if winner else None):
             self._wrong("vote", "the answer is not the winner's")

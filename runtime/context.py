@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, overload
 
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.steps import runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,17 +119,34 @@ class Context:
 
 
 def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenizer) -> Sequence[int]:
-    """The same piece of text in another model's ids.
+    """The same piece of text in another model's ids. A control id becomes that of the same mark, where the other model has
+    it, and nothing else becomes one.
 
-    Equal vocabularies share ids, except those of special tokens, whose numbers may differ even then.
+    Equal vocabularies share ids, except those of marks, whose numbers may differ even then.
     """
     if source is target:
         return ids
-    if source.vocabulary.fingerprint == target.vocabulary.fingerprint and not (
-        source.vocabulary.special_ids.intersection(ids) or target.vocabulary.special_ids.intersection(ids)
-    ):
-        return ids
-    return target.encode(text)
+    same = source.vocabulary.fingerprint == target.vocabulary.fingerprint
+    control, foreign = source.vocabulary.control_ids, target.vocabulary.control_ids
+    if control.isdisjoint(ids):
+        if not same:
+            return target.encode(text)
+        if foreign.isdisjoint(ids):
+            return ids
+    marks = {target.decode([token]): token for token in foreign}
+    before = len(text) - len(source.decode(ids))  # a space that a tokenizer leaves out at the start of a text
+    new: list[int] = []
+    read = 0
+    for marked, run in runs(ids, control):
+        start, read = read, read + len(run)
+        if same and not marked and foreign.isdisjoint(run):
+            new.extend(run)
+            continue
+        written = text[
+            before + len(source.decode(ids[:start])) if start else 0 : before + len(source.decode(ids[:read]))
+        ]
+        new.extend([marks[written]] if marked and written in marks else target.encode(written))
+    return new
 
 
 def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
@@ -150,7 +168,7 @@ def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
     """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
     reply = tokenizer.encode(question.reply)
     if question.raw:
-        return [*tokenizer.begin(question.messages[0]["content"]), *reply]
+        return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]
     ids = tokenizer.render(question.messages)
     vocabulary = tokenizer.vocabulary
     if vocabulary.think_open is not None and vocabulary.think_close is not None:
@@ -180,7 +198,7 @@ def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
         ModelError: the model's tokenizer has no single ids for the ten digits, it writes a judge of a limited length
             in more, or its chat template does not let a turn of the user follow one of the assistant.
     """
-    turn = tokenizer.encode(prompts.judge) if prompts.raw else _turn(tokenizer, prompts)
+    turn = tokenizer.encode_marked(prompts.judge) if prompts.raw else _turn(tokenizer, prompts)
     suffix = _digits(tokenizer, turn, prompts)
     if prompts.judge_ids_max is not None and len(suffix.ids) > prompts.judge_ids_max:
         raise ModelError(
@@ -214,7 +232,7 @@ def _turn(tokenizer: Tokenizer, prompts: StepPrompts) -> list[int]:
             "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
             "steps. Choose an instruction-tuned or reasoning model as the target, or --prompt-style raw."
         )
-    return tokenizer.encode(tail)
+    return tokenizer.encode_marked(tail)
 
 
 def _digits(tokenizer: Tokenizer, turn: Sequence[int], prompts: StepPrompts) -> JudgeSuffix:

@@ -23,6 +23,7 @@ from speclrm.runtime.clock import now_s
 from speclrm.runtime.context import DIGEST_BYTES, Ids
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
+from speclrm.runtime.protocols import LOGPROB_MIN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -103,14 +104,14 @@ class Flight:
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
-            self.logprobs = delta.logprobs
+            self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
         if delta.cached_tokens is not None:
             self.cached_tokens = delta.cached_tokens
-        self.sampled_logprobs.extend(delta.sampled_logprobs)
+        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
         if delta.first_entropy is not None:
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
-            self.prompt_logprobs = delta.prompt_logprobs
+            self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
         if request.likelihood_from is not None and self.prompt_logprobs is None:
             raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
 
@@ -196,6 +197,11 @@ class RecordedReports(Protocol):
     def report(self, now: Operation) -> Operation:
         """The next one: what only the engine could know is taken from the trace, the rest from ``now``."""
         ...
+
+
+def _finite(logprob: float) -> float:
+    """Also what is not a number is no evidence for anything."""
+    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
 
 
 class Flights(Protocol):

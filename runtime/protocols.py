@@ -77,6 +77,10 @@ class Request:
     priority: int = 0
 
 
+LOGPROB_MIN = -1e9
+"""What stands for the log-probability of what cannot be, wherever the runtime tells of one: an engine may say minus infinity,
+which no JSON has and of which no mean is a number. No real one comes near it, and its exponential is 0 all the same."""
+
 Finish = Literal["stop", "length", "end"]
 """Why an engine stopped: a stop id, the token limit, or the model's own end of text or turn."""
 
@@ -166,7 +170,8 @@ class Vocabulary:
     exactly one newline. ``end_ids``: end of text or of turn. ``special_ids``: all ids that are not plain text
     (end ids and the think marks included). ``think_open``, ``think_close``: the ids of ``<think>`` and ``</think>``
     where the model has them as single tokens. ``fingerprint``: equal for two tokenizers that map plain text to the
-    same ids, whatever their special tokens.
+    same ids, whatever their marks. ``control_ids``: what no text becomes, whatever characters are in it: the special ids,
+    and other marks of a conversation.
     """
 
     size: int
@@ -177,6 +182,10 @@ class Vocabulary:
     special_ids: frozenset[int]
     think_open: int | None = None
     think_close: int | None = None
+    control_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "control_ids", self.control_ids | self.special_ids)
 
 
 class Tokenizer(Protocol):
@@ -186,21 +195,28 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> Vocabulary: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens written in the text are recognised, none are added."""
+        """Ids of text that somebody else wrote: a mark in it is characters like any others, never a control id."""
+        ...
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of text of our own, in which marks are control ids."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included. A cut UTF-8 character shows as U+FFFD."""
         ...
 
-    def begin(self, text: str) -> list[int]:
-        """Ids of plain text at the very start of a context, with the mark that the model wants there, if any."""
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        """Ids of text at the very start of a context, with the mark that the model wants there, if any. ``marked``: text of
+        our own behind it, in which marks are control ids.
+        """
         ...
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
         """Ids of a conversation under the model's chat template, up to where the assistant's next words go.
 
-        With ``continue_final`` the last message is the assistant's own and is left open.
+        Only the template's own marks are control ids. With ``continue_final`` the last message is the assistant's own and is
+        left open.
         """
         ...
 
@@ -214,8 +230,8 @@ class TrackPlan:
 
     ``code`` names the hint (a method A to L, M for none; a role). A think mark is added by the runtime where the model
     has one. ``raw``: the conversation is one message that stands before the first step as plain text, without a chat
-    template and without a mark. ``opening``: text between that and the first step, which every request sees but those
-    that write the first step itself (the layout of SSR's prompts).
+    template and without a mark. ``opening``: text of our own between that and the first step, which every request sees but
+    those that write the first step itself (the layout of SSR's prompts); marks in it count.
     """
 
     track: str
@@ -228,12 +244,15 @@ class TrackPlan:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens."""
+    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens. ``opening``: text of
+    our own between a raw question and the reply; marks in it count.
+    """
 
     messages: tuple[Message, ...]
     reply: str
     max_tokens: int
     raw: bool = False
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Sample:
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in self._strategy.roles}
         name = plan.track  # a function that named the plan itself would keep it, and its prompt, with the track
         prompts = prompt_ids(tokenizers, plan)
-        openings = {role: tokenizer.encode(plan.opening) for role, tokenizer in tokenizers.items()}
+        openings = {role: tokenizer.encode_marked(plan.opening) for role, tokenizer in tokenizers.items()}
         self._emit(
             TrackStarted(
                 **self._where,

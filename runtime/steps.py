@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from speclrm.runtime.protocols import Confidence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from speclrm.runtime.protocols import Tokenizer, Vocabulary
 
@@ -90,6 +90,19 @@ def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[i
     return ids, False
 
 
+def runs(ids: Sequence[int], control: frozenset[int]) -> Iterator[tuple[bool, Sequence[int]]]:
+    """The ids in order, in pieces: each control id by itself, and what stands between two of them; and which it is."""
+    start = 0
+    for place, token in enumerate(ids):
+        if token in control:
+            if start < place:
+                yield False, ids[start:place]
+            yield True, ids[place : place + 1]
+            start = place + 1
+    if start < len(ids):
+        yield False, ids[start:]
+
+
 VOCABULARIES_MAX = 16
 """Vocabularies whose ids are kept. Each track asks for them, and a real one has some 600: one copy serves all tracks."""
 
@@ -113,9 +126,14 @@ def without_think_close(tokenizer: Tokenizer, ids: list[int], marks: Sequence[st
     if _THINK_CLOSE not in text or any(mark in text for mark in marks):
         return ids
     kept = [token for token in ids if token != tokenizer.vocabulary.think_close]
-    left = tokenizer.decode(kept)
-    # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
-    return tokenizer.encode(left.replace(_THINK_CLOSE, "")) if _THINK_CLOSE in left else kept
+    if _THINK_CLOSE not in tokenizer.decode(kept):
+        return kept
+    new: list[int] = []
+    for marked, run in runs(kept, tokenizer.vocabulary.control_ids):
+        written = tokenizer.decode(run)
+        # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
+        new += run if marked or _THINK_CLOSE not in written else tokenizer.encode(written.replace(_THINK_CLOSE, ""))
+    return new
 
 
 def confidence(logprobs: Sequence[float], first_entropy: float | None) -> Confidence | None:

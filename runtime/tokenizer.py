@@ -1,12 +1,15 @@
 """A model's tokenizer and chat template, from its folder, without the weight of transformers.
 
 The template is rendered as transformers does it (same sandbox, same options, same helpers), so that a prompt here is
-the prompt that the model was trained on.
+the prompt that the model was trained on. Marks that stand in what is put into it, though, are text: only the template's
+own become control ids.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from datetime import datetime
 from functools import cached_property
 from hashlib import blake2b
@@ -16,7 +19,7 @@ from speclrm.runtime.errors import ModelError
 from speclrm.runtime.protocols import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from speclrm.runtime.protocols import Message
@@ -38,6 +41,10 @@ END_TOKENS = (
 )
 """Marks of an end of text or turn in the families that are in use; each counts only where the model has it as a special
 token."""
+
+_BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_BARRED = re.compile(r"<[|｜].*[|｜]>")
+"""Forms of a mark. The second one is nothing else in any family; ``<table>`` is plain text to some."""
 
 _CONTINUED = "\u241eCONTINUED\u241e"
 
@@ -80,10 +87,15 @@ class HFTokenizer:
         self._config = _read_json(path / "tokenizer_config.json")
 
     def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Nearly always there is no mark in a text, and its ids are the library's own.
+        return ids if self.vocabulary.control_ids.isdisjoint(ids) else self._marks.encode(self._marks.hide(text))
+
+    def encode_marked(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def begin(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        ids = self._marks.encode(self._marks.hide(text) + marked, add=True)
         while ids and ids[-1] in self.vocabulary.end_ids:  # a mark behind the text would end it before it began
             ids.pop()
         return ids
@@ -92,7 +104,9 @@ class HFTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
-        turns: list[dict[str, Any]] = [dict(message) for message in messages]
+        turns: list[dict[str, Any]] = [
+            {**message, "content": self._marks.hide(message["content"])} for message in messages
+        ]
         if continue_final:
             turns[-1]["content"] += _CONTINUED
         text = self._template.render(
@@ -100,14 +114,18 @@ class HFTokenizer:
             add_generation_prompt=not continue_final,
             tools=None,
             documents=None,
-            **self._marks,
+            **self._named_marks,
         )
         if continue_final:
             text = text[: text.rindex(_CONTINUED)]
-        return self.encode(text)
+        return self._marks.encode(text)
 
     @cached_property
-    def _marks(self) -> dict[str, str]:
+    def _marks(self) -> _Marks:
+        return _Marks(self._tokenizer, self.vocabulary.control_ids)
+
+    @cached_property
+    def _named_marks(self) -> dict[str, str]:
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         return {name: text for name in names if (text := _token_text(self._config.get(name))) is not None}
 
@@ -148,18 +166,42 @@ class HFTokenizer:
         texts = self._texts(sorted(tokens.values()))
         ends = {special[name] for name in END_TOKENS if name in special} | self._configured_ends()
         thinks = {token for token in (think_open, think_close) if token is not None}
+        control = {*self._control(added, marks), *ends, *thinks}
         return Vocabulary(
             size=len(tokens),
-            fingerprint=self._fingerprint(),
+            fingerprint=self._fingerprint({text: token for text, token in marks.items() if token not in control}),
             blank_line_ids=frozenset(token for token, text in texts.items() if "\n\n" in text),
             newline_ids=frozenset(
                 token for token, text in texts.items() if text.endswith("\n") and not text.endswith("\n\n")
             ),
             end_ids=frozenset(ends),
             special_ids=frozenset({*special.values(), *ends, *thinks}),
+            control_ids=frozenset(control),
             think_open=think_open,
             think_close=think_close,
         )
+
+    def _control(self, added: Sequence[dict[str, Any]], marks: dict[str, int]) -> Iterator[int]:
+        """The added tokens that are control marks.
+
+        Some of them are no special tokens in the library's sense (``<tool_call>``, ``<think>``, the turns of DeepSeek's
+        models), and others are plain text: runs of spaces, rare letters, tags of HTML.
+        """
+        vocabulary: Any = self._raw["model"].get("vocab", ())
+        pieces = {
+            entry if isinstance(entry, str) else entry[0] for entry in vocabulary
+        }  # a unigram model's have scores
+        template = self._template_text()
+        for entry in added:
+            text: str = entry["content"]
+            own = text not in pieces or text in template
+            if (
+                entry["special"]
+                or text in END_TOKENS
+                or _BARRED.fullmatch(text)
+                or (own and _BRACKETED.fullmatch(text))
+            ):
+                yield marks[text]
 
     def _texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each id that can hold a newline. A full decode of 150,000 ids one by one would take seconds."""
@@ -180,11 +222,83 @@ class HFTokenizer:
             ends.update([] if token is None else [token])
         return ends
 
-    def _fingerprint(self) -> str:
-        """Equal where plain text gets the same ids: the model, what comes before it, and nothing of special tokens."""
+    def _fingerprint(self, plain: dict[str, int]) -> str:
+        """Equal where plain text gets the same ids: the model, what comes before it, added tokens that are ``plain`` text,
+        and nothing of marks.
+        """
         parts = {key: self._raw.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
+        if plain:
+            parts["added"] = plain
         text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
         return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _Marks:
+    """Encodes texts in which some marks are control and others are hidden: characters like any others.
+
+    It has the tokenizer's own model, which is shared and not copied, but knows the marks only between guards that nobody
+    can write: what has none is text.
+    """
+
+    def __init__(self, tokenizer: Any, control_ids: frozenset[int]) -> None:
+        from tokenizers import AddedToken, Tokenizer
+
+        self._tokenizer = tokenizer
+        self._control_ids = control_ids
+        self._guard = f"\ue000{secrets.token_hex(8)}"
+        added: dict[int, Any] = tokenizer.get_added_tokens_decoder()
+        self._ids = {added[token].content: token for token in control_ids if token in added}
+        self._texts = list(self._ids)
+        longest_first = sorted(map(re.escape, self._texts), key=len, reverse=True)
+        self._mark = re.compile("|".join(longest_first) or r"(?!)")
+        self._hidden = re.compile(rf"{self._guard}:(\d+);")
+        self._guarded: Any = Tokenizer(tokenizer.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor"):
+            setattr(self._guarded, part, getattr(tokenizer, part))
+        self._back: dict[int, int | None] = {}
+        for token, entry in sorted(added.items()):
+            text = self._guard + entry.content if entry.content in self._ids else entry.content
+            self._add(AddedToken, text, token, entry)
+        self._cut = f"{self._guard};"
+        self._add(AddedToken, self._cut, None)
+
+    def _add(self, kind: Any, text: str, token: int | None, like: Any = None) -> None:
+        """``token``: what stands for it in the end, or None for nothing. ``like``: how it is looked for."""
+        names = ("single_word", "lstrip", "rstrip", "normalized")
+        self._guarded.add_tokens([kind(text, **{name: getattr(like, name, False) for name in names})])
+        self._back[self._guarded.token_to_id(text)] = token
+
+    def hide(self, text: str) -> str:
+        """The text with its marks in a form that ``encode`` takes for characters, and a template leaves as it is."""
+        return self._mark.sub(lambda found: f"{self._guard}:{self._texts.index(found.group())};", text)
+
+    def encode(self, text: str, *, add: bool = False) -> list[int]:
+        """Ids of a text whose marks count, but for the hidden ones. ``add``: with what the model wants around a text."""
+        if self._guard not in text:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add)
+            pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            found = [token for token, put in pairs if token in self._control_ids and not put]
+            # The library also takes for a mark what its normalizer makes one.
+            if found == [self._ids[mark] for mark in self._mark.findall(text)]:
+                return encoding.ids
+        text = self._mark.sub(lambda found: self._guard + found.group(), text)
+        for cut in ("", self._cut):
+            encoding = self._guarded.encode(self._shown(text, cut), add_special_tokens=add)
+            pairs = list(zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+            # A model's own pieces may hold a mark as a whole: then it is cut behind its first character.
+            if not any(token in self._control_ids and token not in self._back and not put for token, put in pairs):
+                break
+        ids = (token if put else self._back.get(token, token) for token, put in pairs)
+        return [token for token in ids if token is not None]
+
+    def _shown(self, text: str, cut: str) -> str:
+        """The text with its hidden marks in their own characters, and ``cut`` behind the first one of each."""
+
+        def mark(found: re.Match[str]) -> str:
+            written = self._texts[int(found[1])]
+            return written[:1] + cut + written[1:]
+
+        return self._hidden.sub(mark, text)
 
 
 def _token_text(value: Any) -> str | None:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 REWRITTEN_SCORES: dict[Scorer, float] = {"judge": 9.0, "likelihood": 0.0}
 """What a step by the target counts in the vote: the best there is on the scorer's scale. A rewrite is never scored; 9 is
-SSR's code, and 0 is the largest log-likelihood. One run has one scorer, so means of one scale are compared."""
+SSR's code, and 0 is the largest log-likelihood. One run has one scorer, so means of one scale are compared. It is the same
+for a step that was left to the target without a draft: it is no worse for that (docs/scoring.md)."""
 
 THRESHOLDS: dict[Scorer, float] = {"judge": 7.0, "likelihood": -1.0}
 """7.0 is the default of SSR's and SpecReason's code; -1.0 (nats a token): docs/scoring.md."""

@@ -34,11 +34,12 @@ def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) 
         f"Problem: {problem.text}\n\n"
         f"Name the {count} best methods by their letters alone, best first{example}."
     )
-    reply = f"The {count} best methods: "
-    if raw:
-        text, reply = f"{text}\n<think></think>", reply
     return Question(
-        ({"role": "user", "content": text},), reply, 2 * count - 1 if original else _TOKENS_A_CODE * count, raw
+        ({"role": "user", "content": text},),
+        f"The {count} best methods: ",
+        2 * count - 1 if original else _TOKENS_A_CODE * count,
+        raw,
+        "\n<think></think>" if raw else "",
     )
 
 

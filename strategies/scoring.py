@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import Score
+from speclrm.runtime.protocols import LOGPROB_MIN, Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,12 @@ def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
     """``greedy``: the most probable digit (the lowest of equals). ``average``: the expected digit, over digits only.
 
     ``digits``: (10,), natural log-probabilities of 0 to 9 under the whole vocabulary. What the model would rather have
-    said instead of a digit is left out by renormalising; ``mass`` keeps how much that was.
+    said instead of a digit is left out by renormalising; ``mass`` keeps how much that was. Where no digit is possible at
+    all, nothing speaks for the step: 0, as for a judge that says something else.
     """
     top = max(digits)
+    if top <= LOGPROB_MIN:
+        return Score(0.0, 0.0)
     weights = [math.exp(value - top) for value in digits]
     mass = round(min(1.0, math.exp(top) * sum(weights)), 6)
     if method == "greedy":

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
     """The winning track: of the only largest class if it has more than one member, else of the best mean score.
 
-    Within the largest class the best mean score represents it; between equals the track that finished first. Tracks
-    without scores (a target alone; drafts that were all sure of themselves) stand behind those with scores. The rule is
-    SSR's; equality of answers is mathematical here.
+    Within the largest class the best mean score represents it; between equals the track that finished first. What the target
+    wrote in a speculative track, rewritten or not, counts as the best there is; tracks without scores (of ``baseline`` and
+    ``parallel``; drafts that were all sure of themselves) stand behind those with scores. The rule is SSR's; equality of
+    answers is mathematical here.
     """
     if not classes:
         return None

@@ -44,6 +44,9 @@ class PackedTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
+        return list(map(_pack, _PIECE.findall(text)))
+
+    def encode_marked(self, text: str) -> list[int]:
         ids: list[int] = []
         start = 0
         for mark in _MARK.finditer(text):
@@ -56,12 +59,14 @@ class PackedTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(_unpack, ids))
 
-    def begin(self, text: str) -> list[int]:
-        return self.encode(text)
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        return [*self.encode(text), *self.encode_marked(marked)]
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
-        text = "<|end|>".join(f"<|{message['role']}|>{message['content']}" for message in messages)
-        return self.encode(text if continue_final else f"{text}<|end|><|assistant|>")
+        ids: list[int] = []
+        for message in messages:
+            ids += [*self.encode_marked(f"<|{message['role']}|>"), *self.encode(message["content"]), _FIRST_MARK]
+        return ids[:-1] if continue_final else [*ids, *self.encode_marked("<|assistant|>")]
 
 
 @lru_cache(maxsize=65_536)

@@ -46,10 +46,17 @@ class ByteTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
+        return self._encode(text, {})
+
+    def encode_marked(self, text: str) -> list[int]:
+        return self._encode(text, self._special)
+
+    @staticmethod
+    def _encode(text: str, marks: Mapping[str, int]) -> list[int]:
         ids: list[int] = []
         rest = text
         while rest:
-            for mark, token in (*self._special.items(), ("\n\n", _BLANK_LINE)):
+            for mark, token in (*marks.items(), ("\n\n", _BLANK_LINE)):
                 if rest.startswith(mark):
                     ids.append(token)
                     rest = rest[len(mark) :]
@@ -59,8 +66,8 @@ class ByteTokenizer:
                 rest = rest[1:]
         return ids
 
-    def begin(self, text: str) -> list[int]:
-        return self.encode(text)
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        return [*self.encode(text), *self.encode_marked(marked)]
 
     def decode(self, ids: Sequence[int]) -> str:
         data = bytearray()
@@ -74,15 +81,17 @@ class ByteTokenizer:
         return data.decode(errors="replace")
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
-        text = "<|end|>".join(f"<|{message['role']}|>{message['content']}" for message in messages)
-        return self.encode(text if continue_final else f"{text}<|end|><|assistant|>")
+        ids: list[int] = []
+        for message in messages:
+            ids += [self._special[f"<|{message['role']}|>"], *self.encode(message["content"]), self._special["<|end|>"]]
+        return ids[:-1] if continue_final else [*ids, self._special["<|assistant|>"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What the engine answers to one request.
 
-    ``text``: all that the model would write; limits and stop ids cut it. ``score``: for a request restricted to
+    ``text``: all that the model would write, marks included; limits and stop ids cut it. ``score``: for a request restricted to
     digits, the expected digit, 0 to 9; ``mass``: the probability of all digits together. ``logprobs``: natural-log
     probabilities of the tokens in turn, the last one again for all that follow; ``entropy``: of the first, in nats;
     ``likelihood``: the log-probability of each id of the prompt that is asked about. ``wait_s``: before the first token.
@@ -214,7 +223,7 @@ class ScriptedEngine:
         if request.allowed_ids:
             best = max(self._logprobs(request, reply).items(), key=lambda item: item[1])[0]
             return [best], "length"
-        ids = self.tokenizer.encode(reply.text)
+        ids = self.tokenizer.encode_marked(reply.text)
         stops = set(request.stop_ids)
         for index, token in enumerate(ids):
             if index == request.max_tokens:

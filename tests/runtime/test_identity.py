@@ -83,8 +83,11 @@ class Counting:
     def decode(self, ids: Sequence[int]) -> str:
         return self.inner.decode(ids)
 
-    def begin(self, text: str) -> list[int]:
-        return self.inner.begin(text)
+    def encode_marked(self, text: str) -> list[int]:
+        return self.inner.encode_marked(text)
+
+    def begin(self, text: str, marked: str = "") -> list[int]:
+        return self.inner.begin(text, marked)
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
         return self.inner.render(messages, continue_final=continue_final)
@@ -104,7 +107,7 @@ class Chopped(ScriptedEngine):
 
 @dataclass
 class _Pieces(Counting):
-    def encode(self, text: str) -> list[int]:
+    def encode_marked(self, text: str) -> list[int]:
         return [token for start in range(0, len(text), 3) for token in self.inner.encode(text[start : start + 3])]
 
 

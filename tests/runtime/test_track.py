@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 from support import Played, make_strategy, operation, play
 
 from speclrm.runtime.context import judge_suffix
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
-from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten, TrackFinished
+from speclrm.runtime.protocols import LOGPROB_MIN, Request, Role
 from speclrm.runtime.steps import line_ids, step_end, step_length, stop_ids, whole_characters
+from speclrm.strategies.acceptance import REWRITTEN_SCORES
 from speclrm.strategies.prompts import STEP_PROMPTS
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
@@ -206,6 +210,44 @@ def test_scores_record_all_ten_digits_and_their_mass() -> None:
     assert event.mass == pytest.approx(0.5)
 
 
+class Impossible(ScriptedEngine):
+    """Says minus infinity for every digit but those in ``possible``."""
+
+    possible: tuple[int, ...] = ()
+
+    def _logprobs(self, request: Request, reply: Reply) -> Any:
+        share = math.log(0.8 / len(self.possible)) if self.possible else 0.0
+        return {
+            token: share if digit in self.possible else -math.inf for digit, token in enumerate(request.logprob_ids)
+        }
+
+
+@pytest.mark.parametrize(("possible", "value", "mass"), [((8, 9), 8.5, 0.8), ((0, 9), 4.5, 0.8), ((), 0.0, 0.0)])
+def test_a_digit_of_no_probability_at_all_leaves_the_score_to_the_others(
+    possible: tuple[int, ...], value: float, mass: float
+) -> None:
+    target = Impossible(by_step(STEPS, scores=[0, 0, 0]), name="target")
+    target.possible = possible
+    engines = {Role.TARGET: target, Role.DRAFT: ScriptedEngine(by_step(STEPS), name="draft")}
+    chosen = make_strategy("speculative", tracks=1, score_method="average")
+    played = play(chosen, target=by_step(STEPS), engines=engines)
+    scored = played.collector.of(StepScored)
+    assert {(round(event.value, 6), round(event.mass, 6)) for event in scored} == {(value, mass)}
+    assert all(event.digits[1] == LOGPROB_MIN for event in scored)
+    assert [event.reason for event in played.collector.of(TrackFinished)] == ["answer"]
+    assert {event.origin for event in played.collector.of(StepCommitted)} == {"draft" if value > 7 else "rewrite"}
+
+
+def test_ids_of_no_probability_at_all_make_the_least_likely_step_and_no_error() -> None:
+    def say(request: Request, prompt: str) -> Reply:
+        return Reply(STEPS[operation(request)[2]], likelihood=-math.inf, logprobs=(-math.inf,))
+
+    played = play(make_strategy("speculative", tracks=1, scorer="likelihood", gate_sure=-0.1), draft=say, target=say)
+    assert {event.value for event in played.collector.of(StepScored)} == {LOGPROB_MIN}
+    assert {event.origin for event in played.collector.of(StepCommitted)} == {"rewrite"}
+    assert [event.reason for event in played.collector.of(TrackFinished)] == ["answer"]
+
+
 def test_a_draft_ahead_in_several_pieces_is_made_behind_the_same_context_as_it_began() -> None:
     """Its step is committed between the pieces, so that the context has grown by then."""
 
@@ -238,3 +280,14 @@ def test_all_tracks_of_a_model_share_the_ids_that_end_steps() -> None:
     assert line_ids(one) is line_ids(other)
     assert line_ids(one) == one.blank_line_ids | one.newline_ids
     assert stop_ids(ByteTokenizer(thinking=True).vocabulary) != stop_ids(one)
+
+
+@pytest.mark.parametrize("scorer", ["judge", "likelihood"])
+def test_a_step_that_is_left_to_the_target_counts_in_the_vote_as_a_rewritten_one_does(scorer: str) -> None:
+    alone = speculate([0, 0, 0], scorer=scorer, speculate="never")
+    rewritten = speculate([-3, -3, -3], scorer=scorer)
+    assert {event.origin for event in alone.collector.of(StepCommitted)} == {"write"}
+    assert {event.origin for event in rewritten.collector.of(StepCommitted)} == {"rewrite"}
+    best = REWRITTEN_SCORES["judge" if scorer == "judge" else "likelihood"]
+    for played in (alone, rewritten):
+        assert {event.score for event in played.collector.of(StepCommitted)} == {best}

@@ -9,7 +9,7 @@ import pytest
 from support import boxed
 
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.protocols import Confidence, Problem, StepPrompts
+from speclrm.runtime.protocols import LOGPROB_MIN, Confidence, Problem, Score, StepPrompts
 from speclrm.runtime.state import CommittedStep, SampleState, TrackState
 from speclrm.strategies.acceptance import REWRITTEN_SCORES, Gate, accepts
 from speclrm.strategies.catalog import defaults, strategy
@@ -42,6 +42,8 @@ def digits(**probabilities: float) -> list[float]:
         (digits(d0=0.05, d9=0.05), "average", 4.5),  # nine tenths of the mass were not digits
         (digits(d3=0.2, d4=0.2), "greedy", 3),
         ([-1000.0] * 9 + [-999.0], "greedy", 9),  # nothing underflows
+        ([-math.inf, *digits(d7=0.6, d8=0.4)[1:]], "average", 7.4),
+        ([math.log(0.5), *[-math.inf] * 8, math.log(0.5)], "average", 4.5),
     ],
 )
 def test_a_score_is_the_best_digit_or_the_expected_one(logprobs: list[float], method: str, value: float) -> None:
@@ -50,6 +52,13 @@ def test_a_score_is_the_best_digit_or_the_expected_one(logprobs: list[float], me
 
 def test_the_mass_of_the_digits_tells_a_broken_judge() -> None:
     assert read_score(digits(d7=0.02, d8=0.01), "average").mass == pytest.approx(0.03)
+    assert read_score([*[-math.inf] * 9, math.log(0.5)], "average").mass == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("impossible", [-math.inf, LOGPROB_MIN])
+@pytest.mark.parametrize("method", ["greedy", "average"])
+def test_nothing_speaks_for_a_step_where_no_digit_is_possible(impossible: float, method: str) -> None:
+    assert read_score([impossible] * 10, method) == Score(0.0, 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("score", "kept"), [(7.0, True), (6.999, False), (9, True), (0, False)])
