@@ -33,7 +33,7 @@ from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.evaluators.metrics import RunSummary, Summary, summarize
-from speclrm.evaluators.report import write_reports
+from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.measuring import measure_engines, measured_world, provenance
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
 from speclrm.runtime import models, run_directory
@@ -44,6 +44,7 @@ from speclrm.runtime.engines.presets import (
     check_names,
     engines_world,
     is_simulated,
+    preset_digest,
     presets_dir,
     simulated_engines,
     world_settings,
@@ -247,7 +248,7 @@ async def run_in(
             seed=options.seed,
             concurrency=options.concurrency,
             directory=directory,
-            config=_config(options, chosen, problems) | dict(extra or {}),
+            config=_config(options, chosen, problems) | await _weights(options) | dict(extra or {}),
             sinks=[*sinks, fold],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
@@ -263,7 +264,8 @@ async def run_in(
 async def _write_reports(directory: Path) -> RunSummary:
     """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
     summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
-    write_reports(directory, summary)
+    if summary.run:  # else not one event came to the disk, and there is nothing to derive anything from
+        write_reports(directory, summary)
     return summary
 
 
@@ -294,6 +296,23 @@ def runtime_for(options: RunOptions, chosen: Family, problems: Sequence[Problem]
 def _config(options: RunOptions, chosen: Family, problems: Sequence[Problem]) -> dict[str, JsonValue]:
     recipe: dict[str, JsonValue] = chosen.recipe.model_dump(mode="json")
     return {**options.model_dump(mode="json"), "recipe": recipe, "problems": continuing.mark(problems)}
+
+
+async def _weights(options: EngineOptions) -> dict[str, JsonValue]:
+    """What a run's configuration says of the models' weights: nothing for built-in simulated engines."""
+
+    def digest(name: str) -> str | None:
+        if is_simulated(name):
+            return preset_digest(name)
+        path = models.find_local(name)
+        return None if path is None else models.weights_digest(path)
+
+    found: dict[str, JsonValue] = {}
+    for role, name in _names(options).items():
+        with suppress(ModelError):  # an engine of the caller's own has a name that is nowhere else
+            if (value := await asyncio.to_thread(digest, name)) is not None:
+                found[role.value] = value
+    return {continuing.WEIGHTS: found} if found else {}
 
 
 # ----------------------------------------------------------------------------------------------------------- again
@@ -331,11 +350,7 @@ async def resume(
             config = _config(options, chosen, problems) | {"strategy": chosen.name}
             found = continuing.changes(past.config, config)
             if found and not override:
-                raise ResumeError(
-                    f"{directory}: the run was started otherwise, and its results would not be comparable.\n"
-                    f"{continuing.table(found)}\n"
-                    "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
-                )
+                continuing.refuse(directory, found, asked=asked is not None)
             _check_problems(past, problems)
             names = [(problem.id, repeat) for problem in problems for repeat in range(options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
@@ -343,16 +358,23 @@ async def resume(
                 fold = _Fold()
                 for event in read_trace(directory / TRACE_FILE):
                     fold.add(event)
-                return RunReport(directory=directory, summary=fold.summary(), done_before=True)
+                summary = fold.summary()
+                if stale_reports(directory, summary):  # the disk may have been full at the run's end
+                    write_reports(directory, summary)
+                return RunReport(directory=directory, summary=summary, done_before=True)
             if plan is not None:
                 plan(len(names))
+            sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
+            # They are all here by now, and nothing is loaded yet.
+            found |= continuing.changed_weights(past.config, await _weights(options))
+            if found and not override:
+                continuing.refuse(directory, found, asked=asked is not None)
             resumption = Resumption(
                 past,
                 lambda attempt: _recorded_strategy(past.attempts[attempt].config),
                 lambda: read_trace(directory / TRACE_FILE),
                 found,
             )
-            sized = await _size(options, chosen, _work(chosen, problems, options), notify, problems)
             async with _Runtime(lambda stack: _open(stack, options, sized, notify)) as runtime:
                 return await run_in(runtime, chosen, problems, options, directory, sinks, resumption=resumption)
 

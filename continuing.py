@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from speclrm.strategies.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -37,6 +38,9 @@ HARMLESS = frozenset(
 """Settings that change when and where things are computed, not what."""
 _BY_PROBLEMS = frozenset({"data_dir", "problem_ids", "sample", "limit", "problem_column", "answer_column", "id_column"})
 """Settings that say which problems: compared are the problems themselves."""
+
+WEIGHTS = "weights"
+"""Where a run's configuration has a digest of each role's weights. Older runs and built-in simulated engines have none."""
 
 Changes = dict[str, "tuple[JsonValue, JsonValue]"]
 
@@ -81,10 +85,31 @@ def changes(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -
 
 
 def _compared(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    left_out = HARMLESS | _BY_PROBLEMS | set(RecipeOptions.model_fields) | {"recipe", "continued_from"}
+    left_out = HARMLESS | _BY_PROBLEMS | set(RecipeOptions.model_fields) | {"recipe", "continued_from", WEIGHTS}
     flat = {name: value for name, value in config.items() if name not in left_out}
     recipe = config.get("recipe")
     return flat | (recipe if isinstance(recipe, dict) else {})
+
+
+def changed_weights(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
+    """The same for the models' weights, which their names do not pin, as far as both configurations tell of them."""
+    old, new = recorded.get(WEIGHTS), asked.get(WEIGHTS)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return {}
+    return {f"{role}'s weights": (old[role], new[role]) for role in old if role in new and old[role] != new[role]}
+
+
+def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
+    """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
+    advice = (
+        "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+        if asked
+        else "Put back what was there then, or start a new run. `speclrm run ... --resume --override` with the run's settings "
+        "goes on all the same and records the change."
+    )
+    raise ResumeError(
+        f"{directory}: the run was started otherwise, and its results would not be comparable.\n{table(found)}\n{advice}"
+    )
 
 
 def table(found: Changes) -> str:

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import typer
 
 from speclrm.runtime.errors import SpecLRMError, UsageError
+from speclrm.runtime.files import is_disk_error, reason, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,9 +35,9 @@ class Screen:
         from rich.console import Console
 
         from speclrm.display import JsonView, LiveView, Monitor, PlainView
-        from speclrm.logs import configure
+        from speclrm.logs import Unfailing, configure
 
-        self.console = Console(stderr=True)
+        self.console = Console(file=cast("Any", Unfailing(sys.stderr)))
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
         self.monitor: Monitor = Monitor()
         self.sinks: list[Sink] = [self.monitor]
@@ -71,7 +72,7 @@ class _Ended(BaseException):
 
 
 def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
-    """Runs under uvloop, or under ``virtual`` time. SIGINT and SIGTERM cancel the work, which then ends in good order."""
+    """Runs under uvloop, or under ``virtual`` time. A signal to end cancels the work, which then ends in good order."""
     import uvloop
 
     from speclrm.runtime.clock import VirtualTimeLoop
@@ -89,8 +90,9 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
                 ended.append(number)
                 task.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end, number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, end, number)
         try:
             return await task
         except asyncio.CancelledError:
@@ -106,32 +108,46 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
 
 
 def guard(start: Callable[[], None]) -> None:
-    """Every error that we raise on purpose becomes one paragraph and an exit code."""
+    """Every error that we raise on purpose, and every one of a disk, becomes one paragraph and an exit code."""
     try:
         start()
+        sys.stdout.flush()
     except SpecLRMError as error:
         complain(str(error))
         raise typer.Exit(error.exit_code) from None
     except _Ended as ended:
         name = signal.Signals(ended.number).name
         complain(f"ended by {name}; what was committed is in the run's trace.")
-        sys.stdout.flush()
         raise typer.Exit(128 + ended.number) from None
     except KeyboardInterrupt:
         complain("ended by SIGINT.")
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        where = "The output" if error.filename is None else os.fsdecode(error.filename)
+        complain(f"{where} cannot be read or written: {reason(error)}. {remedy(error)}, then run the command again.")
+        raise typer.Exit(2) from None
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # the interpreter would try once more at its end, and make that its exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(text: str) -> None:
     from rich.console import Console
 
     from speclrm.display import harmless
+    from speclrm.logs import Unfailing
 
     lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
-    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    # The terminal may have been closed, or the disk be full that errors are written to.
+    console = Console(file=cast("Any", Unfailing(sys.stderr)))
+    console.print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def checked(kind: type[T], **values: Any) -> T:

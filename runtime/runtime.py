@@ -250,14 +250,14 @@ class Runtime:
         async with AsyncExitStack() as stack:
             must: list[Sink] = [_ErrorGuard(), *required]
             if directory is not None:
-                if resumption is None or resumption.anew:
-                    stack.enter_context(create(directory, record))
-                else:
-                    add_attempt(directory, record)
                 go_on = resumption is not None and not resumption.anew
+                if not go_on:
+                    stack.enter_context(create(directory, record))
                 must.append(
                     await stack.enter_async_context(Journal(directory / TRACE_FILE, resume=go_on, options=trace))
                 )
+                if go_on:  # once the trace is open: an attempt that cannot begin is none
+                    add_attempt(directory, record)
             if resumption is not None and not resumption.anew:
                 await _show(resumption.events(), sinks)
             listeners = [await stack.enter_async_context(Subscriber(sink)) for sink in sinks]
