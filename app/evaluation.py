@@ -99,8 +99,8 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *,
         else:
             try:
                 write_reports(directory, summary)
-            except OSError as error:
-                notice(f"{directory}: {what}, and could not be written anew ({error.strerror})")
+            except ResultsError as error:
+                notice(f"{directory}: {what}; {error}")
             else:
                 notice(f"{directory}: {what}; written anew from the trace")
     return RunResults(str(directory), config, summary, summary.status == "finished", tuple(fold.track_rewrites()))

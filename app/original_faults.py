@@ -18,6 +18,7 @@ from speclrm.runtime import asking, sample, track
 from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunFinished, SampleFinished
+from speclrm.runtime.files import write_whole
 from speclrm.runtime.journal import Journal
 from speclrm.runtime.protocols import Role, TrackPlan
 from speclrm.runtime.runtime import Runtime
@@ -239,7 +240,7 @@ def _pickles(stack: ExitStack) -> None:
         import pickle
 
         old(directory, summary)
-        (directory / "results.pickle").write_bytes(pickle.dumps(summary.model_dump()))
+        write_whole(directory / "results.pickle", pickle.dumps(summary.model_dump()))
 
     old = _put(stack, report, "write_reports", write_reports)
 

@@ -8,8 +8,10 @@ from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import recorded_strategy, resolved
 from speclrm.app.runs import RunReport, run_in
-from speclrm.app.settings_diff import changes, recorded_options, table
+from speclrm.app.settings_diff import changed_weights, changes, recorded_options, refuse
 from speclrm.app.summary_sink import SummarySink
+from speclrm.app.weights import weights
+from speclrm.evaluators import report
 from speclrm.runtime import run_directory
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import ProblemStarted
@@ -54,20 +56,20 @@ async def resume(
         )
         with resolved(options, notify, engines) as found:
             differing = changes(past.config, found.config)
+            differing |= changed_weights(past.config, await weights(found.options))
             if differing and not override:
-                raise ResumeError(
-                    f"{directory}: the run was started otherwise, and its results would not be comparable.\n"
-                    f"{table(differing)}\n"
-                    "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
-                )
+                refuse(directory, differing, asked=asked is not None)
             check_problems(past, found.problems)
             names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
             if past.finished and len(done) == len(names) and None not in done:
-                summary = SummarySink()
+                sink = SummarySink()
                 for event in read_trace(directory / TRACE_FILE):
-                    summary.add(event)
-                return RunReport(directory=directory, summary=summary.summary(), done_before=True)
+                    sink.add(event)
+                summary = sink.summary()
+                if report.stale_reports(directory, summary):  # the disk may have been full at the run's end
+                    report.write_reports(directory, summary)
+                return RunReport(directory=directory, summary=summary, done_before=True)
             if plan is not None:
                 plan(len(names))
             resumption = Resumption(

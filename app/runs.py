@@ -14,6 +14,7 @@ from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import Resolved, resolved
 from speclrm.app.summary_sink import SummarySink
+from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, summarize
 from speclrm.runtime import run_directory
@@ -88,7 +89,7 @@ async def run_in(
             seed=found.seed,
             concurrency=options.concurrency,
             directory=directory,
-            config=found.config | dict(extra or {}),
+            config=found.config | await weights(options) | dict(extra or {}),
             sinks=[*sinks, summary],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
@@ -104,7 +105,8 @@ async def run_in(
 async def _write_reports(directory: Path) -> RunSummary:
     """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
     summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
-    report.write_reports(directory, summary)
+    if summary.run:  # else not one event came to the disk, and there is nothing to derive anything from
+        report.write_reports(directory, summary)
     return summary
 
 

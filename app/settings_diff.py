@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pydantic import ValidationError
 
@@ -14,6 +14,7 @@ from speclrm.strategies.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -28,6 +29,9 @@ EFFECTS: dict[str, Effect] = {
 """What each setting of a run changes. Resuming refuses changes of all but ``place`` (the problems themselves stand for
 ``problems``); an evaluation takes runs together whose ``task`` and ``method`` are equal, and sets side by side those whose
 ``task`` is."""
+
+WEIGHTS = "weights"
+"""Where a run's configuration has a digest of each role's weights. Older runs and built-in simulated engines have none."""
 
 Changes = dict[str, "tuple[JsonValue, JsonValue]"]
 
@@ -84,7 +88,7 @@ def changes(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -
 
 def _compared(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     # Runs of earlier versions have the recipe's options a second time, as they were given.
-    left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", "continued_from"}
+    left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", "continued_from", WEIGHTS}
     flat = {name: value for name, value in config.items() if name not in left_out}
     recipe = config.get("recipe")
     return flat | (recipe if isinstance(recipe, dict) else {})
@@ -100,6 +104,27 @@ def _defaults() -> dict[str, JsonValue]:
 
 def _recipe_defaults() -> dict[str, JsonValue]:
     return Recipe().model_dump(mode="json")
+
+
+def changed_weights(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
+    """The same for the models' weights, which their names do not pin, as far as both configurations tell of them."""
+    old, new = recorded.get(WEIGHTS), asked.get(WEIGHTS)
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return {}
+    return {f"{role}'s weights": (old[role], new[role]) for role in old if role in new and old[role] != new[role]}
+
+
+def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
+    """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
+    advice = (
+        "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+        if asked
+        else "Put back what was there then, or start a new run. `speclrm run ... --resume --override` with the run's settings "
+        "goes on all the same and records the change."
+    )
+    raise ResumeError(
+        f"{directory}: the run was started otherwise, and its results would not be comparable.\n{table(found)}\n{advice}"
+    )
 
 
 def table(found: Changes) -> str:

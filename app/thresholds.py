@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speclrm.runtime import models
 from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.files import write_whole
 from speclrm.strategies.prompts import AUTO_LAYOUT, JudgeLayout
 from speclrm.strategies.scoring import ScoreMethod, Scorer
 
@@ -131,9 +132,7 @@ def keep(calibration: Calibration) -> None:
     way = way_of_scoring(calibration.scorer, calibration.judge, calibration.score_method)
     path = calibration_path(calibration.target, calibration.draft, way)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(calibration.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, calibration.model_dump_json(indent=2) + "\n")
 
 
 def kept_threshold(target: str, draft: str, *, scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> float:

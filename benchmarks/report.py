@@ -5,13 +5,13 @@ A benchmark is a function that returns a ``BenchReport``; the command prints it,
 
 from __future__ import annotations
 
-import os
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from speclrm.runtime import run_directory
+from speclrm.runtime.files import replaced, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -239,15 +239,13 @@ def write(report: BenchReport, folder: Path, form: Literal["svg", "png"] = "svg"
     Without matplotlib there are no charts.
 
     Raises:
-        RunDirectoryError: the folder holds something already or cannot be written.
+        RunDirectoryError: the folder holds something already.
+        OSError: it cannot be written.
     """
     run_directory.check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE
-    with path.open("x", encoding="utf-8") as file:
-        file.write(report.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(path, report.model_dump_json(indent=2) + "\n")
     return [path, *(chart for one in report.charts if (chart := _draw(report, one, folder, form)) is not None)]
 
 
@@ -280,7 +278,8 @@ def _draw(report: BenchReport, chart: Chart, folder: Path, form: str) -> Path | 
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     path = folder / f"{chart.name}.{form}"
-    canvas.savefig(path)
+    with replaced(path) as fresh:
+        canvas.savefig(fresh, format=form)
     return path
 
 

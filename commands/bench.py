@@ -204,14 +204,17 @@ def bench(
         folder = output_dir or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-bench-{name}"
         run_directory.check_free(folder)
         report = measure().model_copy(update={"command": " ".join(["speclrm", *sys.argv[1:]])})
-        written = figures.write(report, folder, plot_format)
+        console = stdout()
         if json:
             from speclrm.commands.display import print_json
 
             print_json(report.model_dump(mode="json"))
+        else:
+            figures.print_report(console, report)
+        # What took minutes to measure has been shown by then, whatever the disk says.
+        written = figures.write(report, folder, plot_format)
+        if json:
             return
-        console = stdout()
-        figures.print_report(console, report)
         line = f"kept in     {folder}: {', '.join(path.name for path in written)}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

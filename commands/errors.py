@@ -1,15 +1,16 @@
-"""Tells errors: each that is raised on purpose becomes one paragraph and an exit code."""
+"""Tells errors: each that is raised on purpose, and each of a disk, becomes one paragraph and an exit code."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 
 from speclrm.runtime.errors import SpecLRMError, UsageError
+from speclrm.runtime.files import is_disk_error, reason, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,20 +30,31 @@ def guard(start: Callable[[], None]) -> None:
     """Runs a command's work; errors become one paragraph and an exit code."""
     try:
         start()
+        sys.stdout.flush()
     except SpecLRMError as error:
         complain(str(error))
         raise typer.Exit(error.exit_code) from None
     except Ended as ended:
         name = signal.Signals(ended.number).name
         complain(f"ended by {name}; what was committed is in the run's trace.")
-        sys.stdout.flush()
         raise typer.Exit(128 + ended.number) from None
     except KeyboardInterrupt:
         complain("ended by SIGINT.")
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        where = "The output" if error.filename is None else os.fsdecode(error.filename)
+        complain(f"{where} cannot be read or written: {reason(error)}. {remedy(error)}, then run the command again.")
+        raise typer.Exit(2) from None
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # the interpreter would try once more at its end, and make that its exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(text: str) -> None:
@@ -50,9 +62,12 @@ def complain(text: str) -> None:
     from rich.console import Console
 
     from speclrm.commands.display import harmless
+    from speclrm.commands.logs import Unfailing
 
     lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
-    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    # The terminal may have been closed, or the disk be full that errors are written to.
+    console = Console(file=cast("Any", Unfailing(sys.stderr)))
+    console.print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def checked(kind: type[T], **values: Any) -> T:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from io import FileIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -31,17 +33,37 @@ def configure(level: LogLevel, *, file: Path | None = None, console: Console | N
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if file is not None:
-        stream: Any = file.open("a", encoding="utf-8", buffering=1)
+        # Without a buffer, in which lines that a full disk refused would wait, and fail once more at the very end.
+        stream: Any = Unfailing(TextIOWrapper(FileIO(file, "a"), encoding="utf-8", write_through=True))
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        stream = sys.stderr if console is None else _Through(console)
+        stream = Unfailing(sys.stderr) if console is None else _Through(console)
         processors.append(structlog.dev.ConsoleRenderer(colors=False))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+class Unfailing:
+    """A stream that loses what its file does not take: nothing ends because nobody can be told how it goes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class _Through:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from speclrm.commands.errors import Ended
 
@@ -51,9 +52,9 @@ class Screen:
         from rich.console import Console
 
         from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView
-        from speclrm.commands.logs import configure
+        from speclrm.commands.logs import Unfailing, configure
 
-        self.console = Console(stderr=True)
+        self.console = Console(file=cast("Any", Unfailing(sys.stderr)))
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
         self.monitor: Monitor = Monitor()
         self.sinks: list[Sink] = [self.monitor]
@@ -80,7 +81,7 @@ class Screen:
 
 
 def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
-    """Runs under uvloop, or under ``virtual`` time. SIGINT and SIGTERM cancel the work, which then ends in good order."""
+    """Runs under uvloop, or under ``virtual`` time. A signal to end cancels the work, which then ends in good order."""
     import uvloop
 
     from speclrm.runtime.clock import VirtualTimeLoop
@@ -98,8 +99,9 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
                 ended.append(number)
                 task.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end, number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, end, number)
         try:
             return await task
         except asyncio.CancelledError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,7 @@ from speclrm.runtime.events import (
     TrackFinished,
     TrackStarted,
 )
+from speclrm.runtime.files import reason, remedy, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -210,12 +212,10 @@ def export(events: Iterable[Event], path: Path, rows: Rows) -> int:
     """
     if path.exists():
         raise ResultsError(f"{path} exists and is not written over. Remove it or choose another name.")
-    fresh = path.with_name(f".{path.name}.part")
     table = step_rows(events) if rows == "steps" else sample_rows(events)
     count = 0
     try:
-        writer = _writer(path.suffix, fresh, MODELS[rows])
-        try:
+        with replaced(path) as fresh, closing(_writer(path.suffix, fresh, MODELS[rows])) as writer:
             batch: list[dict[str, Any]] = []
             for row in table:
                 batch.append(row.model_dump())
@@ -224,13 +224,10 @@ def export(events: Iterable[Event], path: Path, rows: Rows) -> int:
                     writer.write(batch)
                     batch = []
             writer.write(batch)
-        finally:
-            writer.close()
-        fresh.replace(path)
     except OSError as error:
-        raise ResultsError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        fresh.unlink(missing_ok=True)
+        raise ResultsError(
+            f"{path} cannot be written: {reason(error)}. {remedy(error)}, or choose another place."
+        ) from error
     return count
 
 

@@ -20,7 +20,8 @@ TINY = 1e-3
 
 def prepare_worker() -> None:
     """The owner decides when we end, and nobody's answer may eat the machine's memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to us, too
+        signal.signal(number, signal.SIG_IGN)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off, as meant
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from speclrm.runtime.errors import ResultsError
+from speclrm.runtime.files import reason, remedy, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,9 +17,15 @@ SUMMARY_FILE = "summary.json"
 
 
 def write_reports(directory: Path, summary: RunSummary) -> None:
-    """``results.jsonl`` (a line a sample) and ``summary.json`` into a run's folder."""
+    """``results.jsonl`` (a line a sample) and ``summary.json`` into a run's folder. Raises ResultsError."""
     for name, text in _texts(summary).items():
-        _write(directory / name, text)
+        try:
+            write_whole(directory / name, text)
+        except OSError as error:
+            raise ResultsError(
+                f"{directory / name} cannot be written: {reason(error)}. All of the run is in its trace. {remedy(error)}, "
+                f"then `speclrm eval --rebuild {directory}` writes it from there."
+            ) from error
 
 
 def stale_reports(directory: Path, summary: RunSummary) -> list[str]:
@@ -41,15 +49,3 @@ def _texts(summary: RunSummary) -> dict[str, str]:
         RESULTS_FILE: "".join(row.model_dump_json() + "\n" for row in summary.samples),
         SUMMARY_FILE: summary.model_dump_json(indent=2, exclude={"samples"}) + "\n",
     }
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)  # a full disk must not leave halves lying about

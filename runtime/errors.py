@@ -6,7 +6,7 @@
     │   ├── DatasetError      a dataset's name, file or row
     │   ├── ModelError        a model's name, download or files
     │   ├── CapacityError     the work does not fit this machine or this model
-    │   ├── RunDirectoryError an output directory that holds something else
+    │   ├── RunDirectoryError an output directory that holds something else, or cannot be written
     │   ├── ResultsError      results to evaluate that are not there, or of another kind
     │   └── ResumeError       a run that cannot go on, or be played again, as asked
     ├── EngineError           an engine failed
@@ -55,7 +55,7 @@ class CapacityError(UsageError):
 
 
 class RunDirectoryError(UsageError):
-    """An output directory cannot be used because it already holds something."""
+    """An output directory cannot be used: it already holds something, or not what is needed, or cannot be written."""
 
 
 class ResultsError(UsageError):

@@ -4,13 +4,13 @@ Events enter a buffer at once and one task writes it out: whatever came together
 ``WRITE_DELAY_S`` of the event, synced to the disk at least once a second and at each sample's end.
 
 A disk that is full or fails pauses the run: ``room`` waits, the write is tried again each ``RETRY_S``, and it all goes on
-when there is room again. What could not be written within a limit stops the run; one last attempt is made at its end.
+when there is room again. What could not be written within a limit stops the run; one last attempt is made at its end. A
+trace that was removed or moved stops it at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 from collections import deque
 from contextlib import suppress
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import TraceError, TraceReadError
+from speclrm.runtime.errors import RunDirectoryError, TraceError, TraceReadError
 from speclrm.runtime.events import RunStarted, SampleFinished, to_line
+from speclrm.runtime.files import FULL, GONE, reason, remedy
 from speclrm.runtime.segments import (
     HEADER_START,
     TRACE_FILE,
@@ -58,7 +59,6 @@ FAULT_LIMIT_S = 30.0
 """The same for a disk that fails, which seldom gets better."""
 CLOSE_LIMIT_S = 10.0
 """The same for a run that is ending."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class Journal:
     once writing has failed for good, so the run stops instead of going on unrecorded.
 
     Raises, on entry:
-        TraceError: the trace is there already (or, to resume, is not), or cannot be opened.
+        RunDirectoryError: the trace is there already (or, to resume, is not), or cannot be opened.
+        TraceReadError: it does not end in an event.
         SettingsError: ``compress`` without the package that it needs.
     """
 
@@ -116,8 +117,9 @@ class Journal:
                 self._file.create()
         except OSError as error:
             await self._file.close()
-            raise TraceError(
-                f"Trace {self._path} cannot be written: {error.strerror or error}. Choose another --output-dir."
+            other = f"then `speclrm resume {self._path.parent}`" if self._resume else "or choose another --output-dir"
+            raise RunDirectoryError(
+                f"Trace {self._path} cannot be written: {reason(error)}. {remedy(error)}, {other}."
             ) from error
         self._task = asyncio.create_task(self._work(), name=f"journal {self._path}")
         return self
@@ -164,10 +166,13 @@ class Journal:
 
     def _failure(self, error: OSError) -> TraceError:
         lost = len(self._lines) + self._file.pending_lines
+        written = (
+            "were not written" if error.errno in GONE else "wait in memory; all before them are in the file, whole"
+        )
+        begun = self._resume or lost <= self._emitted_seq
+        go_on = f"go on with `speclrm resume {self._path.parent}`" if begun else "run the command again"
         return TraceError(
-            f"Trace {self._path} cannot be written: {error.strerror or error}. "
-            f"{lost} events wait in memory; all before them are in the file, whole. "
-            "Free disk space and resume the run, or choose another --output-dir."
+            f"Trace {self._path} cannot be written: {reason(error)}. {lost} events {written}. {remedy(error)}, then {go_on}."
         )
 
     # ----------------------------------------------------------------------------------------------------- the task
@@ -280,13 +285,15 @@ class Journal:
                     failing_since = now_s()
                     self._pause(error)
                 # A full disk that fails at last has the time of a failing one from then on.
-                kind = error.errno in _FULL
+                kind = error.errno in FULL
                 limit = give_up_at.setdefault(kind, self._give_up_at(error, now_s()))
                 if now_s() >= min(limit, failing_since + ROOM_LIMIT_S, self._close_limit):
-                    log.error("trace_failed", trace=str(self._path), error=error.strerror or str(error))
+                    log.error("trace_failed", trace=str(self._path), error=reason(error))
                     self._error = error
                     self._paused = False
                     break
+                if not self._paused:
+                    self._pause(error)
                 await asyncio.sleep(RETRY_S)
             else:
                 if failing_since is not None:
@@ -304,12 +311,14 @@ class Journal:
         log.warning(
             "trace_paused",
             trace=str(self._path),
-            error=error.strerror or str(error),
+            error=reason(error),
             notice=f"the run waits until the disk takes the trace again, and stops after {limit_s:.0f} s",
         )
 
     def _give_up_at(self, error: OSError, failing_since: float) -> float:
-        return min(failing_since + (ROOM_LIMIT_S if error.errno in _FULL else FAULT_LIMIT_S), self._close_limit)
+        if error.errno in GONE:
+            return failing_since  # what was removed does not come back
+        return min(failing_since + (ROOM_LIMIT_S if error.errno in FULL else FAULT_LIMIT_S), self._close_limit)
 
     @property
     def _close_limit(self) -> float:

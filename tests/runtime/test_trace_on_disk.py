@@ -15,7 +15,7 @@ import pytest
 from speclrm.runtime import journal as journal_module
 from speclrm.runtime import trace_file
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.errors import SettingsError, TraceError, TraceReadError
+from speclrm.runtime.errors import RunDirectoryError, SettingsError, TraceError, TraceReadError
 from speclrm.runtime.events import EngineFailed, RunStarted, SampleFinished
 from speclrm.runtime.journal import Journal, TraceOptions
 from speclrm.runtime.reader import read_run, read_trace
@@ -176,7 +176,7 @@ def test_resuming_behind_a_compressed_segment_finds_its_last_number(tmp_path: Pa
 
 
 def test_a_trace_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="no trace to go on with"):
+    with pytest.raises(RunDirectoryError, match="no trace to go on with"):
         run_virtual(write(tmp_path / "trace.jsonl", range(3), resume=True))
 
 
