@@ -10,32 +10,31 @@ import shutil
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import cli_runner
 import pytest
 import structlog
 import typer
 from again import decisions
 from disk import Disk, Ended, speclrm_here
 
-from speclrm import api, logs
-from speclrm.bench.figures import read as read_report
-from speclrm.bench.figures import report
-from speclrm.commands.benching import bench
-from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.app import runs
+from speclrm.benchmarks.report import read as read_report
+from speclrm.benchmarks.report import report
+from speclrm.commands import logs
+from speclrm.commands.bench import bench
+from speclrm.commands.screen import providing
 from speclrm.runtime import journal
 from speclrm.runtime.engines.presets import PRESETS, EngineFit, Preset, write_preset
-from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.events import RunResumed
 from speclrm.runtime.files import is_part
 from speclrm.runtime.journal import TRACE_FILE, TraceOptions
-from speclrm.runtime.protocols import Role
 from speclrm.runtime.reader import read_trace
-from speclrm.runtime.runtime import Parts
 from speclrm.runtime.segments import segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 RUN = (
     *("run", "baseline", "--target", "sim/qwq-32b", "--dataset", "sim:a70?size=1", "--token-budget", "200"),
@@ -55,7 +54,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     and a cache that nobody else has.
     """
     monkeypatch.setattr(journal, "RETRY_S", 100.0)
-    monkeypatch.setattr(api, "TraceOptions", lambda compress: TraceOptions(4_000, compress))
+    monkeypatch.setattr(runs, "TraceOptions", lambda compress: TraceOptions(4_000, compress))
     monkeypatch.setenv("SPECLRM_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -86,7 +85,7 @@ def half(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "TraceOptions", lambda compress: TraceOptions(compress=compress))
+    monkeypatch.setattr(runs, "TraceOptions", lambda compress: TraceOptions(compress=compress))
 
 
 @pytest.fixture
@@ -416,18 +415,10 @@ def make_model(folder: Path, weights: bytes) -> None:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+def scripted() -> Generator[None]:
     """Scripted engines under whatever name."""
-
-    async def size(*_: object) -> Any:
-        return api._Sized({}, {})  # pyright: ignore[reportPrivateUsage]
-
-    async def start(*_: object) -> Parts:
-        steps = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{2}."]
-        return Parts({Role.TARGET: ScriptedEngine(by_step(steps), token_s=0.0001)}, ExactEquivalence())
-
-    monkeypatch.setattr(api, "_size", size)
-    monkeypatch.setattr(api, "_open", start)
+    with providing(cli_runner.scripted(token_s=0.0001)):
+        yield
 
 
 @pytest.mark.usefixtures("scripted", "one_segment")
