@@ -190,11 +190,14 @@ class RuntimeTrack:
         else:
             # An attempt's end is no decision of the loop: the next attempt finds the track as it was.
             reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
+        # First what costs the engines, then what may fail: a sink that takes no more.
+        for making in self._ahead.values():
+            self._leave(making.task)
+        if self._writing is not None:
+            self._leave(asyncio.ensure_future(_left(self._writing)), cancel=False)
         for purpose in tuple(self._ahead):
             self._give_up(purpose, reason)
-        writing = self._close_writing("stopped" if reason == "useless" else reason)
-        if writing is not None:
-            self._leave(asyncio.ensure_future(_left(writing)))
+        self._close_writing("stopped" if reason == "useless" else reason)
 
     async def gone(self) -> None:
         """Waits, whoever cancels, until the engines are done with the track, and gives its room back."""
@@ -330,8 +333,8 @@ class RuntimeTrack:
                     raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
         except BaseException as error:
             self._writing = None
+            self._leave(asyncio.ensure_future(_left(writing)), cancel=False)
             self._drop(flight, Role.TARGET, "write", error)
-            await to_its_end(_left(writing))
             raise
         if step is None:  # the request ended with an earlier attempt: another one goes on from here
             self._writing = None
@@ -427,16 +430,16 @@ class RuntimeTrack:
         try:
             return await making.task
         except asyncio.CancelledError:
-            self._drop_making(making, self.stop_reason)
-            making.task.cancel()
             self._leave(making.task)
+            self._drop_making(making, self.stop_reason)
             raise
 
     def _give_up(self, purpose: Ahead, reason: Reason) -> None:
         """Ends what was set going and accounts for it at once; what its engine still says of it is heard by nobody."""
         making = self._ahead.pop(purpose, None)
-        if making is None or making.task is None:
+        if making is None:
             return
+        self._leave(making.task)
         if self._record is not None:
             # How far it had come is a matter of moments, so the trace is asked, if it has the answer.
             started = operation_id(self.problem.id, self._repeat, self._track, making.index, f"{purpose}-ahead")
@@ -444,11 +447,13 @@ class RuntimeTrack:
                 self._emit(event)
                 making.given_up = True
         self._drop_making(making, reason)
-        making.task.cancel()
-        self._leave(making.task)
 
-    def _leave(self, task: asyncio.Task[Any]) -> None:
-        """What is left of a request that has been accounted for."""
+    def _leave(self, task: asyncio.Task[Any] | None, *, cancel: bool = True) -> None:
+        """Ends what nobody asks about any more; ``gone`` waits for it. May be called again."""
+        if task is None or task in self._leaving:
+            return
+        if cancel:
+            task.cancel()
         self._leaving.add(task)
         task.add_done_callback(self._left)
 
@@ -729,15 +734,18 @@ class RuntimeTrack:
 
     async def _end_writing(self) -> None:
         """Closes the open write; what came after the last step was for nothing."""
-        if (writing := self._close_writing("stopped")) is not None:
-            await to_its_end(_left(writing))
+        if self._writing is None:
+            return
+        leaving = asyncio.ensure_future(_left(self._writing))
+        self._leave(leaving, cancel=False)
+        self._close_writing("stopped")
+        await to_its_end(asyncio.wait({leaving}))
 
-    def _close_writing(self, reason: Reason) -> _Writing | None:
-        """Accounts for the open write, which the caller has to leave."""
+    def _close_writing(self, reason: Reason) -> None:
+        """Accounts for the open write, which the caller leaves."""
         writing, self._writing = self._writing, None
         if writing is not None and writing.flight.owes_report:
             self._emit_dropped(writing.flight.report(), Role.TARGET, "write", reason)
-        return writing
 
     async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
         try:

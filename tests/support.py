@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from speclrm.runtime.admission import Admission, Seat
     from speclrm.runtime.events import Event, Outcome
     from speclrm.runtime.protocols import Engine, Equivalence, Strategy
     from speclrm.runtime.state import SampleState
@@ -129,6 +130,13 @@ def play(
 
     run_virtual(main())
     return played
+
+
+async def enter(admission: Admission, order: int, tokens: Mapping[Role, int]) -> Seat:
+    """A seat, once there is room for it."""
+    seat = admission.claim(order, tokens)
+    await admission.sit(seat)
+    return seat
 
 
 def operation(request: Request) -> tuple[str, str, int, str]:

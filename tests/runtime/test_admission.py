@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from support import enter
 
 from speclrm.runtime.admission import GROWTH_TOKENS, ROOM_SHARE, SPARE_TOKENS, Admission, Seat
 from speclrm.runtime.clock import run_virtual
@@ -15,7 +16,7 @@ from speclrm.runtime.lanes import Lane
 from speclrm.runtime.protocols import EngineStats, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Coroutine, Sequence
     from typing import Any
 
 KV_TOKENS = 1000
@@ -60,12 +61,6 @@ class Waiting:
     async def cancel(self, name: str) -> None:
         self.tasks[name].cancel()
         await settle()
-
-
-async def enter(admission: Admission, order: int, tokens: Mapping[Role, int]) -> Seat:
-    seat = admission.claim(order, tokens)
-    await admission.sit(seat)
-    return seat
 
 
 async def settle() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Collector, make_strategy, parts
+from support import Collector, enter, make_strategy, parts
 from watched import CountingLoop, WatchedScripted, run_counted, watched
 from workloads import (
     EXAMPLES,
@@ -419,7 +419,7 @@ def test_seats_never_outgrow_the_room_and_all_come_to_their_turn(
             seat = None
             try:
                 async with asyncio.timeout(sitter.give_up_s):
-                    seat = await admission.enter(sitter.order, {Role.TARGET: sitter.prompt})
+                    seat = await enter(admission, sitter.order, {Role.TARGET: sitter.prompt})
                     seats.append(seat)
                     place = seat.places[Role.TARGET]
                     for step in sitter.steps:
@@ -442,7 +442,7 @@ def test_seats_never_outgrow_the_room_and_all_come_to_their_turn(
             for sitter in several:
                 group.create_task(one(sitter))
         assert (admission.seated, admission.waiting) == (0, 0)
-        newcomer = await asyncio.wait_for(admission.enter(0, {Role.TARGET: kv_tokens}), 1.0)
+        newcomer = await asyncio.wait_for(enter(admission, 0, {Role.TARGET: kv_tokens}), 1.0)
         assert newcomer.seated  # nothing is left in the books: one as large as the room sits down alone
         return done
 
