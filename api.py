@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,7 @@ from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.evaluators.metrics import RunSummary, Summary, summarize
+from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.evaluators.report import write_reports
 from speclrm.measuring import measure_engines, measured_world, provenance
 from speclrm.options import CalibrateOptions, EngineDtype, EngineOptions, Options, RecipeOptions, RunOptions
@@ -89,6 +90,8 @@ PROMPT_TOKENS = 1024
 DEFAULT_MIX = "aime-mix"
 RUNS_FOLDER = Path("runs")
 ENGINE_LOGS_KEPT = 20
+READ_AT_ONCE = 5_000
+"""Events of a trace that one call in another thread reads."""
 
 
 def _quiet(what: str, done: float | None, total: float | None) -> None:
@@ -238,7 +241,7 @@ async def run_in(
 
     ``extra``: what stands in its configuration beside the options.
     """
-    fold = _Fold()
+    began = _Began()
     try:
         await runtime.run(
             problems,
@@ -248,12 +251,12 @@ async def run_in(
             concurrency=options.concurrency,
             directory=directory,
             config=_config(options, chosen, problems) | dict(extra or {}),
-            sinks=[*sinks, fold],
+            sinks=[*sinks, began],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
         )
     except BaseException:
-        if fold.summary().run:  # it began: the directory is this run's
+        if began.yes:  # the directory is this run's
             with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
                 await _write_reports(directory)
         raise
@@ -262,9 +265,22 @@ async def run_in(
 
 async def _write_reports(directory: Path) -> RunSummary:
     """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
-    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
-    write_reports(directory, summary)
-    return summary
+    fold, events = Summary(), iter(read_run(directory))
+
+    def read_on() -> bool:
+        taken = 0
+        for taken, event in enumerate(islice(events, READ_AT_ONCE), start=1):
+            fold.add(event)
+        return taken > 0
+
+    def write() -> RunSummary:
+        summary = fold.summary()
+        write_reports(directory, summary)
+        return summary
+
+    while await asyncio.to_thread(read_on):
+        pass  # in parts: virtual time waits for a call in another thread, but not for ever
+    return await asyncio.to_thread(write)
 
 
 def prepare(options: RunOptions, notify: Notify = _quiet) -> tuple[RunOptions, Family, list[Problem]]:
@@ -850,6 +866,21 @@ def _new_engine_log() -> Path:
 
 def _new_folder(name: str) -> Path:
     return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+
+
+class _Began:
+    """A sink that says whether a run did."""
+
+    yes = False
+
+    def emit(self, event: Event) -> None:
+        self.yes = self.yes or isinstance(event, RunStarted)
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
 
 
 class _Fold(Summary):

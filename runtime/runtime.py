@@ -40,6 +40,10 @@ log = structlog.get_logger(__name__)
 CONCURRENCY = 16
 """Samples at work at the same time, unless told otherwise."""
 
+STARTED_AT_ONCE = 64
+"""Of so many samples the starts come together; in between everything else has its turn. The first events of thousands would
+overwhelm whoever listens."""
+
 ERRORS_MIN = 8
 ERROR_SHARE_MAX = 0.5
 """A run stops when at least this many tracks failed and they are more than this share of all that ended: something
@@ -328,34 +332,37 @@ class Runtime:
     ) -> tuple[SampleState, ...]:
         """Runs the samples, so many at a time (None: all), and publishes the run's end."""
         meter = Meter(self.scheduler)
-        places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
+        states = {number: job for number, job in enumerate(jobs) if isinstance(job, SampleState)}
+        todo = iter([(number, job) for number, job in enumerate(jobs) if isinstance(job, Job)])
 
-        async def attempt(job: Job | SampleState) -> SampleState:
-            if isinstance(job, SampleState):
-                return job
-            async with places:
-                problem, playback = job.problem, job.playback
-                await bus.turn("problem_started", problem.id, job.repeat)
-                lanes: Mapping[Role, Flights] = self.scheduler.lanes
-                equivalence = self._equivalence
-                again = None
-                if playback is not None:
-                    again = playback.sample(problem.id, job.repeat)
-                    lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
-                    equivalence = RecordedVerdicts(again, equivalence)
-                sample = Sample(
-                    problem,
-                    job.repeat,
-                    order=next(self._orders),
-                    seed=job.seed,
-                    strategy=job.strategy,
-                    scheduler=self.scheduler,
-                    lanes=lanes,
-                    record=again,
-                    equivalence=equivalence,
-                    bus=bus,
-                )
-                return await sample.run()
+        async def attempt(job: Job) -> SampleState:
+            problem, playback = job.problem, job.playback
+            await bus.turn("problem_started", problem.id, job.repeat)
+            lanes: Mapping[Role, Flights] = self.scheduler.lanes
+            equivalence = self._equivalence
+            again = None
+            if playback is not None:
+                again = playback.sample(problem.id, job.repeat)
+                lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
+                equivalence = RecordedVerdicts(again, equivalence)
+            sample = Sample(
+                problem,
+                job.repeat,
+                order=next(self._orders),
+                seed=job.seed,
+                strategy=job.strategy,
+                scheduler=self.scheduler,
+                lanes=lanes,
+                record=again,
+                equivalence=equivalence,
+                bus=bus,
+            )
+            return await sample.run()
+
+        async def work() -> None:
+            """One sample after the other, for as long as there are any."""
+            for number, job in todo:
+                states[number] = await attempt(job)
 
         def finish(status: Any, error: str | None = None) -> None:
             bus.publish(
@@ -371,7 +378,10 @@ class Runtime:
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(attempt(job), name=f"sample {number}") for number, job in enumerate(jobs)]
+                for number in range(min(concurrency or len(jobs), len(jobs) - len(states))):
+                    group.create_task(work(), name=f"samples {number}")
+                    if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
+                        await asyncio.sleep(0)
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -380,7 +390,7 @@ class Runtime:
             finish("failed", f"{type(first).__name__}: {first}")
             raise first from None
         finish("finished")
-        return tuple(task.result() for task in tasks)
+        return tuple(states[number] for number in range(len(jobs)))
 
     def check_loop(self) -> None:
         """Raises SettingsError where the runtime was opened on another event loop: its engines live on that one."""
