@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,12 @@ from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import Resolved, resolved
-from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
-from speclrm.evaluators.metrics import RunSummary, summarize
+from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime import run_directory
 from speclrm.runtime.errors import SpecLRMError
+from speclrm.runtime.events import Event, RunStarted
 from speclrm.runtime.journal import TraceOptions
 from speclrm.runtime.reader import read_run
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from speclrm.runtime.runtime import Resumption, Runtime
 
 RUNS_FOLDER = Path("runs")
+READ_AT_ONCE = 5_000
+"""Events of a trace that one call in another thread reads."""
 
 
 class RunReport(Options):
@@ -80,7 +83,7 @@ async def run_in(
     ``extra``: what stands in its configuration beside the options.
     """
     options = found.options
-    summary = SummarySink()
+    began = _Began()
     try:
         await runtime.run(
             found.problems,
@@ -90,12 +93,12 @@ async def run_in(
             concurrency=options.concurrency,
             directory=directory,
             config=found.config | await weights(options) | dict(extra or {}),
-            sinks=[*sinks, summary],
+            sinks=[*sinks, began],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
         )
     except BaseException:
-        if summary.summary().run:  # it began: the directory is this run's
+        if began.yes:  # the directory is this run's
             with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
                 await _write_reports(directory)
         raise
@@ -104,13 +107,41 @@ async def run_in(
 
 async def _write_reports(directory: Path) -> RunSummary:
     """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
-    summary = await asyncio.to_thread(lambda: summarize(read_run(directory)))
-    if summary.run:  # else not one event came to the disk, and there is nothing to derive anything from
-        report.write_reports(directory, summary)
-    return summary
+    fold, events = Summary(), iter(read_run(directory))
+
+    def read_on() -> bool:
+        part = list(islice(events, READ_AT_ONCE))
+        for event in part:
+            fold.add(event)
+        return bool(part)
+
+    def write() -> RunSummary:
+        summary = fold.summary()
+        if summary.run:  # else not one event came to the disk, and there is nothing to derive anything from
+            report.write_reports(directory, summary)
+        return summary
+
+    while await asyncio.to_thread(read_on):
+        pass  # in parts: virtual time waits for a call in another thread, but not for ever
+    return await asyncio.to_thread(write)
 
 
 def new_folder(name: str) -> Path:
     """A folder named after the time, where none is given."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
+
+
+class _Began:
+    """A sink that says whether a run did."""
+
+    yes = False
+
+    def emit(self, event: Event) -> None:
+        self.yes = self.yes or isinstance(event, RunStarted)
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass

@@ -9,7 +9,9 @@ import json
 import re
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -18,19 +20,32 @@ from rich.table import Table
 from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
-from speclrm.runtime.events import OperationDropped, RunStarted, StepDrafted, StepScored, StepWritten
-from speclrm.runtime.ledger import EngineUse
+from speclrm.runtime.events import (
+    OperationDropped,
+    ProblemStarted,
+    RunStarted,
+    SampleEvent,
+    SampleFinished,
+    StepCommitted,
+    StepDrafted,
+    StepScored,
+    StepWritten,
+    TrackFinished,
+    TrackResumed,
+    TrackStarted,
+)
+from speclrm.runtime.ledger import EngineUse, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
-    from speclrm.evaluators.metrics import SampleRow
-    from speclrm.runtime.events import Event
+    from speclrm.runtime.events import Event, Operation
 
 WINDOW_S = 10.0
 """Tokens per second are of the last ten."""
+SLICE_S = 0.25
 REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
 ROWS_MAX = 8
@@ -44,35 +59,132 @@ def harmless(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+@dataclass(slots=True)
+class _Track:
+    """``written``: the text of the step that is not committed yet."""
+
+    steps: int = 0
+    tokens: int = 0
+    score: float | None = None
+    text: str = ""
+    written: str = ""
+    finished: bool = False
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One that is not finished. ``ended``: how many of its tracks are; ``tokens``: of the others."""
+
+    gold: str | None = None
+    tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
+    ended: int = 0
+    tokens: int = 0
+
+
 class Monitor:
-    """A sink that follows a run and can say how it stands. Times are real seconds."""
+    """A sink that follows a run and can say how it stands. Times are real seconds.
+
+    An event costs the same however long the run is, and so does the answer: all that is shown is kept as it is shown. What
+    is finished is only counted. Where events are missing, figures are wrong by these and no more.
+    """
 
     def __init__(self) -> None:
         self.stage = "starting"
-        self.fold = Summary()
         self.total: int | None = None
         self._started: float | None = None
         self._begun = time.monotonic()
-        self._recent: deque[tuple[float, str, int]] = deque()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ledger = Ledger()
+        self.outcomes: Counter[str] = Counter()
+        self.tracks = 0
+        self.ended = 0
+        """Tracks that are finished."""
+        self.busy: dict[tuple[str, int, str], _Track] = {}
+        """Tracks that are not, in the order of their starts."""
+        self._samples: dict[tuple[str, int], _Sample] = {}
+        self._rates = _Rates()
+        self._ended_tokens = 0
+        # Sums over samples that are not finished, each divided by the number of its tracks.
+        self._ended_part = self._busy_part = self._token_part = 0.0
 
     # As a sink.
 
     def emit(self, event: Event) -> None:
-        now = time.monotonic()
         if isinstance(event, RunStarted):
-            self.fold = Summary()
-            self._started = now
-            self._recent.clear()
-        self.fold.add(event)
+            self._clear()
+            self._started = time.monotonic()
+        self.ledger.add(event)
         match event:
-            case StepDrafted(operations=operations):
-                self._recent.append((now, "draft", sum(op.output_tokens for op in operations)))
-            case StepWritten(operations=operations) | StepScored(operations=operations):
-                self._recent.append((now, "target", sum(op.output_tokens for op in operations)))
-            case OperationDropped(role=role, operation=operation):
-                self._recent.append((now, role, operation.output_tokens))
+            case StepDrafted() | StepWritten():
+                if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
+                    track.written = event.text
+                self._rates.add("draft" if isinstance(event, StepDrafted) else "target", event.operations)
+            case StepScored():
+                self._rates.add("target", event.operations)
+            case StepCommitted():
+                self._commit(event)
+            case OperationDropped():
+                self._rates.add(event.role, (event.operation,))
+            case SampleEvent():
+                self._change(event)
             case _:
                 pass
+
+    def _commit(self, event: StepCommitted) -> None:
+        track = self.busy.get((event.problem, event.repeat, event.track))
+        sample = self._samples.get((event.problem, event.repeat))
+        if track is None or sample is None:
+            return
+        track.steps += 1
+        track.tokens += event.tokens
+        track.score, track.text, track.written = event.score, track.written, ""
+        sample.tokens += event.tokens
+        self._token_part += event.tokens / len(sample.tracks)
+
+    def _change(self, event: SampleEvent) -> None:
+        """Of a sample or of which tracks it has."""
+        sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
+        self._count(sample, -1)
+        match event:
+            case ProblemStarted():
+                sample.gold = event.gold
+            case TrackStarted():
+                sample.tracks[event.track] = self.busy[event.problem, event.repeat, event.track] = _Track()
+                self.tracks += 1
+            case TrackFinished():
+                track = self.busy.pop((event.problem, event.repeat, event.track), None)
+                if track is not None:
+                    self._end(sample, track, 1)
+            case TrackResumed():
+                track = sample.tracks.get(event.track)
+                if track is not None and track.finished:
+                    self.busy[event.problem, event.repeat, event.track] = track
+                    self._end(sample, track, -1)
+            case SampleFinished():
+                self.outcomes[event.outcome] += 1
+                del self._samples[event.problem, event.repeat]
+                for name in sample.tracks:
+                    self.busy.pop((event.problem, event.repeat, name), None)  # of whose end nothing was heard
+                return
+            case _:
+                pass
+        self._count(sample, 1)
+
+    def _end(self, sample: _Sample, track: _Track, by: int) -> None:
+        """The track ended (1) or goes on after all (-1)."""
+        track.finished = by > 0
+        sample.ended += by
+        sample.tokens -= by * track.tokens
+        self.ended += by
+        self._ended_tokens += by * track.tokens
+
+    def _count(self, sample: _Sample, by: int) -> None:
+        if tracks := len(sample.tracks):
+            self._ended_part += by * sample.ended / tracks
+            self._busy_part += by * (tracks - sample.ended) / tracks
+            self._token_part += by * sample.tokens / tracks
 
     async def room(self) -> None:
         pass
@@ -96,53 +208,72 @@ class Monitor:
     def running(self) -> bool:
         return self._started is not None
 
+    @property
+    def finished(self) -> int:
+        """Samples that are."""
+        return self.outcomes.total()
+
+    def gold(self, problem: str, repeat: int) -> str | None:
+        """Of a sample that is not finished."""
+        sample = self._samples.get((problem, repeat))
+        return None if sample is None else sample.gold
+
     def rates(self) -> dict[str, float]:
         """Generated tokens per second of each model, over the last seconds."""
-        now = time.monotonic()
-        while self._recent and self._recent[0][0] < now - WINDOW_S:
-            self._recent.popleft()
         span = max(1.0, min(WINDOW_S, self.elapsed_s))
-        rates: dict[str, float] = {}
-        for _, role, tokens in self._recent:
-            rates[role] = rates.get(role, 0.0) + tokens / span
-        return rates
+        return {role: tokens / span for role, tokens in self._rates.tokens().items()}
 
     def left_s(self) -> float | None:
         """Seconds to go, about; None until there is something to tell it from.
 
-        A running sample counts by how far its tracks are, measured by the tokens that finished tracks took.
+        A running sample counts by how far its tracks are, measured by the tokens that finished tracks took; all running
+        tracks together are at nine tenths at most.
         """
-        states = self.fold.states.values()
-        finished = [track.tokens for state in states for track in state.tracks.values() if track.finished]
-        if self.total is None or len(finished) < 2:
+        if self.total is None or self.ended < 2:
             return None
-        typical = max(1.0, sum(finished) / len(finished))
-        done = 0.0
-        for state in states:
-            if state.outcome is not None:
-                done += 1
-            elif state.tracks:
-                parts = [1.0 if t.finished else min(0.9, t.tokens / typical) for t in state.tracks.values()]
-                done += sum(parts) / len(parts)
+        typical = max(1.0, self._ended_tokens / self.ended)
+        done = self.finished + self._ended_part + min(0.9 * self._busy_part, self._token_part / typical)
         if done <= 0:
             return None
         return self.elapsed_s * max(0.0, self.total - done) / done
+
+
+class _Rates:
+    """Tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
+
+    def __init__(self) -> None:
+        self._slices: deque[tuple[int, dict[str, int]]] = deque()
+
+    def add(self, role: str, operations: Sequence[Operation]) -> None:
+        number = int(time.monotonic() / SLICE_S)
+        if not self._slices or self._slices[-1][0] != number:
+            self._slices.append((number, {"draft": 0, "target": 0}))
+            while self._slices[0][0] <= number - WINDOW_S / SLICE_S:
+                self._slices.popleft()
+        tokens = self._slices[-1][1]
+        for operation in operations:
+            tokens[role] += operation.output_tokens
+
+    def tokens(self) -> dict[str, int]:
+        first = int(time.monotonic() / SLICE_S) - WINDOW_S / SLICE_S
+        slices = [tokens for number, tokens in tuple(self._slices) if number > first]
+        found = {role: sum(tokens[role] for tokens in slices) for role in ("draft", "target")}
+        return {role: tokens for role, tokens in found.items() if tokens}
 
 
 def headline(monitor: Monitor) -> str:
     """One line: how many problems are done, how it goes, how fast, and how long it will take."""
     if not monitor.running:
         return f"{monitor.stage} ({_seconds(monitor.elapsed_s)})"
-    summary = monitor.fold.summary()
-    parts = [f"{len(summary.samples)}/{monitor.total or '?'} samples"]
-    if summary.accuracy is not None:
-        parts.append(f"accuracy {summary.accuracy:.0%}")
-    tracks = [track for state in monitor.fold.states.values() for track in state.tracks.values()]
-    parts.append(f"tracks {sum(track.finished for track in tracks)}/{len(tracks)}")
-    if summary.acceptance is not None:
-        parts.append(f"accepted {summary.accepted} rewritten {summary.rewritten} ({summary.acceptance:.0%} kept)")
-    elif summary.written:
-        parts.append(f"{summary.written} steps")
+    steps, outcomes = monitor.ledger.steps(), monitor.outcomes
+    parts = [f"{monitor.finished}/{monitor.total or '?'} samples"]
+    if graded := monitor.finished - outcomes["ungraded"]:
+        parts.append(f"accuracy {outcomes['correct'] / graded:.0%}")
+    parts.append(f"tracks {monitor.ended}/{monitor.tracks}")
+    if steps.acceptance is not None:
+        parts.append(f"accepted {steps.accepted} rewritten {steps.rewritten} ({steps.acceptance:.0%} kept)")
+    elif steps.written:
+        parts.append(f"{steps.written} steps")
     parts += [f"{role} {rate:.0f} tok/s" for role, rate in sorted(monitor.rates().items())]
     left = monitor.left_s()
     parts.append(f"{_seconds(monitor.elapsed_s)}, {'estimating' if left is None else f'about {_seconds(left)} left'}")
@@ -176,25 +307,17 @@ class LiveView:
         table = Table(box=None, pad_edge=False, expand=False)
         for name in ("problem", "track", "steps", "tokens", "score", ""):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
-        busy = [
-            (state, track)
-            for state in monitor.fold.states.values()
-            if state.outcome is None
-            for track in state.tracks.values()
-            if not track.finished
-        ]
-        for state, track in busy[:ROWS_MAX]:
-            last = track.steps[-1] if track.steps else None
+        for (problem, repeat, name), track in list(islice(monitor.busy.items(), ROWS_MAX)):
             table.add_row(
-                Text(harmless(f"{state.problem}/{state.repeat}", 24)),
-                Text(track.track),
-                str(len(track.steps)),
+                Text(harmless(f"{problem}/{repeat}", 24)),
+                Text(name),
+                str(track.steps),
                 str(track.tokens),
-                "" if last is None or last.score is None else f"{last.score:.1f}",
-                Text(harmless(last.text.strip(), 40) if last else ""),
+                "" if track.score is None else f"{track.score:.1f}",
+                Text(harmless(track.text.strip(), 40)),
             )
-        if len(busy) > ROWS_MAX:
-            table.add_row(Text(f"and {len(busy) - ROWS_MAX} more"), "", "", "", "", "")
+        if len(monitor.busy) > ROWS_MAX:
+            table.add_row(Text(f"and {len(monitor.busy) - ROWS_MAX} more"), "", "", "", "", "")
         return Group(head, table)
 
 
@@ -219,18 +342,17 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
+        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else ""
         self._monitor.emit(event)
         now = time.monotonic()
-        rows = self._monitor.fold.summary().samples if event.kind == "sample_finished" else ()
-        if rows:
-            self._print(f"{sample_line(rows[-1])} · {headline(self._monitor)}")
+        if line or now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
-        elif now - self._last >= PLAIN_INTERVAL_S:
-            self._last = now
-            self._print(headline(self._monitor))
+            self._print(f"{line} · {headline(self._monitor)}" if line else headline(self._monitor))
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True, highlight=False)
+        # Not by the console's own `print`: it lays out what is one line as it is, for longer than a short sample takes.
+        self._console.file.write(Text(line).plain + "\n")
+        self._console.file.flush()
 
     async def room(self) -> None:
         pass
@@ -244,11 +366,15 @@ class JsonView:
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
+        self._fold = Summary()
 
     def emit(self, event: Event) -> None:
         self._monitor.emit(event)
-        if event.kind == "sample_finished":
-            row = self._monitor.fold.summary().samples[-1]
+        if isinstance(event, RunStarted):
+            self._fold = Summary()
+        self._fold.add(event)
+        if isinstance(event, SampleFinished):
+            row = self._fold.row(event.problem, event.repeat)
             print_json({"kind": "sample", **row.model_dump(mode="json")})
 
     async def room(self) -> None:
@@ -263,9 +389,11 @@ def print_json(value: object) -> None:
     sys.stdout.flush()
 
 
-def sample_line(row: SampleRow) -> str:
-    answer = "no answer" if row.answer is None else harmless(row.answer, 30)
-    return f"{row.problem}/{row.repeat}: {row.outcome} ({answer}; gold {harmless(row.gold or '-', 30)})"
+def sample_line(event: SampleFinished, monitor: Monitor) -> str:
+    """Of a sample of whose end the monitor has not heard yet."""
+    answer = "no answer" if event.answer is None else harmless(event.answer, 30)
+    gold = harmless(monitor.gold(event.problem, event.repeat) or "-", 30)
+    return f"{event.problem}/{event.repeat}: {event.outcome} ({answer}; gold {gold})"
 
 
 # -------------------------------------------------------------------------------------------------------------- at the end

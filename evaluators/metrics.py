@@ -204,6 +204,10 @@ class Summary:
             seconds=event.seconds,
         )
 
+    def row(self, problem: str, repeat: int) -> SampleRow:
+        """Of a finished sample. Raises KeyError for another."""
+        return self._rows[problem, repeat]
+
     def track_rewrites(self) -> list[float]:
         """Of each track with drafted steps: the share of rewritten ones among accepted and rewritten, 0 to 1."""
         rates: list[float] = []

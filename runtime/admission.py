@@ -8,13 +8,13 @@ engine, the youngest tracks stand up at their next step and wait until there is 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.routing import Place, least_loaded
+from speclrm.runtime.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ class Admission:
             for number, engine in enumerate(lane.engines):
                 kv_tokens = engine.stats().kv_tokens
                 self._rooms[role, number] = _Room(float("inf") if kv_tokens is None else kv_tokens * ROOM_SHARE)
-        self._waiting: list[tuple[tuple[int, int], Seat, asyncio.Future[None]]] = []
+        self._waiting: Waiting[tuple[Seat, asyncio.Future[None]]] = Waiting()
         self._arrivals = count()
         self.stood_up = 0
         """How often a track had to stand up."""
@@ -149,17 +149,15 @@ class Admission:
 
     async def _wait(self, seat: Seat) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (seat.order, seat, turn)
-        heapq.heappush(self._waiting, entry)
+        number = self._waiting.push(seat.order, (seat, turn))
         self._fill()
         try:
             await turn
         except asyncio.CancelledError:
             if seat.seated:
                 self._stand(seat)
-            elif entry in self._waiting:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
+            else:
+                self._waiting.remove(number)
             self._fill()
             raise
 
@@ -186,12 +184,13 @@ class Admission:
             size = seat.tokens[role] + SPARE_TOKENS
             room.used -= size
             room.leaving -= size if seat.asked else 0
-            room.seats.remove(seat)
+            del room.seats[bisect_left(room.seats, seat)]
         seat.seated = seat.asked = False
 
     def _ask(self, room: _Room) -> None:
         """Asks the youngest to stand up until the rest fits; the oldest stays, whatever its size."""
-        for seat in reversed(room.seats[1:]):
+        for place in range(len(room.seats) - 1, 0, -1):
+            seat = room.seats[place]
             if room.used - room.leaving <= room.capacity:
                 return
             if not seat.asked:
@@ -201,8 +200,12 @@ class Admission:
 
     def _fill(self) -> None:
         """Seats those who wait, oldest first; nobody passes one who does not fit yet."""
-        while self._waiting and self._fits(self._waiting[0][1]):
-            _, seat, turn = heapq.heappop(self._waiting)
-            if not turn.done():
+        while self._waiting:
+            _, (seat, turn) = self._waiting.first()
+            given_up = turn.done()
+            if not given_up and not self._fits(seat):
+                return
+            self._waiting.pop()
+            if not given_up:
                 self._take(seat)
                 turn.set_result(None)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import heapq
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.runtime.cleanup import to_its_end
@@ -24,6 +22,7 @@ from speclrm.runtime.context import DIGEST_BYTES, Ids
 from speclrm.runtime.errors import EngineStalledError, RequestError
 from speclrm.runtime.events import Operation
 from speclrm.runtime.protocols import LOGPROB_MIN
+from speclrm.runtime.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -38,6 +37,15 @@ falls free is filled at the very next iteration instead of one round trip later.
 
 CAP_INTERVAL_S = 0.25
 """How often the engine's statistics are asked for the bound of requests in flight."""
+
+RANK_WIDTH = 1_000_000
+"""Priorities below it are those of requests that are short and that a whole track waits for (``scheduler.priority``)."""
+
+RESERVE_SHARE = 8
+"""Of the sequences that an engine runs, one in so many, but one at least, is kept from writes while there are short requests."""
+
+RESERVE_S = 10.0
+"""For so long at least after the last short request, and twice that at most."""
 
 STALL_LIMIT_S = 600.0
 """How long an engine that somebody reads from may show no progress. A long prompt on a slow CPU takes minutes, never ten."""
@@ -114,6 +122,11 @@ class Flight:
             self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
         if request.likelihood_from is not None and self.prompt_logprobs is None:
             raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it brings step after step: no step's end stops a write, which may keep its place for minutes."""
+        return self.request.priority >= RANK_WIDTH and not self.request.stop_ids and self.request.max_tokens > 1
 
     @property
     def over(self) -> bool:
@@ -327,7 +340,7 @@ class Stay:
                 await to_its_end(self._stream.aclose())
         finally:
             self._queue.stays.discard(self)
-            self._queue.leave()
+            self._queue.leave(self._flight)
 
 
 class Lane:
@@ -357,10 +370,6 @@ class Lane:
     def recall(self, flight: Flight) -> None:
         """No trace stands behind a live lane."""
 
-    def wants_place(self, flight: Flight) -> bool:
-        """Whether a more urgent request waits for a place such as this one in flight holds."""
-        return False
-
     def fly(self, flight: Flight) -> Stay:
         """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
 
@@ -370,6 +379,13 @@ class Lane:
             EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``, and somebody waited for it.
         """
         return Stay(self.queues[flight.place], flight)
+
+    def wants_place(self, flight: Flight) -> bool:
+        """Whether a lasting flight that is in its engine should give its place up at the end of its step, and ask again.
+
+        So it is while something more urgent is kept from the engine, and all places are held by flights that last.
+        """
+        return self.queues[flight.place].wants_place(flight)
 
     async def run(self, flight: Flight) -> None:
         """Takes a flight to its end."""
@@ -418,8 +434,11 @@ class _Queue:
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._arrivals = count()
+        # Those that last wait for themselves: others pass them into the places that they may not have.
+        self._waiting: dict[bool, Waiting[asyncio.Future[None]]] = {lasting: Waiting() for lasting in (False, True)}
+        self._lasting = 0
+        self._short = _Peak()
+        self._later: asyncio.TimerHandle | None = None
         self.stays: set[Stay] = set()
         self._busy_s = 0.0
         self._since_s = 0.0
@@ -445,7 +464,7 @@ class _Queue:
 
     def stats(self) -> LaneStats:
         return LaneStats(
-            waiting=len(self._waiting),
+            waiting=sum(map(len, self._waiting.values())),
             in_flight=self.in_flight,
             in_flight_max=self._cap,
             operations=self.operations,
@@ -457,24 +476,45 @@ class _Queue:
 
     async def enter(self, flight: Flight) -> None:
         self._adapt()
-        if self.in_flight < self._cap and not self._waiting:
+        lasting = flight.lasting
+        waiting = self._waiting[lasting]
+        if not lasting:
+            self._short.see(self.in_flight - self._lasting + len(waiting) + 1)
+        if self._has_room(lasting) and self._next() is None:
             if not self.in_flight and flight.ready_s is not None:
                 self._idle_ready_s += now_s() - max(flight.ready_s, self._since_s)
-            self._take_place()
+            self._take_place(lasting)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (flight.request.priority, next(self._arrivals), turn)
-        heapq.heappush(self._waiting, entry)
+        number = waiting.push(flight.request.priority, turn)
         self._serve()  # the bound may have grown while others waited
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave()  # the place was given in the same moment: hand it on
-            elif entry in self._waiting:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
+                self.leave(flight)  # the place was given in the same moment: hand it on
+            else:
+                waiting.remove(number)
             raise
+
+    def wants_place(self, flight: Flight) -> bool:
+        if not flight.lasting:
+            return False
+        short = self.in_flight - self._lasting
+        if short:  # what is in the engine may only wait there, behind writes that fill it
+            return self._lasting >= self.engine.max_num_seqs
+        waiting = self._waiting[False]
+        return bool(waiting) and waiting.first()[0] < flight.request.priority
+
+    def _has_room(self, lasting: bool) -> bool:
+        """Whether one more may go to the engine. Those that last leave a few of its sequences to others, while there are any."""
+        if not lasting or self.in_flight >= self._cap:
+            return self.in_flight < self._cap
+        short = self._short.value
+        if not short:
+            return True
+        runs = min(self._cap, self.engine.max_num_seqs)
+        return self._lasting < max(1, runs - min(short, max(1, runs // RESERVE_SHARE)))
 
     def _adapt(self) -> None:
         """The bound of requests in flight, from what the engine runs and what it only queues."""
@@ -488,14 +528,16 @@ class _Queue:
         elif not stats.waiting:
             self._cap = min(self._bound, max(self._cap, wanted) + 1 + self._cap // 8)
 
-    def _take_place(self) -> None:
+    def _take_place(self, lasting: bool) -> None:
         if not self.in_flight:
             self._since_s = now_s()
             self._overlap.change(self._role, 1)
         self.in_flight += 1
+        self._lasting += lasting
 
-    def leave(self) -> None:
+    def leave(self, flight: Flight) -> None:
         self.in_flight -= 1
+        self._lasting -= flight.lasting
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s
             self._since_s = now_s()  # from now on: of being idle
@@ -504,8 +546,48 @@ class _Queue:
 
     def _serve(self) -> None:
         """Gives the places that are free to the most urgent ones waiting."""
-        while self._waiting and self.in_flight < self._cap:
-            _, _, turn = heapq.heappop(self._waiting)
+        while (lasting := self._next()) is not None:
+            turn = self._waiting[lasting].pop()
             if not turn.done():
-                self._take_place()
+                self._take_place(lasting)
                 turn.set_result(None)
+        if self._later is None and self._waiting[True] and self.in_flight < self._cap:
+            # What is left of free places is kept for others; should nobody come for them, no event would say so.
+            self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
+
+    def _serve_later(self) -> None:
+        self._later = None
+        self._serve()
+
+    def _next(self) -> bool | None:
+        """Of which kind the next one to get a place is; None where there is no place or nobody waits for it."""
+        found: tuple[int, bool] | None = None
+        for lasting, waiting in self._waiting.items():
+            if waiting and self._has_room(lasting):
+                urgent = waiting.first()[0], lasting
+                found = urgent if found is None else min(found, urgent)
+        return None if found is None else found[1]
+
+
+class _Peak:
+    """The most of something at once, over the last ``RESERVE_S`` seconds and up to twice as many."""
+
+    def __init__(self) -> None:
+        self._since_s = float("-inf")
+        self._now = self._before = 0
+
+    def see(self, number: int) -> None:
+        self._turn()
+        self._now = max(self._now, number)
+
+    @property
+    def value(self) -> int:
+        self._turn()
+        return max(self._now, self._before)
+
+    def _turn(self) -> None:
+        passed_s = now_s() - self._since_s
+        if passed_s >= RESERVE_S:
+            self._before = self._now if passed_s < 2 * RESERVE_S else 0
+            self._now = 0
+            self._since_s = now_s()

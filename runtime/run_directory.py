@@ -12,6 +12,7 @@ import platform
 import socket
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from speclrm.runtime.segments import TRACE_FILE, segments
 from speclrm.runtime.trace_file import last_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
 RUN_FILE = "run.json"
@@ -56,12 +57,6 @@ class RunRecord(Attempt):
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
     """The record of a run that starts now on this machine. The run's id is its time and four random bytes."""
     now = datetime.now(UTC)
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     machine: dict[str, JsonValue] = {
         "system": platform.platform(),
         "processor": _processor(),
@@ -72,11 +67,24 @@ def new_record(config: dict[str, JsonValue]) -> RunRecord:
         run=f"{now:%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}",
         started=now.isoformat(timespec="seconds"),
         config=config,
-        versions=versions,
+        versions=dict(_versions()),
         machine=machine,
     )
 
 
+@cache
+def _versions() -> Mapping[str, str]:
+    """Of what this process runs. Read once: that takes longer than all else of a short attempt at a problem."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -43,6 +43,10 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
+STARTED_AT_ONCE = 64
+"""Of so many samples the starts come together; in between everything else has its turn. The first events of thousands would
+overwhelm whoever listens."""
+
 ERRORS_MIN = 8
 ERROR_SHARE_MAX = 0.5
 """A run stops when at least this many tracks failed and they are more than this share of all that ended: something
@@ -401,30 +405,37 @@ class Runtime:
         meter = Meter(self.scheduler)
         places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
         released = asyncio.Event()
+        states = {number: job for number, job in enumerate(jobs) if isinstance(job, SampleState)}
+        begun: list[tuple[int, Job, SamplePlayback]] = []
+        anew: list[tuple[int, Job]] = []
+        for number, job in enumerate(jobs):
+            if isinstance(job, Job):
+                again = None if begin is None or playback is None else playback.sample(job.problem.id, job.repeat)
+                if again is not None and again.began:
+                    begun.append((number, job, again))
+                else:
+                    anew.append((number, job))
+        todo = iter(anew)
 
-        async def attempt(job: Job | SampleState) -> SampleState:
-            if isinstance(job, SampleState):
-                return job
-            if job.playback is None or job.playback.released:
-                async with places:
-                    return await self._sample(job, bus)
-            again = job.playback.sample(job.problem.id, job.repeat)
-            if not again.began:
+        async def work() -> None:
+            """One sample after the other, for as long as there are any."""
+            if begin is not None:
                 await released.wait()
+            for number, job in todo:
                 async with places:
-                    return await self._sample(job, bus)
+                    states[number] = await self._sample(job, bus)
+
+        async def go_on(number: int, job: Job, again: SamplePlayback) -> None:
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(self._sample(job, bus), name=f"sample {job.problem.id}/{job.repeat} again")
+                running = group.create_task(self._sample(job, bus), name=f"sample {number} again")
                 await released.wait()
                 async with places:
                     again.go_on()
                     await asyncio.wait({running})
-            return running.result()
+            states[number] = running.result()
 
         async def catch_up(playback: Playback, begin: Callable[[], Awaitable[None]]) -> None:
-            await playback.caught_up(
-                playback.sample(job.problem.id, job.repeat) for job in jobs if isinstance(job, Job)
-            )
+            await playback.caught_up([again for _, _, again in begun])
             await begin()
             released.set()
 
@@ -444,7 +455,12 @@ class Runtime:
             async with asyncio.TaskGroup() as group:
                 if playback is not None and begin is not None:
                     group.create_task(catch_up(playback, begin), name="catching up")
-                tasks = [group.create_task(attempt(job), name=f"sample {number}") for number, job in enumerate(jobs)]
+                for number, job, again in begun:
+                    group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
+                for number in range(min(concurrency or len(anew), len(anew))):
+                    group.create_task(work(), name=f"samples {number}")
+                    if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
+                        await asyncio.sleep(0)
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -453,7 +469,7 @@ class Runtime:
             finish("failed", f"{type(first).__name__}: {first}")
             raise first from None
         finish("finished")
-        return tuple(task.result() for task in tasks)
+        return tuple(states[number] for number in range(len(jobs)))
 
     async def _sample(self, job: Job, bus: EventBus) -> SampleState:
         problem, playback = job.problem, job.playback

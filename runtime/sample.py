@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+MADE_AT_ONCE = 16
+"""Tracks of a sample that are made before anything else has its turn: each has a prompt to encode. They start together."""
+
 
 class Sample:
     """Owns the tracks of one attempt. ``state`` is the fold of its events, always."""
@@ -84,11 +87,15 @@ class Sample:
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
+            made: list[tuple[str, RuntimeTrack]] = []
+            for plan in plans:
+                made.append((plan.track, self._track(plan, judge)))
+                if len(made) % MADE_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # other samples are at work
             async with asyncio.TaskGroup() as group:
-                for plan in plans:
-                    track = self._track(plan, judge)
-                    task = group.create_task(self._run_track(plan.track, track), name=f"{self._name}/{plan.track}")
-                    self._running[plan.track] = task, track
+                for name, track in made:
+                    task = group.create_task(self._run_track(name, track), name=f"{self._name}/{name}")
+                    self._running[name] = task, track
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -98,6 +105,7 @@ class Sample:
                 for name in reversed(unfinished):
                     reason = self._running[name][1].stop_reason if name in self._running else "cancelled"
                     stack.callback(self._finish, name, reason)
+            self._running.clear()  # tracks know their sample: a ring that only the garbage collector would find
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
@@ -220,14 +228,14 @@ class Sample:
         if answer is None:
             return
         async with self._voting:
-            classes = [list(members) for members in self.state.classes]
-            for members in classes:
+            classes = list(self.state.classes)
+            for place, members in enumerate(classes):
                 if await self._same(self.state.tracks[members[0]].answer or "", answer):
-                    members.append(name)
+                    classes[place] = (*members, name)
                     break
             else:
-                classes.append([name])
-            frozen = tuple(map(tuple, classes))
+                classes.append((name,))
+            frozen = tuple(classes)
             self._emit(VoteUpdated(**self._where, classes=frozen, leader=self._strategy.vote(self.state, frozen)))
             if self._strategy.ends_sample(self.state):
                 self._stop_others(name)

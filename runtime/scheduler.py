@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.admission import Admission
 from speclrm.runtime.controller import Controller
-from speclrm.runtime.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.lanes import RANK_WIDTH, STALL_LIMIT_S, Lane, LaneStats, Overlap
 from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
 _AHEAD_RANK = 3
-_RANK_WIDTH = 1_000_000
 
 
 def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
@@ -31,7 +30,7 @@ def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
     ``ahead`` of a decision comes last: nobody waits for it yet.
     ``order``: the sample's number in the order of their starts.
     """
-    return (_AHEAD_RANK if ahead else _RANK[purpose]) * _RANK_WIDTH + min(order, _RANK_WIDTH - 1)
+    return (_AHEAD_RANK if ahead else _RANK[purpose]) * RANK_WIDTH + min(order, RANK_WIDTH - 1)
 
 
 class Scheduler:

@@ -28,6 +28,8 @@ BLOCKING_S = 0.5
 interpreter itself, which no sink can help.
 """
 BLOCKING_MEAN_S = 0.005
+TURN_S = 0.02
+"""After so much time in a sink's ``emit`` everything else on the loop has its turn before the next event."""
 _MEAN_OVER = 20
 
 
@@ -49,6 +51,7 @@ class Subscriber:
         self._in_thread = False
         self._count = 0
         self._spent_s = 0.0
+        self._turn_ends_s = TURN_S
         self.missed = 0
         """Events that the sink did not get."""
         self._task: asyncio.Task[None] | None = None
@@ -110,6 +113,9 @@ class Subscriber:
                     self.missed += 1 + len(self._events)
                     self._events.clear()
                     return
+                if self._spent_s >= self._turn_ends_s:
+                    self._turn_ends_s = self._spent_s + TURN_S
+                    await asyncio.sleep(0)
             self._wake.clear()
             if not self._closing:
                 await self._wake.wait()

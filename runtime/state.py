@@ -1,13 +1,15 @@
 """What is known of a track and of a sample: frozen, and changed by nothing but ``apply``.
 
 The live run and a reader of its trace use the same fold, so both see the same state. Named tuples, because a state is made
-anew at each event: a frozen dataclass takes twice to four times as long for that.
+anew at each event: a frozen dataclass takes twice to four times as long for that. The tracks of a sample and the steps of a
+track are not copied for that: the new state takes them over, and the old one still shows what it did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from speclrm.runtime.events import (
     Event,
@@ -27,9 +29,6 @@ from speclrm.runtime.events import (
     VoteUpdated,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 class CommittedStep(NamedTuple):
     """``tokens``: in the ids of its writer. ``score``: 0 to 9, or None where it was not scored."""
@@ -41,6 +40,60 @@ class CommittedStep(NamedTuple):
     ended: bool
 
 
+class Steps(Sequence[CommittedStep]):
+    """The steps of a track so far. ``with_step`` makes a longer one, which shares the list: of the two each sees its own part."""
+
+    __slots__ = ("_all", "_length", "_mean")
+
+    def __init__(self, steps: Sequence[CommittedStep] = ()) -> None:
+        self._all = list(steps)
+        self._length = len(self._all)
+        self._mean: float | Literal["unknown"] | None = "unknown"
+
+    def with_step(self, step: CommittedStep) -> Steps:
+        if self._length < len(self._all):
+            return Steps((*self, step))  # another one went on from here
+        self._all.append(step)
+        longer = Steps.__new__(Steps)
+        longer._all, longer._length, longer._mean = self._all, self._length + 1, "unknown"
+        return longer
+
+    @property
+    def mean_score(self) -> float | None:
+        """Kept once it is known: votes ask it of every finished track, again and again."""
+        if self._mean == "unknown":
+            self._mean = _mean_score(self)
+        return self._mean
+
+    @overload
+    def __getitem__(self, index: int) -> CommittedStep: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[CommittedStep, ...]: ...
+    def __getitem__(self, index: int | slice) -> CommittedStep | tuple[CommittedStep, ...]:
+        if isinstance(index, slice):
+            return tuple(self._all[place] for place in range(*index.indices(self._length)))
+        if not -self._length <= index < self._length:
+            raise IndexError("step index out of range")
+        return self._all[index if index >= 0 else self._length + index]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[CommittedStep]:
+        return iter(self._all[: self._length])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Steps | tuple):
+            return NotImplemented
+        return len(self) == len(other) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 class TrackState(NamedTuple):
     """``tokens``: of all committed steps. ``pending``: the last written step of this index, not yet committed.
 
@@ -49,7 +102,7 @@ class TrackState(NamedTuple):
 
     track: str
     hint: str = ""
-    steps: tuple[CommittedStep, ...] = ()
+    steps: Sequence[CommittedStep] = ()
     tokens: int = 0
     pending: StepDrafted | StepWritten | None = None
     mode: Literal["speculate", "eager", "write"] = "speculate"
@@ -68,8 +121,59 @@ class TrackState(NamedTuple):
     @property
     def mean_score(self) -> float | None:
         """Mean over the scored steps, or None where there is none."""
-        scores = [step.score for step in self.steps if step.score is not None]
-        return sum(scores) / len(scores) if scores else None
+        return self.steps.mean_score if isinstance(self.steps, Steps) else _mean_score(self.steps)
+
+
+class Tracks(Mapping[str, TrackState]):
+    """The tracks of a sample by name, in the order of their starts. ``with_track`` makes a mapping in which one is another.
+
+    The newer mapping takes over the dictionary, and leaves the older one what it changed there. So a change costs the same
+    for any number of tracks, and whoever kept an older mapping still sees what it was: he looks it up, and has a copy then.
+    """
+
+    __slots__ = ("_change", "_tracks")
+
+    def __init__(self, tracks: Mapping[str, TrackState]) -> None:
+        self._tracks = dict(tracks)
+        self._change: tuple[Tracks, str, TrackState | None] | None = None
+
+    def with_track(self, track: TrackState) -> Tracks:
+        tracks = self._now()
+        newer = Tracks.__new__(Tracks)
+        newer._tracks, newer._change = tracks, None
+        self._change = newer, track.track, tracks.get(track.track)
+        tracks[track.track] = track
+        return newer
+
+    def _now(self) -> dict[str, TrackState]:
+        """The dictionary; where a newer mapping has it, a copy with all later changes undone."""
+        if self._change is None:
+            return self._tracks
+        later: list[tuple[str, TrackState | None]] = []
+        newest = self
+        while (change := newest._change) is not None:
+            newest = change[0]
+            later.append(change[1:])
+        tracks = dict(newest._tracks)
+        for name, before in reversed(later):
+            if before is None:
+                del tracks[name]
+            else:
+                tracks[name] = before
+        self._tracks, self._change = tracks, None
+        return tracks
+
+    def __getitem__(self, name: str) -> TrackState:
+        return self._tracks[name] if self._change is None else self._now()[name]
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._now()))  # the dictionary may get another one meanwhile
+
+    def __repr__(self) -> str:
+        return repr(self._now())
 
 
 class SampleState(NamedTuple):
@@ -134,8 +238,15 @@ def _commit(track: TrackState, event: StepCommitted) -> TrackState:
             f"with {'no' if pending is None else f'step {pending.step}'} pending"
         )
     step = CommittedStep(pending.text, event.origin, event.tokens, event.score, pending.ended)
-    return track._replace(steps=(*track.steps, step), tokens=track.tokens + event.tokens, pending=None)
+    steps = track.steps if isinstance(track.steps, Steps) else Steps(track.steps)
+    return track._replace(steps=steps.with_step(step), tokens=track.tokens + event.tokens, pending=None)
 
 
 def _with_track(state: SampleState, track: TrackState) -> SampleState:
-    return state._replace(tracks=MappingProxyType({**state.tracks, track.track: track}))
+    tracks = state.tracks if isinstance(state.tracks, Tracks) else Tracks(state.tracks)
+    return state._replace(tracks=tracks.with_track(track))
+
+
+def _mean_score(steps: Sequence[CommittedStep]) -> float | None:
+    scores = [step.score for step in steps if step.score is not None]
+    return sum(scores) / len(scores) if scores else None

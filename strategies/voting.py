@@ -24,10 +24,14 @@ def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
     largest = max(map(len, classes))
     leaders = [members for members in classes if len(members) == largest]
     electorate = leaders[0] if len(leaders) == 1 and largest > 1 else [name for members in classes for name in members]
-    finished = {name: place for place, name in enumerate(sample.finished_tracks)}
-
-    def rank(name: str) -> tuple[float, int]:
-        score = sample.tracks[name].mean_score
-        return -math.inf if score is None else score, -finished[name]
-
-    return max(electorate, key=rank)
+    best: list[str] = []
+    highest = -math.inf
+    for name in electorate:
+        mean = sample.tracks[name].mean_score
+        score = -math.inf if mean is None else mean
+        if score > highest:
+            highest, best = score, []
+        if score == highest:
+            best.append(name)
+    equal = set(best)
+    return next(name for name in sample.finished_tracks if name in equal)
