@@ -67,7 +67,13 @@ class Ids(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
-            return self.tolist()[index]
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return self.tolist()[index]
+            length = self._length  # only what is asked for is copied, not what may be thousands of ids before it
+            ids = self._ids[min(start, length) : min(stop, length)].tolist()
+            ids.extend(self._behind[max(start - length, 0) : max(stop - length, 0)])
+            return ids
         place = range(len(self))[index]
         return self._ids[place] if place < self._length else self._behind[place - self._length]
 

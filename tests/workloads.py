@@ -20,6 +20,7 @@ from speclrm.runtime.events import (
     OperationDropped,
     ProblemStarted,
     RunFinished,
+    SampleEvent,
     SampleFinished,
     StepWritten,
     TrackFinished,
@@ -28,9 +29,10 @@ from speclrm.runtime.events import (
 from speclrm.runtime.lanes import SURPLUS
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.state import SampleState, apply
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.protocols import Request, Strategy
@@ -292,8 +294,25 @@ def check_order(ran: Ran, work: Workload) -> None:
     assert ran.record.unfair() == []
 
 
+def check_said_once(samples: Iterable[SampleState]) -> None:
+    """The world's paragraphs on a track are the first, the second and so on, in whatever steps they stand: none is said
+    twice, and none is left out.
+    """
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for sample in samples:
+        for track in sample.tracks.values():
+            text = "".join(step.text for step in track.steps if step.origin != "closing")
+            numbers = [paragraph.rpartition(" ")[2] for paragraph in text.split("\n\n")[:-1]]
+            assert numbers == ["a" + letters[place // 26] + letters[place % 26] for place in range(len(numbers))]
+
+
 def check_all(ran: Ran, work: Workload) -> None:
     check_operations(ran)
     check_closed(ran)
     check_order(ran, work)
     assert ran.record.over == []
+    samples: dict[tuple[str, int], SampleState] = {}
+    for event in ran.of(SampleEvent):
+        name = event.problem, event.repeat
+        samples[name] = apply(samples.get(name) or SampleState(*name), event)
+    check_said_once(samples.values())

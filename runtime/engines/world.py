@@ -1,14 +1,17 @@
 """What the models of a simulation say: a seeded world of problems with known answers, steps of known quality, and judges
 that err as often as stated.
 
-Everything follows from the seed and the names of things (problem, repeat, track, step), never from the order of
-requests, so a simulation repeats itself byte for byte under any schedule.
+Everything follows from the seed, the names of things (problem, repeat, track, step) and the ids of a request, never from
+the order of requests, so a simulation repeats itself byte for byte under any schedule. What a step is worth belongs to
+its name. What is said next belongs to the paragraphs that stand in the context, as a model has it: a step may be several
+of them, or a part of one, and whoever goes on from a context goes on in it.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from bisect import bisect
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -37,14 +40,15 @@ class WorldSettings:
 
     ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or above
     their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of that as
-    standard deviation. ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of
-    the target is right; tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for
-    a good one, and the other way round. ``harm``: the chance that one bad step that was let through makes a right track
-    wrong. ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs,
-    0.5 to 1: how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the target
-    tell good drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to
-    the highest; without, digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths;
-    without, lengths are exponential.
+    standard deviation; a step is a paragraph here, though a run may take several together or cut one in two.
+    ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of the target is right;
+    tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for a good one, and the
+    other way round. ``harm``: the chance that one bad paragraph that was let through makes a right track wrong.
+    ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs, 0.5 to 1:
+    how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the target tell good
+    drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to the
+    highest; without, digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths; without,
+    lengths are exponential.
     """
 
     acceptance: Annotated[tuple[_Share, ...], Field(min_length=1)]
@@ -100,7 +104,10 @@ _LOGPROB_MEDIAN, _LOGPROB_SPREAD = 0.2, 0.85
 _ENTROPY_MEDIAN, _ENTROPY_SPREAD = 1.0, 0.85
 
 _WORDS = "the and sum mod let set now put add try use see get two one six ten all odd any".split()  # noqa: SIM905
-_GOOD, _BAD = " so ", " hm "
+_GOOD, _BAD = " so ", " hm "  # what each paragraph but the last begins with, and nothing else holds
+_NUMBER = re.compile(r" [a-z]{3}")
+_PARAGRAPH_MIN = 4  # ids: the mark's two, the number and the blank line
+_SCAN = 64  # ids that are looked through at a time; most paragraphs have fewer
 _NORMAL = NormalDist()
 _IMPOSSIBLE = -30.0
 
@@ -122,7 +129,7 @@ Place = tuple[str, str, str]
 
 
 class SimulatedWorld:
-    """Says for each request what its model would, by the request's id: ``problem/repeat/track/step/kind``.
+    """Says for each request what its model would, by its id (``problem/repeat/track/step/kind``) and its context.
 
     ``truths``: right answers by problem, where a dataset brings them; others are drawn.
     """
@@ -134,7 +141,10 @@ class SimulatedWorld:
         self.tokenizer = PackedTokenizer()
         self._words = [self.tokenizer.encode(f" {word}")[0] for word in _WORDS]
         self._good, self._bad = (self.tokenizer.encode(mark) for mark in (_GOOD, _BAD))
-        (self._blank_line,) = self.tokenizer.vocabulary.blank_line_ids
+        vocabulary = self.tokenizer.vocabulary
+        (self._blank_line,) = vocabulary.blank_line_ids
+        self._begins = frozenset((self._good[0], self._bad[0]))
+        self._borders = self._begins | vocabulary.blank_line_ids | vocabulary.special_ids
 
     def problems(self, count: int) -> list[Problem]:
         """Problems with the answers that this world holds for right."""
@@ -165,16 +175,15 @@ class SimulatedWorld:
             case "choose":
                 return self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L")
             case "closing":
-                return self.tokenizer.encode(f"{self._answer(where, request)}}}")
-            case "write":
-                ids: list[int] = []
-                for number in range(step, self._steps(where)):
-                    ids.extend(self._step(where, number, "target", request))
-                return ids or self._step(where, step, "target", request)
+                return self.tokenizer.encode(f"{self._answer(where, request.prompt_ids)}}}")
             case "draft":
-                return self._step(where, step, "draft", request)
+                return self._next(where, request.prompt_ids, "draft", good=self.good_draft(where, step))[1]
             case _:
-                return self._step(where, step, "target", request)
+                number, ids = self._next(where, request.prompt_ids, "target", good=True)
+                if kind == "write":
+                    for later in range(number + 1, self._steps(where)):
+                        ids.extend(self._paragraph(where, later, "target", request.prompt_ids, good=True))
+                return ids
 
     def digits(self, request: Request) -> Sequence[float]:
         where, step, _ = _parts(request)
@@ -248,25 +257,71 @@ class SimulatedWorld:
             return max(1, round(_quantile(lengths, draw.random())))
         return 1 + round(draw.expovariate(1 / (mean - 1)))
 
-    def _step(self, where: Place, step: int, role: str, request: Request) -> list[int]:
-        draw = _generator(self.seed, *where, step, role, "step")
-        length = self._length(draw, role)
-        if step >= self._steps(where) - 1:
-            box = self.tokenizer.encode(f" \\boxed{{{self._answer(where, request)}}}")
-            return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
-        mark = self._good if role != "draft" or self.good_draft(where, step) else self._bad
-        words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
-        # A word for the step's number: no two steps in a row are the same by chance.
-        letters = "".join(chr(ord("a") + step // 26**place % 26) for place in (2, 1, 0))
-        return [*mark, *words, *self.tokenizer.encode(f" {letters}"), self._blank_line]
+    def _next(self, where: Place, context: Sequence[int], role: str, *, good: bool) -> tuple[int, list[int]]:
+        """The number of the paragraph that the context goes on with, and what is to be said of it.
 
-    def _answer(self, where: Place, request: Request) -> str:
-        """Right or wrong by the problem's own chance; bad steps that stand in the context make it worse."""
+        One that was cut is said to its end as whoever began it would have said it, so that it is the same cut or not.
+        """
+        number, begun = self._standing(context)
+        before = context[: len(context) - len(begun)] if begun else context
+        for one in (role, "target" if role == "draft" else "draft") if begun else ():
+            paragraph = self._paragraph(where, number, one, before, good=begun[0] != self._bad[0])
+            if paragraph[: len(begun)] == begun:
+                return number, paragraph[len(begun) :]
+        return number, self._paragraph(where, number, role, context, good=good)
+
+    def _standing(self, context: Sequence[int]) -> tuple[int, list[int]]:
+        """How many paragraphs are whole, and the ids of one that is not. Read from the end, where the number stands, so
+        that a long context takes no longer than a short one. Blank lines of a prompt end no paragraph of ours.
+        """
+        border = self._last_border(context, len(context))
+        if border < 0 or context[border] in self.tokenizer.vocabulary.special_ids:
+            return 0, []
+        start = border if context[border] in self._begins else border + 1
+        number = self._number_behind(context, start)
+        return number, context[start:] if number or start == border else []
+
+    def _number_behind(self, context: Sequence[int], end: int) -> int:
+        """The number of the paragraph behind the one that ends there, or 0 where none of ours does."""
+        if end < _PARAGRAPH_MIN or context[end - 1] != self._blank_line:
+            return 0
+        begin = self._last_border(context, end - 1)
+        if begin < 0 or context[begin : begin + 2] not in (self._good, self._bad):
+            return 0
+        word = self.tokenizer.decode((context[end - 2],))
+        return _number(word) + 1 if _NUMBER.fullmatch(word) else 0
+
+    def _last_border(self, context: Sequence[int], end: int) -> int:
+        """Where the last id stands, before ``end``, that begins or ends a paragraph or a turn; -1 where there is none."""
+        borders = self._borders
+        while end > 0:
+            start = max(0, end - _SCAN)
+            part = context[start:end]
+            for index in range(len(part) - 1, -1, -1):
+                if part[index] in borders:
+                    return start + index
+            end = start
+        return -1
+
+    def _paragraph(self, where: Place, number: int, role: str, context: Sequence[int], *, good: bool) -> list[int]:
+        """All of a paragraph. ``context``: what stands before it; ``good``: whether a draft's is; the target's always are."""
+        draw = _generator(self.seed, *where, number, role, "step")
+        length = self._length(draw, role)
+        if number >= self._steps(where) - 1:
+            box = self.tokenizer.encode(f" \\boxed{{{self._answer(where, context)}}}")
+            return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
+        mark = self._good if good or role != "draft" else self._bad
+        words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
+        # Its number ends it: no two paragraphs are the same by chance, and what comes next can be read from it.
+        return [*mark, *words, *self.tokenizer.encode(f" {_letters(number)}"), self._blank_line]
+
+    def _answer(self, where: Place, context: Sequence[int]) -> str:
+        """Right or wrong by the problem's own chance; bad paragraphs that stand in the context make it worse."""
         settings = self.settings
         chance = _generator(self.seed, where[0], "chance").betavariate(settings.solved_alpha, settings.solved_beta)
         draw = _generator(self.seed, *where, "answer")
         right = draw.random() < chance
-        bad = self.tokenizer.decode(request.prompt_ids).count(_BAD)
+        bad = self.tokenizer.decode(context).count(_BAD)
         if right and draw.random() < 1 - (1 - settings.harm) ** bad:
             right = False
         truth = self.truth(where[0])
@@ -275,6 +330,18 @@ class SimulatedWorld:
         tempting = _generator(self.seed, where[0], "tempting").randrange(1000)
         wrong = tempting if draw.random() < settings.same_mistake else draw.randrange(1000)
         return str(wrong if str(wrong) != truth else (wrong + 1) % 1000)
+
+
+def _letters(number: int) -> str:
+    return "".join(chr(ord("a") + number // 26**place % 26) for place in (2, 1, 0))
+
+
+def _number(word: str) -> int:
+    """What ``_letters`` made a word of."""
+    number = 0
+    for letter in word.lstrip():
+        number = number * 26 + ord(letter) - ord("a")
+    return number
 
 
 def _parts(request: Request) -> tuple[Place, int, str]:

@@ -380,6 +380,20 @@ def test_drafts_are_accepted_as_often_as_stated(mix: str, share: float) -> None:
     assert summary.seconds > 10
 
 
+def test_longer_steps_cut_a_story_otherwise_and_tell_the_same() -> None:
+    short, long = (simulate("a70", "speculative", 1, 4, min_step_tokens=least) for least in (0, 40))
+    before, after = (summarize(one.collector.events) for one in (short, long))
+    assert after.acceptance == pytest.approx(0.70, abs=0.11)  # four deviations of 280 draws
+    for name, track in short.sample.tracks.items():
+        other = long.sample.tracks[name]
+        assert other.reason == "answer"
+        assert other.text.count("\n\n") == track.text.count("\n\n")
+        assert len(other.steps) < 0.6 * len(track.steps)
+    tokens = [sum(track.tokens for track in one.sample.tracks.values()) for one in (short, long)]
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.15)  # other steps are rewritten: a deviation is 4 %
+    assert after.seconds < before.seconds
+
+
 def test_what_is_asked_ahead_of_need_says_what_it_would_say_later() -> None:
     world = SimulatedWorld(MIXES["aime-mix"])
     for kind in ("draft", "rewrite"):
@@ -439,11 +453,10 @@ def test_measured_scores_come_back_with_their_distribution() -> None:
 def test_voting_gains_no_more_than_published() -> None:
     """The majority of 64 over pass@1 on AIME 2024: +7 to +17 points in the figures that same_mistake is fitted to."""
     world = SimulatedWorld(MIXES["aime-mix"])
-    ask = Request("", [], 40)
     single, voted = 0.0, 0
     for number in range(300):
         name = f"sim-{number}"
-        answers = Counter(world._answer((name, "0", str(n)), ask) for n in range(32))  # pyright: ignore[reportPrivateUsage]
+        answers = Counter(world._answer((name, "0", str(n)), ()) for n in range(32))  # pyright: ignore[reportPrivateUsage]
         single += answers[world.truth(name)] / 32 / 300
         voted += answers.most_common(1)[0][0] == world.truth(name)
     assert 0.02 < voted / 300 - single < 0.17
@@ -451,12 +464,11 @@ def test_voting_gains_no_more_than_published() -> None:
 
 def test_tracks_of_a_problem_share_its_difficulty_and_others_do_not() -> None:
     world = SimulatedWorld(MIXES["aime-mix"])
-    ask = Request("", [], 40)
     right = Counter[str]()
     for problem in range(300):
         for track in range(3):
             name = f"sim-{problem}"
-            said = world._answer((name, "0", f"M{track}"), ask)  # pyright: ignore[reportPrivateUsage]
+            said = world._answer((name, "0", f"M{track}"), ())  # pyright: ignore[reportPrivateUsage]
             right[name] += said == world.truth(name)
     assert sum(right.values()) / 900 == pytest.approx(0.35 / 0.95, abs=0.06)
     solved = sum(count > 0 for count in right.values()) / 300
