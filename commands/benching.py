@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from speclrm.commands.options import ScoreMethod, complete_dataset, complete_model
-from speclrm.commands.plumbing import checked, guard, read_threshold, run_async, stdout
+from speclrm.commands.plumbing import checked, guard, read_threshold, run_async, say, stdout
 from speclrm.commands.settings import configurable
 from speclrm.runtime.errors import UsageError
 
@@ -254,7 +254,7 @@ def positive(option: str, text: str) -> list[float]:
 def tell(what: str) -> None:
     """Progress, on stderr, where a person looks on."""
     if sys.stderr.isatty():
-        typer.echo(f"  {what}", err=True)
+        say(f"  {what}", err=True)
 
 
 def add_to(app: typer.Typer) -> None:

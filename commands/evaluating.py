@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.commands.options import complete_dataset
-from speclrm.commands.plumbing import guard, run_async, stdout
+from speclrm.commands.plumbing import guard, run_async, say, stdout
 from speclrm.evaluators.wanted import Wanted
 from speclrm.runtime.errors import UsageError
 
@@ -67,7 +67,7 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuil
 
         def notice(text: str) -> None:
             notices.append(text)
-            typer.echo(f"note: {text}", err=True)
+            say(f"note: {text}", err=True)
 
         found = run_async(lambda: results.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
         if json:
@@ -107,13 +107,13 @@ def grade(
                 print_json(row.model_dump(mode="json"))
             elif row.outcome != "correct":
                 answer = "no answer" if row.answer is None else harmless(row.answer)
-                typer.echo(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
+                say(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
 
         run_async(lambda: results.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
         total = sum(outcomes.values())
         if not json:
             counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
-            typer.echo(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
+            say(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
 
     guard(start)
 

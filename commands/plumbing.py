@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,12 +32,10 @@ class Screen:
     """The display for the time of a run: what follows it, what is told of stages, and where diagnostics go."""
 
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
-        from rich.console import Console
-
-        from speclrm.display import JsonView, LiveView, Monitor, PlainView
+        from speclrm.display import JsonView, LiveView, Monitor, PlainView, Terminal
         from speclrm.logs import configure
 
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
         self.monitor: Monitor = Monitor()
         self.sinks: list[Sink] = [self.monitor]
@@ -106,7 +105,7 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
 
 
 def guard(start: Callable[[], None]) -> None:
-    """Every error that we raise on purpose becomes one paragraph and an exit code."""
+    """Every error that we raise on purpose becomes one paragraph and an exit code, any other one a traceback."""
     try:
         start()
     except SpecLRMError as error:
@@ -123,15 +122,25 @@ def guard(start: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except typer.Exit:
+        raise
+    except Exception:  # noqa: BLE001  # the last resort
+        say(traceback.format_exc(), err=True)  # an error that nobody expected may quote anything
+        raise typer.Exit(1) from None
 
 
 def complain(text: str) -> None:
-    from rich.console import Console
-
-    from speclrm.display import harmless
+    from speclrm.display import Terminal, harmless
 
     lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
-    Console(stderr=True).print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    Terminal(stderr=True).print("speclrm: " + "\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """A line on stdout, or on stderr."""
+    from speclrm.display import visible
+
+    typer.echo(visible(str(text)), err=err)
 
 
 def checked(kind: type[T], **values: Any) -> T:
@@ -166,11 +175,11 @@ def read_seed(text: str) -> int | None:
 
 
 def stdout() -> Console:
-    from rich.console import Console
+    from speclrm.display import Terminal
 
-    console = Console()
+    console = Terminal()
     # In a file or pipe there is no width to keep to, and a folded table is hard to read by programs.
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Terminal(width=160)
 
 
 def print_paths(console: Console, directory: Path) -> None:

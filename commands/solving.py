@@ -35,6 +35,7 @@ from speclrm.commands.plumbing import (
     read_seed,
     read_threshold,
     run_async,
+    say,
     stdout,
 )
 from speclrm.runtime.errors import SettingsError
@@ -516,10 +517,10 @@ def _show(preview: Preview) -> None:
         arguments = given.pop(f"{role}_args")
         given[f"{role}_arg"] = [f"{name}={json.dumps(value)}" for name, value in arguments.items()] or None
     resolved = given | {name: value for name, value in preview.recipe.items() if name in given}
-    typer.echo(f"# {resolved.pop('strategy')}: {preview.problems} problems, {given['repeats']} samples of each")
+    say(f"# {resolved.pop('strategy')}: {preview.problems} problems, {given['repeats']} samples of each")
     for name, value in resolved.items():
-        typer.echo(f"# {name} is not set" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}")
+        say(f"# {name} is not set" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}")
     for what, text in preview.prompts.items():
-        typer.echo(f"\n# {what}:")
+        say(f"\n# {what}:")
         for line in text.splitlines():
-            typer.echo(f"#   {harmless(line, 10_000)}")
+            say(f"#   {harmless(line, 10_000)}")

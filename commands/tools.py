@@ -17,6 +17,7 @@ from speclrm.commands.plumbing import (
     print_measured,
     print_paths,
     run_async,
+    say,
     stdout,
 )
 
@@ -90,7 +91,7 @@ def calibrate(
             kept = api.calibration_path(result.target, result.draft, way)
             how = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {result.score_method}"
             how += "" if judge == "auto" else f" --judge {judge}"
-            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
+            say(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
             print_measured(stdout(), report)
 
     guard(start)
@@ -173,7 +174,7 @@ def models_pull(
         with Screen(display, None, "warning") as screen:
             for name in names:
                 path = run_async(lambda name=name: models.pull(name, screen.notify))
-                typer.echo(path)
+                say(path)
 
     guard(start)
 
@@ -188,7 +189,7 @@ def models_path(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
         path = models.find_local(name)
         if path is None:
             raise ModelError(f"Model {name} is not here. Fetch it with `speclrm models pull {name}`.")
-        typer.echo(path)
+        say(path)
 
     guard(start)
 
@@ -201,7 +202,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Findings as JSON."
 
         report = examination.examine()
         if json:
-            typer.echo(report.model_dump_json(indent=2))
+            say(report.model_dump_json(indent=2))
         else:
             from rich.text import Text
 

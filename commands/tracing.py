@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from speclrm.commands.plumbing import guard, stdout
+from speclrm.commands.plumbing import guard, say, stdout
 from speclrm.commands.settings import configurable
 from speclrm.runtime.errors import UsageError
 
@@ -59,14 +58,12 @@ def check(run: Source, json: Json = False) -> None:
         else:
             for path, line, rule, text in report.violations:
                 place = f"{path}:{line}" if line else path
-                typer.echo(f"{place}: {rule}: {harmless(text, 400)}")
+                say(f"{place}: {rule}: {harmless(text, 400)}")
             if report.more:
-                typer.echo(f"and {report.more} more")
+                say(f"and {report.more} more")
             for text in report.unfinished:
-                typer.echo(f"unfinished: {harmless(text, 400)}")
-            typer.echo(
-                f"{report.events} events, {wrong} violations" if wrong else f"{report.events} events, all is well"
-            )
+                say(f"unfinished: {harmless(text, 400)}")
+            say(f"{report.events} events, {wrong} violations" if wrong else f"{report.events} events, all is well")
         if wrong:
             raise typer.Exit(1)
 
@@ -87,6 +84,7 @@ def show(
     """Read samples in the terminal: steps with scores, rejected drafts struck out, rewrites, votes."""
 
     def start() -> None:
+        from speclrm.display import print_line
         from speclrm.transcript import one_line, transcripts
 
         console = stdout()
@@ -97,7 +95,7 @@ def show(
         if json:
             for event in events:
                 found = True
-                sys.stdout.write(event.model_dump_json() + "\n")
+                print_line(event.model_dump_json())
         else:
             lines = (one_line(event, console.width) for event in events) if kind else transcripts(events, track)
             for line in lines:
@@ -165,13 +163,13 @@ def tail(
 
     def start() -> None:
         from speclrm import traces
+        from speclrm.display import print_line
         from speclrm.transcript import one_line
 
         console = stdout()
         for placed in traces.follow(run, lines, (lambda: time.sleep(POLL_S)) if follow else None):
             if json:
-                sys.stdout.write(placed.event.model_dump_json() + "\n")
-                sys.stdout.flush()
+                print_line(placed.event.model_dump_json())
             else:
                 console.print(one_line(placed.event, console.width), soft_wrap=True)
 
@@ -198,7 +196,7 @@ def export(
             raise UsageError("A row of --rows samples has all tracks in it. Leave --track out, or take --rows steps.")
         events = _chosen(_events(run, skip_unknown=skip_unknown), problem, repeat, track, None)
         count = write(events, output, rows)
-        typer.echo(f"{output}: {count} {rows}")
+        say(f"{output}: {count} {rows}")
 
     guard(start)
 
@@ -226,12 +224,12 @@ def anomalies(
             return
 
         def section(title: str, lines: list[str]) -> None:
-            typer.echo(title)
+            say(title)
             for line in lines:
-                typer.echo(f"  {harmless(line, 200)}")
+                say(f"  {harmless(line, 200)}")
 
         if not found.finished:
-            typer.echo("the run did not end")
+            say("the run did not end")
         section(
             f"never left: {len(found.open_tracks)} tracks",
             [
@@ -266,7 +264,7 @@ def anomalies(
 
 
 def _notice(text: str) -> None:
-    typer.echo(f"note: {text}", err=True)
+    say(f"note: {text}", err=True)
 
 
 def _events(run: Path, *, skip_unknown: bool) -> Iterator[Event]:
