@@ -11,7 +11,7 @@ import typer
 
 from speclrm.app.options import RUN_DECLARED, RunOptions
 from speclrm.commands.config_file import configurable
-from speclrm.commands.errors import checked, guard
+from speclrm.commands.errors import checked, guard, say
 from speclrm.commands.from_options import Given, only, takes
 from speclrm.commands.screen import run_async, stdout
 from speclrm.runtime.errors import UsageError
@@ -243,7 +243,7 @@ def positive(option: str, text: str) -> list[float]:
 def tell(what: str) -> None:
     """Progress, on stderr, where a person looks on."""
     if sys.stderr.isatty():
-        typer.echo(f"  {what}", err=True)
+        say(f"  {what}", err=True)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from speclrm.app.options import CalibrateOptions
-from speclrm.commands.errors import checked, guard
+from speclrm.commands.errors import checked, guard, say
 from speclrm.commands.from_options import Given, takes
 from speclrm.commands.screen import Screen, engines, run_async, stdout
 from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
@@ -66,7 +66,7 @@ def calibrate(
             )
             how = "--scorer likelihood" if result.scorer == "likelihood" else f"--score-method {result.score_method}"
             how += "" if result.judge == "auto" else f" --judge {result.judge}"
-            typer.echo(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
+            say(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
             _print_measured(stdout(), report)
 
     guard(start)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args, get_
 import typer
 from typer.models import OptionInfo
 
-from speclrm.commands.errors import complain
+from speclrm.commands.errors import complain, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
             if (name := key.replace("-", "_")) in _options[command]:
                 values[name] = _plain(path, key, value)
     if others and not context.resilient_parsing:
-        typer.echo(f"note: --config {path} has settings that `{command}` does not: {', '.join(others)}", err=True)
+        say(f"note: --config {path} has settings that `{command}` does not: {', '.join(others)}", err=True)
     context.default_map = values
     return path
 

@@ -1,6 +1,7 @@
 """What a person sees of a run: live on stderr while it goes, and its figures on stdout at the end.
 
-All of it is a fold over events. What models wrote is untrusted: escape sequences and markup in it are made harmless.
+All of it is a fold over events. What models wrote, and what stands in files, is untrusted: escape sequences and markup in it
+are made harmless. All that goes to a terminal goes through ``Terminal``, ``print_json`` or ``visible``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +41,7 @@ from speclrm.runtime.ledger import EngineUse, Ledger
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
 
     from speclrm.runtime.events import Event, Operation
 
@@ -50,13 +52,43 @@ REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
 ROWS_MAX = 8
 REPORT_ROWS_MAX = 40
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""What a terminal obeys or does not show: C0, DEL and C1 controls, marks of direction and of no width, halves of characters."""
+_SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    r"""The text with each control character but those to ``keep`` as it would be written in JSON: ``\u001b``.
+
+    A JSON text stays one, and means the same.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        character = found.group()
+        return character if character in keep else _SHORT.get(character) or f"\\u{ord(character):04x}"
+
+    return _CONTROL.sub(written, text)
 
 
 def harmless(text: str, width: int = 60) -> str:
     """One line of at most ``width`` characters, without control characters."""
-    line = _CONTROL.sub(" ", text)
+    line = visible(_SPACE.sub(" ", text))
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+class Terminal(Console):
+    """A console on which no text is control or markup, whoever wrote it."""
+
+    def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
+        super().__init__(file=file, width=width, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)  # here as well, so that a table's columns are wide enough
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 @dataclass(slots=True)
@@ -385,7 +417,12 @@ class JsonView:
 
 
 def print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    print_line(json.dumps(value, ensure_ascii=False))
+
+
+def print_line(text: str) -> None:
+    """On stdout, at once: JSON, which nothing may fold."""
+    sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
 
 

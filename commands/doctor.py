@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from speclrm.commands.errors import guard
+from speclrm.commands.errors import guard, say
 from speclrm.commands.screen import stdout
 
 
@@ -18,7 +18,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
 
         report = examination.examine()
         if json:
-            typer.echo(report.model_dump_json(indent=2))
+            say(report.model_dump_json(indent=2))
         else:
             from rich.text import Text
 

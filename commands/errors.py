@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
@@ -43,9 +44,12 @@ def guard(start: Callable[[], None]) -> None:
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise typer.Exit(1) from None
-    except OSError as error:
-        if not is_disk_error(error):
-            raise
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001  # the last resort
+        if not isinstance(error, OSError) or not is_disk_error(error):
+            say(traceback.format_exc(), err=True)  # an error that nobody expected may quote anything
+            raise typer.Exit(1) from None
         where = "The output" if error.filename is None else os.fsdecode(error.filename)
         complain(f"{where} cannot be read or written: {reason(error)}. {remedy(error)}, then run the command again.")
         raise typer.Exit(2) from None
@@ -59,15 +63,20 @@ def guard(start: Callable[[], None]) -> None:
 
 def complain(text: str) -> None:
     """Writes one paragraph to stderr."""
-    from rich.console import Console
-
-    from speclrm.commands.display import harmless
+    from speclrm.commands.display import Terminal, harmless
     from speclrm.commands.logs import Unfailing
 
     lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
     # The terminal may have been closed, or the disk be full that errors are written to.
-    console = Console(file=cast("Any", Unfailing(sys.stderr)))
-    console.print("speclrm: " + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console = Terminal(file=cast("Any", Unfailing(sys.stderr)))
+    console.print("speclrm: " + "\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Writes a line to stdout, or to stderr."""
+    from speclrm.commands.display import visible
+
+    typer.echo(visible(str(text)), err=err)
 
 
 def checked(kind: type[T], **values: Any) -> T:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.app.run_filter import Wanted
-from speclrm.commands.errors import guard
+from speclrm.commands.errors import guard, say
 from speclrm.commands.from_options import complete_dataset
 from speclrm.commands.screen import run_async, stdout
 from speclrm.runtime.errors import UsageError
@@ -68,7 +68,7 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuil
 
         def notice(text: str) -> None:
             notices.append(text)
-            typer.echo(f"note: {text}", err=True)
+            say(f"note: {text}", err=True)
 
         found = run_async(lambda: evaluation.evaluate_runs(folders, wanted, notice=notice, rebuild=rebuild))
         if json:

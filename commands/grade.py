@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from speclrm.commands.errors import guard
+from speclrm.commands.errors import guard, say
 from speclrm.commands.evaluate import OUTCOMES
 from speclrm.commands.screen import run_async
 
@@ -37,12 +37,12 @@ def grade(
                 print_json(row.model_dump(mode="json"))
             elif row.outcome != "correct":
                 answer = "no answer" if row.answer is None else harmless(row.answer)
-                typer.echo(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
+                say(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
 
         run_async(lambda: grading.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
         total = sum(outcomes.values())
         if not json:
             counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
-            typer.echo(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
+            say(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
 
     guard(start)

@@ -1,16 +1,23 @@
-"""Diagnostics: structured lines on stderr or in a file, never among the results."""
+"""Diagnostics: structured lines on stderr or in a file, never among the results.
+
+Values may be what a model wrote: no line lets a terminal, or who reads the file on one, obey it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from contextlib import suppress
 from io import FileIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from speclrm.commands.display import visible
+
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
     from pathlib import Path
 
     from rich.console import Console
@@ -26,25 +33,71 @@ LEVELS: dict[LogLevel, int] = {
 
 
 def configure(level: LogLevel, *, file: Path | None = None, console: Console | None = None) -> None:
-    """JSON lines into the file, or readable lines on stderr, through the console where a live display is on."""
+    """JSON lines into the file, or readable lines on stderr, through the console where a live display is on.
+
+    What other libraries warn of on stderr is made harmless as well.
+    """
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _harmless_values,
     ]
     if file is not None:
         # Without a buffer, in which lines that a full disk refused would wait, and fail once more at the very end.
         stream: Any = Unfailing(TextIOWrapper(FileIO(file, "a"), encoding="utf-8", write_through=True))
-        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        processors.append(structlog.processors.JSONRenderer())
     else:
         stream = Unfailing(sys.stderr) if console is None else _Through(console)
-        processors.append(structlog.dev.ConsoleRenderer(colors=False))
+        plain = structlog.dev.plain_traceback
+        processors.append(structlog.dev.ConsoleRenderer(colors=False, exception_formatter=plain))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+    warnings.formatwarning = _format_warning
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Harmless())
+
+
+_TRACES = ("exception", "stack")
+"""Keys of a line whose values are texts of several lines."""
+
+
+def _harmless_values(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in line.items():
+        line[key] = visible(value) if key in _TRACES and isinstance(value, str) else _harmless(value)
+    return line
+
+
+def _harmless(value: Any) -> Any:
+    """The value with its texts on one line each; what is none and no number becomes one."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {visible(str(key), keep=""): _harmless(one) for key, one in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        case list() | tuple() | set() | frozenset():
+            return [_harmless(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return visible(value if isinstance(value, str) else repr(value), keep="")
+
+
+_formatted = warnings.formatwarning
+
+
+def _format_warning(*arguments: Any, **options: Any) -> str:
+    return visible(_formatted(*arguments, **options))
+
+
+class _Harmless(logging.Formatter):
+    """For what is logged where nobody set up logging: it goes to stderr as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class Unfailing:

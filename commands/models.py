@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from speclrm.commands.config_file import configurable
-from speclrm.commands.errors import guard
+from speclrm.commands.errors import guard, say
 from speclrm.commands.screen import Screen, run_async, stdout
 from speclrm.commands.screen_options import Display
 
@@ -47,7 +47,7 @@ def models_pull(
         with Screen(display, None, "warning") as screen:
             for name in names:
                 path = run_async(lambda name=name: models.pull(name, screen.notify))
-                typer.echo(path)
+                say(path)
 
     guard(start)
 
@@ -62,7 +62,7 @@ def models_path(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
         path = models.find_local(name)
         if path is None:
             raise ModelError(f"Model {name} is not here. Fetch it with `speclrm models pull {name}`.")
-        typer.echo(path)
+        say(path)
 
     guard(start)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speclrm.app.options import RUN_DECLARED, RunOptions
-from speclrm.commands.errors import checked, guard
+from speclrm.commands.errors import checked, guard, say
 from speclrm.commands.from_options import Given, complete_strategy, settings_lines, takes
 from speclrm.commands.resume import show
 from speclrm.commands.screen import Screen, engines, run_async
@@ -140,10 +140,10 @@ def _show(preview: Preview) -> None:
     from speclrm.commands.display import harmless
 
     options = preview.options
-    typer.echo(f"# {options.strategy}: {preview.problems} problems, {options.repeats} samples of each")
+    say(f"# {options.strategy}: {preview.problems} problems, {options.repeats} samples of each")
     for line in settings_lines(RUN_DECLARED, options.model_dump(mode="json") | preview.recipe):
-        typer.echo(line)
+        say(line)
     for what, text in preview.prompts.items():
-        typer.echo(f"\n# {what}:")
+        say(f"\n# {what}:")
         for line in text.splitlines():
-            typer.echo(f"#   {harmless(line, 10_000)}")
+            say(f"#   {harmless(line, 10_000)}")

@@ -49,12 +49,10 @@ class Screen:
     """The display for the time of a run: what follows it, what is told of stages, and where diagnostics go."""
 
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
-        from rich.console import Console
-
-        from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView
+        from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView, Terminal
         from speclrm.commands.logs import Unfailing, configure
 
-        self.console = Console(file=cast("Any", Unfailing(sys.stderr)))
+        self.console = Terminal(file=cast("Any", Unfailing(sys.stderr)))
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
         self.monitor: Monitor = Monitor()
         self.sinks: list[Sink] = [self.monitor]
@@ -117,11 +115,11 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
 
 
 def stdout() -> Console:
-    from rich.console import Console
+    from speclrm.commands.display import Terminal
 
-    console = Console()
+    console = Terminal()
     # In a file or pipe there is no width to keep to, and a folded table is hard to read by programs.
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Terminal(width=160)
 
 
 def print_paths(console: Console, directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from speclrm.commands.config_file import configurable
-from speclrm.commands.errors import guard
+from speclrm.commands.errors import guard, say
 from speclrm.commands.screen import stdout
 from speclrm.runtime.errors import UsageError
 
@@ -60,14 +59,12 @@ def check(run: Source, json: Json = False) -> None:
         else:
             for path, line, rule, text in report.violations:
                 place = f"{path}:{line}" if line else path
-                typer.echo(f"{place}: {rule}: {harmless(text, 400)}")
+                say(f"{place}: {rule}: {harmless(text, 400)}")
             if report.more:
-                typer.echo(f"and {report.more} more")
+                say(f"and {report.more} more")
             for text in report.unfinished:
-                typer.echo(f"unfinished: {harmless(text, 400)}")
-            typer.echo(
-                f"{report.events} events, {wrong} violations" if wrong else f"{report.events} events, all is well"
-            )
+                say(f"unfinished: {harmless(text, 400)}")
+            say(f"{report.events} events, {wrong} violations" if wrong else f"{report.events} events, all is well")
         if wrong:
             raise typer.Exit(1)
 
@@ -88,6 +85,7 @@ def show(
     """Read samples in the terminal: steps with scores, rejected drafts struck out, rewrites, votes."""
 
     def start() -> None:
+        from speclrm.commands.display import print_line
         from speclrm.commands.transcript import one_line, transcripts
 
         console = stdout()
@@ -98,7 +96,7 @@ def show(
         if json:
             for event in events:
                 found = True
-                sys.stdout.write(event.model_dump_json() + "\n")
+                print_line(event.model_dump_json())
         else:
             lines = (one_line(event, console.width) for event in events) if kind else transcripts(events, track)
             for line in lines:
@@ -166,13 +164,13 @@ def tail(
 
     def start() -> None:
         from speclrm.app import trace_check
+        from speclrm.commands.display import print_line
         from speclrm.commands.transcript import one_line
 
         console = stdout()
         for placed in trace_check.follow(run, lines, (lambda: time.sleep(POLL_S)) if follow else None):
             if json:
-                sys.stdout.write(placed.event.model_dump_json() + "\n")
-                sys.stdout.flush()
+                print_line(placed.event.model_dump_json())
             else:
                 console.print(one_line(placed.event, console.width), soft_wrap=True)
 
@@ -199,7 +197,7 @@ def export(
             raise UsageError("A row of --rows samples has all tracks in it. Leave --track out, or take --rows steps.")
         events = _chosen(_events(run, skip_unknown=skip_unknown), problem, repeat, track, None)
         count = write(events, output, rows)
-        typer.echo(f"{output}: {count} {rows}")
+        say(f"{output}: {count} {rows}")
 
     guard(start)
 
@@ -229,12 +227,12 @@ def anomalies(
             return
 
         def section(title: str, lines: list[str]) -> None:
-            typer.echo(title)
+            say(title)
             for line in lines:
-                typer.echo(f"  {harmless(line, 200)}")
+                say(f"  {harmless(line, 200)}")
 
         if not found.finished:
-            typer.echo("the run did not end")
+            say("the run did not end")
         section(
             f"never left: {len(found.open_tracks)} tracks",
             [
@@ -269,7 +267,7 @@ def anomalies(
 
 
 def _notice(text: str) -> None:
-    typer.echo(f"note: {text}", err=True)
+    say(f"note: {text}", err=True)
 
 
 def _events(run: Path, *, skip_unknown: bool) -> Iterator[Event]:

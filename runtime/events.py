@@ -187,7 +187,8 @@ class EngineReport(_Frozen):
 
     ``idle_ready_s``: without an operation though a track stood ready to send one. ``iterations``, and ``batched``: the sum of
     running requests over them; ``preemptions``: requests put back for want of room; all 0 where an engine does not say.
-    ``operations``: those that got a place; ``waited_s``: the sum of their waits for it.
+    ``operations``: those that got a place; ``waited_s``: the sum of their waits for it. ``output_tokens``: by the engines' own
+    count, so with what aborted requests had made and nobody was told.
     """
 
     idle_ready_s: float
@@ -196,6 +197,7 @@ class EngineReport(_Frozen):
     preemptions: int
     operations: int
     waited_s: float
+    output_tokens: int = Field(default=0, exclude_if=not_)
 
 
 class RunStarted(EventBase):

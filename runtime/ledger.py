@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from operator import not_
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from speclrm.runtime.events import (
     EngineFacts,
@@ -130,7 +131,8 @@ class EngineUse(_Model):
     engines; None where the trace does not tell.
 
     ``idle``: without work. ``idle_ready``: without work though a track stood ready to send some. ``batch``: requests in an
-    iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place.
+    iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place. ``output_tokens``: by
+    the engines' own count, of the times that the run ended by itself.
     """
 
     facts: EngineFacts | None = None
@@ -141,6 +143,7 @@ class EngineUse(_Model):
     preemptions: int = 0
     operations: int = 0
     waited_s: float = 0.0
+    output_tokens: int = Field(default=0, exclude_if=not_)
 
 
 @dataclass(slots=True)
@@ -153,6 +156,7 @@ class _Used:
     preemptions: int = 0
     operations: int = 0
     waited_s: float = 0.0
+    output_tokens: int = 0
 
     def add(self, report: EngineReport) -> None:
         self.idle_ready_s += report.idle_ready_s
@@ -161,6 +165,7 @@ class _Used:
         self.preemptions += report.preemptions
         self.operations += report.operations
         self.waited_s += report.waited_s
+        self.output_tokens += report.output_tokens
 
 
 @dataclass(slots=True)
@@ -365,6 +370,7 @@ class Ledger:
             preemptions=used.preemptions,
             operations=used.operations,
             waited_s=round(used.waited_s, 6),
+            output_tokens=used.output_tokens,
         )
 
     def _share(self, seconds: float) -> float | None:

@@ -25,6 +25,7 @@ class _Totals:
     preemptions: int
     operations: int
     waited_s: float
+    output_tokens: int
 
     @classmethod
     def of(cls, stats: Sequence[LaneStats]) -> _Totals:
@@ -36,6 +37,7 @@ class _Totals:
             preemptions=sum(one.engine.preemptions for one in stats),
             operations=sum(one.operations for one in stats),
             waited_s=sum(one.waited_s for one in stats),
+            output_tokens=sum(one.engine.output_tokens for one in stats),
         )
 
 
@@ -81,6 +83,7 @@ class Meter:
                 preemptions=totals.preemptions - before.preemptions,
                 operations=totals.operations - before.operations,
                 waited_s=round(totals.waited_s - before.waited_s, 6),
+                output_tokens=totals.output_tokens - before.output_tokens,
             )
         return reports
 

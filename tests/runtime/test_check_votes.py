@@ -79,7 +79,7 @@ def ended(name: str, answer: str | None, scores: Sequence[float | None], tokens:
     events: list[Event] = []
     for step, score in enumerate(scores):
         last = tokens if step == len(scores) - 1 else 1
-        where = {**PLACE, "track": name, "step": step}
+        where: dict[str, Any] = {**PLACE, "track": name, "step": step}
         events.append(StepWritten(**where, write_kind="write", text="x", ids=(7,) * last, operations=()))
         events.append(StepCommitted(**where, origin="write", tokens=last, score=score))
     total = len(scores) - 1 + tokens

@@ -15,7 +15,7 @@ from speclrm.evaluators.report import write_reports
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.presets import simulated_engines
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
-from speclrm.runtime.engines.simulated import DELTA_TOKENS
+from speclrm.runtime.engines.simulated import DELTA_TOKENS, SPAN_MAX
 from speclrm.runtime.engines.world import MIXES, SimulatedWorld
 from speclrm.runtime.events import (
     EngineFacts,
@@ -288,12 +288,32 @@ def test_the_ledger_says_what_the_engines_count(tmp_path: Path) -> None:
         assert (counts.generated, counts.prompt - counts.cached) == (engine.output_tokens, engine.prefilled)
         assert counts.cached == engine.cached_tokens
         assert engine.preemptions == use.preemptions == 0
+        assert engine.output_tokens == use.output_tokens
         assert use.idle == pytest.approx(1 - engine.busy_s / told.seconds, abs=1e-3)
         assert use.facts == EngineFacts(
             name=engine.name, parameters=engine.parameters, kv_tokens=engine.kv_tokens, max_num_seqs=256
         )
         assert engine.parameters is not None
         assert told.flops[role.value].decode == 2 * engine.parameters * engine.output_tokens
+
+
+def test_what_aborted_requests_had_made_and_never_told_is_in_the_engines_own_count() -> None:
+    world = SimulatedWorld(MIXES["a70"])
+    engines = simulated_engines({Role.DRAFT: "sim/r1-1.5b", Role.TARGET: "sim/qwq-32b"}, world, shared_device=False)
+    live = Collector()
+
+    async def main() -> None:
+        async with Runtime(parts(engines)) as runtime:
+            strategy = make_strategy("speculative", tracks=5, fast=1, speculate="auto")
+            await runtime.run(world.problems(6), strategy, sinks=[live])
+
+    run_virtual(main())
+    told = summarize(live.events)
+    aborts = len(live.of(OperationDropped))
+    for role, engine in engines.items():
+        lost = told.engines[role.value].output_tokens - told.tokens[role.value].generated
+        assert told.engines[role.value].output_tokens == engine.output_tokens
+        assert 0 < lost <= (SPAN_MAX + DELTA_TOKENS) * aborts
 
 
 def test_steps_are_counted_by_what_the_controller_made_of_them() -> None:
