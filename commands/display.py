@@ -383,7 +383,7 @@ class PlainView:
 
     def _print(self, line: str) -> None:
         # Not by the console's own `print`: it lays out what is one line as it is, for longer than a short sample takes.
-        self._console.file.write(Text(line).plain + "\n")
+        self._console.file.write(visible(line) + "\n")
         self._console.file.flush()
 
     async def room(self) -> None:

@@ -76,13 +76,9 @@ class Disk:
         finally:
             self._act = None
 
-    def _call(self, path: Any) -> None:
-        if isinstance(path, int):
-            try:
-                path = os.readlink(f"/proc/self/fd/{path}")
-            except OSError:
-                return
-        if not os.fspath(path).startswith(self.folder):
+    def _call(self, path: str | Path | int) -> None:
+        name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
+        if not name.startswith(self.folder):
             return
         with self._lock:
             self.calls += 1
@@ -140,8 +136,11 @@ class Disk:
             def close(self) -> None:
                 try:
                     disk._call(self._file.fileno())
-                finally:
+                except OSError:
                     self._file.close()
+                    real_open(self._file.name, "w").close()  # the disk took nothing of it
+                    raise
+                self._file.close()
 
         real_open = io.open
 

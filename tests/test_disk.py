@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
 import shutil
 import sys
 from contextlib import redirect_stdout, suppress
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cli_runner
 import pytest
@@ -25,7 +27,7 @@ from speclrm.benchmarks.report import report
 from speclrm.commands import logs
 from speclrm.commands.bench import bench
 from speclrm.commands.screen import providing
-from speclrm.runtime import journal
+from speclrm.runtime import journal, trace_file
 from speclrm.runtime.engines.presets import PRESETS, EngineFit, Preset, write_preset
 from speclrm.runtime.events import RunResumed
 from speclrm.runtime.files import is_part
@@ -54,7 +56,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     and a cache that nobody else has.
     """
     monkeypatch.setattr(journal, "RETRY_S", 100.0)
-    monkeypatch.setattr(runs, "TraceOptions", lambda compress: TraceOptions(4_000, compress))
+    monkeypatch.setattr(runs, "TraceOptions", functools.partial(TraceOptions, 4_000))
     monkeypatch.setenv("SPECLRM_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -85,7 +87,7 @@ def half(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "TraceOptions", lambda compress: TraceOptions(compress=compress))
+    monkeypatch.setattr(runs, "TraceOptions", TraceOptions)
 
 
 @pytest.fixture
@@ -202,6 +204,7 @@ def test_a_resume_that_cannot_begin_leaves_every_file_as_it_was(
     (half / TRACE_FILE).write_bytes(data[: data.rindex(b"\n") + 1])  # without a torn line, which is cut off first
     before = content(half)
     disk.folder = str(half)
+    number = 0
     for number in range(1, CALLS_MAX):
         with disk.failing(number, errno.ENOSPC):
             ended = speclrm_here("resume", half, "--display", "none")
@@ -212,6 +215,37 @@ def test_a_resume_that_cannot_begin_leaves_every_file_as_it_was(
     assert number > 5
     assert b"run_resumed" in (half / TRACE_FILE).read_bytes() or json.loads((half / "run.json").read_text())["resumed"]
     gone_on(half, whole)
+
+
+def test_a_resume_whose_trace_cannot_be_opened_notes_no_attempt(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(half)
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as now:
+        now.setattr(trace_file, "open_raw", refuse)
+        ended = speclrm_here("resume", half, "--display", "none")
+    assert ended.code == 2
+    assert "trace.jsonl cannot be written: Permission denied" in one_paragraph(ended)
+    assert content(half) == before
+
+
+def test_a_run_whose_trace_took_nothing_has_no_reports_either_and_is_begun_anew(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(FileIO):
+        def write(self, data: Any) -> int:  # type: ignore[override]
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as now:
+        now.setattr(trace_file, "open_raw", Refusing)
+        ended = speclrm_here(*RUN, "--output-dir", tmp_path / "run")
+    assert ended.code == 1
+    assert one_paragraph(ended).endswith("Free some space there, then run the command again.")
+    assert set(content(tmp_path / "run")) == {"run.json", TRACE_FILE}
+    assert speclrm_here(*RUN, "--output-dir", tmp_path / "run").code == 0
+    assert results(tmp_path / "run") == results(whole)
 
 
 def test_reports_are_whole_or_as_they_were_whatever_call_fails(tmp_path: Path, disk: Disk, whole: Path) -> None:
@@ -255,7 +289,7 @@ def test_a_folder_that_is_removed_at_any_call_ends_the_command_with_one_paragrap
         if disk.calls < number:
             break
         if ended.code:
-            one_paragraph(ended)
+            assert "run.lock" not in one_paragraph(ended)  # that it cannot be given back is no news
             assert not segments(folder / TRACE_FILE)  # nobody makes half a folder anew
             assert speclrm_here(*RUN, "--output-dir", folder).code == 0
         elif folder.exists():

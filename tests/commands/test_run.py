@@ -185,6 +185,24 @@ def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.parametrize("command", [["faults"], ["models", "list"], ["doctor"], ["doctor", "--json"]], ids=" ".join)
+def test_what_a_full_disk_does_not_take_is_told_once(command: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "speclrm.cli", *command],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, **ENVIRONMENT},
+        )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("speclrm: The output cannot be read or written: No space left on device.")
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_full_disk_under_what_a_run_says_costs_the_run_nothing(data: Path, tmp_path: Path, stream: str) -> None:
     with open("/dev/full", "w") as full:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -468,3 +470,80 @@ def test_a_samples_end_is_on_the_disk_at_once(tmp_path: Path, monkeypatch: pytes
             return len(synced) - before
 
     assert run_virtual(main()) == 3
+
+
+@pytest.mark.parametrize("what", ["the file removed", "the folder removed", "the folder moved", "another in its place"])
+def test_a_trace_that_is_gone_stops_the_run_at_the_next_sync(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    async def main() -> float:
+        async with Journal(folder / "trace.jsonl") as journal:
+            journal.emit(started())
+            await asyncio.sleep(2)
+            await journal.room()
+            if what == "the file removed":
+                (folder / "trace.jsonl").unlink()
+            elif what == "the folder moved":
+                folder.rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(folder)
+            if what == "another in its place":
+                folder.mkdir()
+                (folder / "trace.jsonl").write_text("")
+            begun = now_s()
+            for number in range(1, 1000):
+                journal.emit(event(number))
+                await asyncio.sleep(0.1)
+                try:
+                    await journal.room()
+                except TraceError:
+                    break
+            return now_s() - begun
+
+    with pytest.raises(TraceError, match="events were not written") as told:
+        run_virtual(main())
+    assert "speclrm resume" in str(told.value)
+    assert not (folder / "trace.jsonl").exists() or not (folder / "trace.jsonl").read_text()
+
+
+def test_a_removed_trace_is_not_waited_for(tmp_path: Path) -> None:
+    waited: list[float] = []
+
+    async def main() -> None:
+        async with Journal(tmp_path / "trace.jsonl") as journal:
+            journal.emit(started())
+            await asyncio.sleep(2)
+            (tmp_path / "trace.jsonl").unlink()
+            begun = now_s()
+            journal.emit(event(1))
+            await asyncio.sleep(journal_module.SYNC_INTERVAL_S + 0.1)
+            with pytest.raises(TraceError):
+                await journal.room()
+            waited.append(now_s() - begun)
+
+    with pytest.raises(TraceError):
+        run_virtual(main())
+    assert waited[0] < 2 * journal_module.SYNC_INTERVAL_S
+
+
+def test_closing_a_segments_file_may_fail_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trace_file.AsyncFileIO.close
+
+    async def close(self: Any) -> None:
+        await real(self)
+        raise OSError(errno.EIO, "Input/output error")  # as a server's disk may answer
+
+    monkeypatch.setattr(trace_file.AsyncFileIO, "close", close)
+
+    async def main() -> None:
+        async with Journal(tmp_path / "trace.jsonl", options=SMALL) as journal:
+            for number in range(100):
+                journal.emit(started() if number == 0 else event(number))
+                if number % 10 == 9:
+                    await asyncio.sleep(0.1)
+                    await journal.room()
+
+    with suppress(OSError):  # that of the last file
+        run_virtual(main())
+    assert numbers(tmp_path / "trace.jsonl") == list(range(100))
