@@ -18,13 +18,14 @@ from workloads import STEP_TOKENS, Workload, operations
 from speclrm.runtime.bus import EventBus
 from speclrm.runtime.check import Checker
 from speclrm.runtime.errors import EngineDeadError, ResumeError
-from speclrm.runtime.events import Event
+from speclrm.runtime.events import Event, OperationDropped, TrackFinished, VoteUpdated
 from speclrm.runtime.journal import TRACE_FILE
 from speclrm.runtime.past import read_past
 from speclrm.runtime.reader import read_trace
 from speclrm.runtime.runtime import Resumption, Runtime
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -91,7 +92,11 @@ class Attempt:
 @contextmanager
 def unsynced() -> Generator[None]:
     """Files are not brought to the disk itself: no power fails here."""
-    with patch.object(os, "fsync", lambda _: None):
+
+    def nothing(_: int) -> None:
+        pass
+
+    with patch.object(os, "fsync", nothing):
         yield
 
 
@@ -187,6 +192,18 @@ def arm(loop: AttackLoop, end: End, fire: Callable[[], object]) -> Callable[[int
         case "event":
             return lambda number: loop.call_soon(once) and None if number >= end.number else None
     return lambda _: None
+
+
+def draw_clean_up(draw: random.Random, events: Sequence[Event]) -> int | None:
+    """The number of an event after which something was given up or stopped, as often as not by an answer: a clean-up is
+    under way there.
+    """
+    ended = [
+        isinstance(e, OperationDropped) or (isinstance(e, TrackFinished) and e.reason == "stopped") for e in events
+    ]
+    moments = [number for number in range(1, len(events)) if ended[number] and not ended[number - 1]]
+    stops = [number for number in moments if isinstance(events[number - 1], VoteUpdated)]
+    return draw.choice(draw.choice([moments, stops or moments])) if moments else None
 
 
 def left_over(engines: Iterable[WatchedSimulated], scheduler: Scheduler, record: Record) -> list[Fault]:

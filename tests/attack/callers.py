@@ -15,6 +15,7 @@ from attack.attempts import (
     End,
     Fault,
     arm,
+    draw_clean_up,
     later,
     left_over,
     not_told,
@@ -23,7 +24,7 @@ from attack.attempts import (
     unhandled,
     violations,
 )
-from attack.drawn import draw_work, equality, generator
+from attack.drawn import Aim, draw_work, equality, generator
 from attack.engines import draw_aborts, sluggish
 from attack.reports import Report
 from attack.stories import differences, stories
@@ -32,7 +33,7 @@ from watched import watched
 from workloads import STEP_TOKENS
 
 from speclrm.runtime import runtime as runtime_module
-from speclrm.runtime.events import Event, RunFinished, SampleFinished, TrackFinished, TrackStarted, VoteUpdated
+from speclrm.runtime.events import Event, RunFinished, SampleFinished, TrackFinished, TrackStarted
 from speclrm.runtime.lanes import STALL_LIMIT_S
 from speclrm.runtime.runtime import Runtime
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.bus import EventBus
     from speclrm.runtime.protocols import Problem
 
-ROUNDS = 4
+ROUNDS = 5
 """Each drawn set of callers is attacked that many times, each time otherwise."""
 LEAVE_S = 10.0
 """Within this a caller that is cancelled has its answer: an abort takes a second at most here, and a track has a few."""
@@ -289,14 +290,14 @@ def draw_leave(draw: random.Random, caller: Caller, called: Called) -> Caller:
     """How a caller gives up, somewhere in the course that it took undisturbed."""
     again = tuple(draw.choice([1, 1, 1, 2, 3]) for _ in range(draw.choice([0, 1, 1, 2])))
     events = len(called.events)
-    voted = [n for n, event in enumerate(called.events, 1) if isinstance(event, VoteUpdated | TrackFinished)]
-    match draw.choice(["turn", "event", "vote", "vote", "time", "timeout", "timeout", "leave"]):
+    moment = draw_clean_up(draw, called.events)
+    match draw.choice(["turn", "event", "time", "timeout", "timeout", "leave", *["clean-up"] * 5]):
         case "turn":
             return replace(caller, end=End("cancelled", "turn", draw.randint(1, max(1, called.turns)), 0, again))
         case "event":
             return replace(caller, end=End("cancelled", "event", draw.randint(1, events), draw.randint(0, 5), again))
-        case "vote" if voted:
-            return replace(caller, end=End("cancelled", "event", draw.choice(voted), draw.randint(0, 6), again))
+        case "clean-up" if moment is not None:
+            return replace(caller, end=End("cancelled", "event", moment, draw.choice([0, 0, 1, 2, 3, 4]), again))
         case "timeout":
             limits = tuple(round(draw.uniform(0, called.seconds), 4) for _ in range(draw.choice([1, 1, 2])))
             return replace(caller, timeouts=limits)
@@ -310,7 +311,8 @@ def draw_leave(draw: random.Random, caller: Caller, called: Called) -> Caller:
 def cancels(seed: int, folder: Path) -> Report:
     """Callers that are cancelled, once and more often, run out of time, or leave their stream, while others go on."""
     draw = generator("cancels", seed)
-    work = draw_work(draw, draw.choice(["any", "ahead", "stops", "hurry", "hurry", "room"]))
+    aims: list[Aim] = ["any", "ahead", "stops", "room", "hurry", "hurry", "hurry", "hurry"]
+    work = draw_work(draw, draw.choice(aims))
     report = Report.of("cancels", seed, work)
     abort_s = draw_aborts(draw, 0.6)
     callers = draw_callers(draw, draw.choice([1, 1, 2, 3]))

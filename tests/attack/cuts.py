@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from again import Fold, Silent, generated
-from attack.attempts import Attempt, End, Fault, attempt, violations
+from attack.attempts import Attempt, End, Fault, attempt, draw_clean_up, violations
 from attack.drawn import draw_trace, draw_work, equality, generator
 from attack.engines import draw_aborts
 from attack.reports import Report
@@ -73,9 +73,8 @@ def lines_of(events: Sequence[Event]) -> list[str]:
 
 
 def events_of(folder: Path) -> list[Event]:
-    if not (folder / TRACE_FILE).exists():
-        return []  # broken off before there was a trace
-    return list(read_trace(folder / TRACE_FILE))
+    """What is in a folder's trace; nothing where there is none yet."""
+    return list(read_trace(folder / TRACE_FILE)) if segments(folder / TRACE_FILE) else []
 
 
 def cut(source: Path, folder: Path, size: int) -> None:
@@ -190,7 +189,7 @@ def cuts(seed: int, folder: Path) -> Report:
     work = draw_work(draw)
     report = Report.of("cuts", seed, work)
     equal = equality(work)
-    abort_s = draw_aborts(draw, 0.3)
+    abort_s = draw_aborts(draw, 0.4)
     whole, events = undisturbed(report, work, folder / "whole", draw, abort_s)
     if whole.error is not None:
         return report
@@ -220,15 +219,18 @@ def cuts(seed: int, folder: Path) -> Report:
 
 def draw_end(draw: random.Random, whole: Attempt, *, resumes: bool) -> End:
     """``resumes``: the attempt drives loops again over a trace at first, which takes no time and publishes nothing."""
-    how = draw.choice(["cancelled", "cancelled", "dead"])
+    hows: list[Literal["cancelled", "dead"]] = ["cancelled", "cancelled", "dead"]
+    how = draw.choice(hows)
     again = tuple(draw.choice([1, 1, 2, 3]) for _ in range(draw.choice([0, 0, 1, 2]))) if how == "cancelled" else ()
-    if resumes and draw.random() < 0.5:
-        return End(how, "turn", draw.randint(1, 120), 0, again)
+    if resumes and draw.random() < 0.6:
+        return End(how, "turn", draw.randint(1, 80), 0, again)
     match draw.choice(["time", "event", "event", "turn"]):
         case "time":
             return End(how, "time", round(draw.uniform(0, whole.seconds), 4), draw.choice([0, 0, 1, 2]), again)
         case "event":
-            return End(how, "event", draw.randint(1, max(1, len(whole.events) - 1)), draw.randint(0, 5), again)
+            number = draw_clean_up(draw, whole.events) if draw.random() < 0.5 else None
+            number = number or draw.randint(1, max(1, len(whole.events) - 1))
+            return End(how, "event", number, draw.randint(0, 5), again)
         case _:
             return End(how, "turn", draw.randint(1, max(1, whole.turns)), 0, again)
 
@@ -239,7 +241,7 @@ def ends(seed: int, folder: Path) -> Report:
     work = draw_work(draw)
     report = Report.of("ends", seed, work)
     equal = equality(work)
-    abort_s = draw_aborts(draw, 0.3)
+    abort_s = draw_aborts(draw, 0.4)
     whole = attempt(work, abort_s=abort_s)
     report.faults += [Fault(f"whole {kind}", text) for kind, text in whole.faults]
     if whole.error is not None:
@@ -248,6 +250,7 @@ def ends(seed: int, folder: Path) -> Report:
     for chain in range(CHAINS):
         here = folder / str(chain)
         before: list[Event] = []
+        left = Attempt()
         for _ in range(draw.choice([1, 1, 2, 3])):
             end = draw_end(draw, whole, resumes=bool(before))
             left = attempt(work, here, resume=bool(before), end=end, trace=draw_trace(draw), abort_s=abort_s)

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from attack.reports import Report
 from attack.stories import stories
 
 from speclrm.runtime import trace_file
-from speclrm.runtime.errors import RunDirectoryError, TraceError, TraceReadError
+from speclrm.runtime.errors import RunDirectoryError, TraceError
 from speclrm.runtime.events import RunFinished
 from speclrm.runtime.journal import CLOSE_LIMIT_S, FAULT_LIMIT_S, ROOM_LIMIT_S
 
@@ -136,8 +136,7 @@ def disks(seed: int, folder: Path) -> Report:
             report.count("ended for want of room")
             if not isinstance(left.error, TraceError | RunDirectoryError):
                 break
-            with suppress(TraceReadError):  # where it could not even begin
-                before = events_of(here)
+            before = events_of(here)
             report.faults += [Fault(kind, f"{about}: {text}") for kind, text in violations(before)]
             if not before:
                 shutil.rmtree(here, ignore_errors=True)

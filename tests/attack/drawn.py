@@ -50,6 +50,8 @@ def draw_work(draw: random.Random, aim: Aim | None = None) -> Workload:
     room = draw.choice([None, None, None, 1, 1.5, 2, 3])
     if aim == "room" or (aim == "stops" and draw.random() < 0.6):
         room = draw.choice([1, 1.5, 2, 2, 3])
+    if aim == "hurry" and draw.random() < 0.7:
+        room = None
     problems = draw.choice([1, 1, 2, 2, 3])
     return Workload(
         name,
@@ -88,7 +90,9 @@ def _speculation(draw: random.Random, aim: Aim) -> dict[str, Any]:
         options["speculate"] = draw.choice(["always", "always", "auto"])
     if draw.random() < 0.06:
         return {**options, "fidelity": "original"}
-    each = ["always", "always", "never"] if aim in ("ahead", "hurry") else ["auto", "always", "never"]
+    each = ["auto", "always", "never"]
+    if aim in ("ahead", "hurry"):
+        each = ["always", "always", "never"] if aim == "ahead" else ["always", "always", "always", "never"]
     options["draft_ahead"], options["rewrite_ahead"] = draw.choice(each), draw.choice(each)
     if draw.random() < 0.25:
         options |= {"scorer": "likelihood", "score_threshold": -0.2}

@@ -17,8 +17,6 @@ from attack.drawn import equality_of, generator
 from attack.reports import Report
 from attack.stories import differences, stories
 
-from speclrm.runtime.errors import TraceReadError
-
 if TYPE_CHECKING:
     import random
     from pathlib import Path
@@ -81,13 +79,6 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["problem"], row["repeat"]))
 
 
-def _events(folder: Path) -> list[Event]:
-    try:
-        return events_of(folder)
-    except TraceReadError:
-        return []
-
-
 def kills(seed: int, folder: Path) -> Report:
     """Real processes, real signals: each run ends as the one that nobody touched."""
     draw = generator("kills", seed)
@@ -118,7 +109,7 @@ def kills(seed: int, folder: Path) -> Report:
     told: list[str] = []
     for attempt in range(TRIES + 1):
         lasts = attempt == TRIES
-        before = _events(folder / "run")
+        before = events_of(folder / "run")
         if not before:
             shutil.rmtree(folder / "run", ignore_errors=True)
         start = ["resume", "run", "--display", "none"] if before else ["run", *line, "--output-dir", "run"]
@@ -162,7 +153,7 @@ def kills(seed: int, folder: Path) -> Report:
 
 def events_of_prefix(before: list[Event], folder: Path) -> bool:
     """Whether something that was in the trace is gone."""
-    return _events(folder)[: len(before)] != before
+    return events_of(folder)[: len(before)] != before
 
 
 def _judged(report: Report, folder: Path, run: str) -> None:

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from attack.reports import Report
 
 
+pytestmark = pytest.mark.timeout(120)
+
+
 def expect_nothing(report: Report) -> None:
     if report.faults:
         pytest.fail(str(report), pytrace=False)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_a_run_cut_anywhere_again_and_again_ends_as_if_it_had_not_been(seed: int, tmp_path: Path) -> None:
     expect_nothing(cuts(seed, tmp_path))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(30))
 def test_a_run_cancelled_or_left_by_its_engine_at_any_moment_goes_on(seed: int, tmp_path: Path) -> None:
     expect_nothing(ends(seed, tmp_path))
 
