@@ -123,8 +123,6 @@ def equality_of(name: str, options: Mapping[str, Any]) -> Equality:
     speculates = options.get("speculate", "auto") if name.startswith("speculative") else "never"
     if speculates == "auto":
         return "none"
-    if speculates == "never" and options.get("min_step_tokens"):
-        return "none"  # what a simulated write says behind a break follows from the number of steps before it
     return "so far" if options.get("fast") else "all"
 
 
