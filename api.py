@@ -376,10 +376,10 @@ async def replay(directory: Path, settings: Mapping[str, Any], notify: Notify = 
             for role, tokenizer in tokenizers.items()
             if role.value in first.context_max
         }
-        judge = ExactEquivalence() if _simulated(options) else GraderOfAThread()
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(engines, judge)
+        async def parts(stack: AsyncExitStack) -> Parts:
+            exact = _simulated(options)
+            return Parts(engines, ExactEquivalence() if exact else await stack.enter_async_context(GraderOfAThread()))
 
         before, now = _Fold(), _Fold()
         for event in read_trace(directory / TRACE_FILE):
@@ -825,7 +825,7 @@ async def _open(stack: AsyncExitStack, options: EngineOptions, sized: _Sized, no
 def _quiet_tracker() -> None:
     """Starts Python's resource tracker in a form that cleans up without a word.
 
-    Engines and graders are killed where they do not end at once; what they leave in shared memory is then removed by
+    Engines are killed where they do not end at once; what they leave in shared memory is then removed by
     the tracker, and its warning about that would stand under the results.
     """
     saved = os.environ.get("PYTHONWARNINGS")

@@ -17,6 +17,7 @@ from speclrm.runtime.errors import SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
 from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.meter import Meter
+from speclrm.runtime.protocols import EquivalenceBySample
 from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
@@ -337,7 +338,7 @@ class Runtime:
                 problem, playback = job.problem, job.playback
                 await bus.turn("problem_started", problem.id, job.repeat)
                 lanes: Mapping[Role, Flights] = self.scheduler.lanes
-                equivalence = self._equivalence
+                equivalence = self._equivalence()
                 again = None
                 if playback is not None:
                     again = playback.sample(problem.id, job.repeat)
@@ -397,10 +398,11 @@ class Runtime:
                 f"Strategy {strategy.name} needs a {' and a '.join(missing)} model. Give --{missing[0]} MODEL."
             )
 
-    @property
     def _equivalence(self) -> Equivalence:
+        """The judge for a sample."""
         assert self._parts is not None
-        return self._parts.equivalence
+        judge = self._parts.equivalence
+        return judge.of_sample() if isinstance(judge, EquivalenceBySample) else judge
 
 
 async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
