@@ -240,7 +240,7 @@ def _with_prompts(
 def _quiet_tracker() -> None:
     """Starts Python's resource tracker in a form that cleans up without a word.
 
-    Engines and graders are killed if they do not end at once; what they leave in shared memory is then removed by
+    Engines are killed if they do not end at once; what they leave in shared memory is then removed by
     the tracker, and its warning about that would stand under the results.
     """
     saved = os.environ.get("PYTHONWARNINGS")

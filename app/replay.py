@@ -127,10 +127,10 @@ async def _recorded_runtime(past: Past, found: Resolved) -> Runtime:
         for role, tokenizer in tokenizers.items()
         if role.value in first.context_max
     }
-    judge = ExactEquivalence() if found.engines.simulated else GraderOfAThread()
 
-    async def parts(_: AsyncExitStack) -> Parts:
-        return Parts(engines, judge)
+    async def parts(stack: AsyncExitStack) -> Parts:
+        exact = found.engines.simulated
+        return Parts(engines, ExactEquivalence() if exact else await stack.enter_async_context(GraderOfAThread()))
 
     return Runtime(parts)
 

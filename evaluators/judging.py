@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
-import resource
-import signal
 from typing import Any, cast
 
 from speclrm.evaluators import notation
 
-WORKER_MEMORY_BYTES = 4 << 30
 FLOAT_DIGITS = 12
 """Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
 TINY = 1e-3
 """Under it numbers are compared by their leading digits instead."""
+EXACT_BITS = 53
+"""What sympy must be sure of in a number, for its digits to count against it."""
+_KINDS = (("1/2", "0.5"), ("\\sqrt{2}", "x^2+1"), ("\\{1,2\\}", "(1,2]"))
+"""Some kinds of answers: the parser learns the notation as it meets it, and workers inherit what the nursery knows."""
 
 
-def prepare_worker() -> None:
-    """The owner decides when we end, and nobody's answer may eat the machine's memory."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to us, too
-        signal.signal(number, signal.SIG_IGN)
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off, as meant
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))
-    # Loading sympy is no answer's fault: where a worker was replaced on a busy machine, the next answer would pay for it
-    # with its own time limit.
-    same("1/2", "0.5")
+def prepare(*, tasks: bool) -> None:
+    """Loads what judging takes, once for all workers: loading is no answer's fault."""
+    for pair in _KINDS:
+        same(*pair)
+    if tasks:
+        with contextlib.suppress(ImportError):  # then each call says so
+            import reasoning_gym  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]  # noqa: F401
+
+
+def judge(rule: str, gold: str, answer: str) -> bool:
+    """The verdict by a rule: ``math``, or that of a task."""
+    return same(gold, answer) if rule == "math" else by_task(rule, gold, answer)
 
 
 def same(gold: str, answer: str) -> bool:
@@ -105,8 +107,8 @@ def _verify(gold: str, answer: str) -> bool:
         )
     if not all(sides):
         return False
-    if (tiny := _same_tiny(sides[0][0], sides[1][0])) is not None:
-        return tiny
+    if (told := _same_by_digits(sides[0][0], sides[1][0])) is not None:
+        return told
     return bool(
         library.verify(
             sides[0],
@@ -119,17 +121,23 @@ def _verify(gold: str, answer: str) -> bool:
     )
 
 
-def _same_tiny(gold: Any, answer: Any) -> bool | None:
-    """Whether two numbers next to zero are the same; None where they are no such numbers.
+def _same_by_digits(gold: Any, answer: Any) -> bool | None:
+    """Whether two numbers are the same, where their leading digits tell; None where they do not, or are no such numbers.
 
-    Rounded to a number of decimals they would be the same all too often.
+    The library rounds to a number of decimals, by which all numbers next to zero are the same; and it does so on the way
+    as well, by which a huge number times a tiny one is nothing.
     """
     if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
         return None
     one, other = gold.evalf(2 * FLOAT_DIGITS), answer.evalf(2 * FLOAT_DIGITS)
-    if not (one.is_Float and other.is_Float and 0 < max(abs(one), abs(other)) < TINY):
+    if not (one.is_Float and other.is_Float and max(abs(one), abs(other)) > 0):
         return None
-    return bool(abs(one - other) <= max(abs(one), abs(other)) * 10.0**-FLOAT_DIGITS)
+    apart, larger = abs(one - other), max(abs(one), abs(other))
+    if larger < TINY:
+        return bool(apart <= larger * 10.0**-FLOAT_DIGITS)
+    # As many decimals as count where the numbers are smallest. Nothing follows where the digits themselves are in doubt.
+    sure = min(one._prec, other._prec) >= EXACT_BITS
+    return False if sure and apart > larger * 10.0**-FLOAT_DIGITS / TINY else None
 
 
 def _plain(text: str) -> str:

@@ -133,34 +133,3 @@ def measure(text: str) -> tuple[str, int] | None:
     name = match["unit"].casefold()
     unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
     return None if unit is None else (unit, int(match["power"] or 1))
-
-
-# ----------------------------------------------------------------------------------------------------- what is too much
-
-LENGTH_MAX = 1_000
-NESTING_MAX = 40
-DIGITS_MAX = 200
-_HUGE = re.compile(
-    rf"\d{{{DIGITS_MAX},}}"  # a number that takes long to read
-    + r"|\^\s*\{?\s*-?\d{4,}"  # a power with a large exponent
-    + r"|\^\s*\{?[^{}^]*\^\s*\{?[^{}^]*\^"  # a tower of powers
-    + r"|\d{4,}\s*\}?\s*\)?\s*!"  # a large factorial
-    + r"|!\s*\)?\s*!"  # a factorial of one
-    + r"|binom\s*\{[^{}]*\d{5,}"
-    + r"|\\(?:sum|prod|int)\b"
-    + r"|\*\*\s*\(?\d{4,}|\*\*[^*]*\*\*"
-)
-
-
-def too_much(text: str) -> bool:
-    """Whether an algebra system may take for ever over it. Nobody's answer is like this."""
-    if len(text) > LENGTH_MAX or "\x00" in text or _HUGE.search(text):
-        return True
-    depth = deepest = 0
-    for character in text:
-        if character in "({[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")}]":
-            depth -= 1
-    return deepest > NESTING_MAX

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -494,6 +494,13 @@ class Equivalence(Protocol):
     async def grade(self, answer: str, problem: Problem) -> Outcome:
         """``correct``, ``wrong`` or ``grader_failed``."""
         ...
+
+
+@runtime_checkable
+class EquivalenceBySample(Protocol):
+    """A judge that bounds what one sample's answers may cost: each sample is judged by one that it gives for it."""
+
+    def of_sample(self) -> Equivalence: ...
 
 
 class Sink(Protocol):

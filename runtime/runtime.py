@@ -19,6 +19,7 @@ from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, T
 from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.meter import Meter
 from speclrm.runtime.past import lasting
+from speclrm.runtime.protocols import EquivalenceBySample
 from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
 from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
 from speclrm.runtime.sample import Sample
@@ -475,7 +476,7 @@ class Runtime:
         problem, playback = job.problem, job.playback
         await bus.turn("problem_started", problem.id, job.repeat)
         lanes: Mapping[Role, Flights] = self.scheduler.lanes
-        equivalence = self._equivalence
+        equivalence = self._equivalence()
         again: SamplePlayback | None = None
         if playback is not None:
             again = playback.sample(problem.id, job.repeat)
@@ -510,10 +511,11 @@ class Runtime:
                 f"Strategy {strategy.name} needs a {' and a '.join(missing)} model. Give --{missing[0]} MODEL."
             )
 
-    @property
     def _equivalence(self) -> Equivalence:
+        """The judge for a sample."""
         assert self._parts is not None
-        return self._parts.equivalence
+        judge = self._parts.equivalence
+        return judge.of_sample() if isinstance(judge, EquivalenceBySample) else judge
 
 
 async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:

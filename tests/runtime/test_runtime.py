@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from support import PROBLEM, Collector, make_strategy, operation, parts, play
+from support import PROBLEM, Collector, ExactAnswers, make_strategy, operation, parts, play
 
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
@@ -117,6 +117,25 @@ def test_no_more_samples_than_asked_for_are_at_work() -> None:
         at_work += (event.kind == "problem_started") - (event.kind == "sample_finished")
         most = max(most, at_work)
     assert most == 2
+
+
+def test_each_sample_has_a_judge_of_its_own_where_there_are_such() -> None:
+    class Judges(ExactAnswers):
+        def __init__(self) -> None:
+            self.given: list[ExactAnswers] = []
+
+        def of_sample(self) -> ExactAnswers:
+            self.given.append(ExactAnswers())
+            return self.given[-1]
+
+    async def main() -> int:
+        judges = Judges()
+        async with Runtime(parts(engines(), judges)) as runtime:
+            await runtime.run(PROBLEMS, make_strategy("speculative"), repeats=2)
+            await runtime.solve(PROBLEM, make_strategy("speculative"))
+        return len(judges.given)
+
+    assert run_virtual(main()) == 2 * len(PROBLEMS) + 1
 
 
 def test_an_error_of_one_track_ends_that_track_alone() -> None:
