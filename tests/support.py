@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
+    from types import FrameType
 
     from pydantic import JsonValue
 
@@ -33,6 +35,24 @@ def boxed(text: str) -> str | None:
     """The last boxed answer without nested braces: enough for scripted texts."""
     found = re.findall(r"\\boxed\{([^{}]*)\}", text)
     return found[-1] if found else None
+
+
+def work(call: Callable[[], object]) -> int:
+    """How many lines of Python the call runs through, each as often as it does: how much it does, on any machine."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 class ExactAnswers:

@@ -1,14 +1,223 @@
-"""The final report of a run on the terminal."""
+"""What a person sees of a run: while it goes, and the final report."""
 
 from __future__ import annotations
 
 import io
+import json
+from typing import TYPE_CHECKING
 
+import pytest
 from rich.console import Console
+from support import make_strategy, play, work
 
-from speclrm.commands.display import print_report
-from speclrm.evaluators.metrics import ModeCounts, RunSummary
+from speclrm.commands import display
+from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView, headline, print_report
+from speclrm.evaluators.metrics import ModeCounts, RunSummary, Summary
+from speclrm.runtime.engines.scripted import by_step
+from speclrm.runtime.events import (
+    ProblemStarted,
+    RunStarted,
+    SampleFinished,
+    StepCommitted,
+    StepDrafted,
+    TrackFinished,
+    TrackResumed,
+    TrackStarted,
+)
 from speclrm.runtime.ledger import EngineUse, FlopCounts, TokenCounts
+from speclrm.runtime.protocols import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.runtime.events import Event
+    from speclrm.runtime.protocols import Sink
+
+STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
+
+
+def events_of(samples: int) -> list[Event]:
+    """Of a run of so many samples, two at a time."""
+    problems = [Problem(f"p{number}", "What is two and two?", "4" if number % 3 else "5") for number in range(samples)]
+    played = play(
+        make_strategy("speculative", tracks=3),
+        draft=by_step(STEPS),
+        target=by_step(STEPS, scores=[9, 3, 8]),
+        problems=problems,
+        concurrency=2,
+    )
+    return played.collector.events
+
+
+def plain_view(total: int) -> tuple[PlainView, Monitor, io.StringIO]:
+    console = Console(file=io.StringIO(), width=80)
+    monitor = Monitor()
+    monitor.plan(total)
+    assert isinstance(console.file, io.StringIO)
+    return PlainView(monitor, console), monitor, console.file
+
+
+def test_what_the_screen_says_of_a_run_is_what_its_summary_says() -> None:
+    events = events_of(7)
+    monitor, fold = Monitor(), Summary()
+    for event in events:
+        monitor.emit(event)
+        fold.add(event)
+        if not isinstance(event, SampleFinished | TrackFinished):
+            continue
+        summary = fold.summary()
+        steps = monitor.ledger.steps()
+        assert monitor.outcomes == summary.outcomes
+        assert (steps.accepted, steps.rewritten, steps.acceptance) == (
+            summary.accepted,
+            summary.rewritten,
+            summary.acceptance,
+        )
+        states = [track for state in fold.states.values() for track in state.tracks.values()]
+        assert (monitor.ended, monitor.tracks) == (sum(track.finished for track in states), len(states))
+        busy = {
+            (state.problem, state.repeat, track.track): (len(track.steps), track.tokens)
+            for state in fold.states.values()
+            for track in state.tracks.values()
+            if not track.finished
+        }
+        assert {key: (track.steps, track.tokens) for key, track in monitor.busy.items()} == busy
+        accuracy = "" if summary.accuracy is None else f" · accuracy {summary.accuracy:.0%}"
+        assert headline(monitor).startswith(f"{len(summary.samples)}/? samples{accuracy} · tracks {monitor.ended}/")
+    assert not monitor.busy
+
+
+def test_the_plain_display_has_a_line_for_each_sample_and_its_texts_are_harmless() -> None:
+    view, _, file = plain_view(4)
+    for event in events_of(4):
+        if isinstance(event, SampleFinished):
+            event = event.model_copy(update={"answer": "\x1b[31m4"})
+        view.emit(event)
+    lines = file.getvalue().splitlines()
+    assert [line.partition(" · ")[0] for line in lines] == [
+        "p0/0: wrong (\\u001b[31m4; gold 5)",
+        "p1/0: correct (\\u001b[31m4; gold 4)",
+        "p2/0: correct (\\u001b[31m4; gold 4)",
+        "p3/0: wrong (\\u001b[31m4; gold 5)",
+    ]
+    assert [line.split(" · ")[1] for line in lines] == [f"{number}/4 samples" for number in (1, 2, 3, 4)]
+    assert "accuracy 50% · tracks 12/12 · accepted 24 rewritten 12 (67% kept)" in lines[-1]
+
+
+def test_the_json_display_gives_the_rows_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    events = events_of(4)
+    view, fold = JsonView(Monitor()), Summary()
+    for event in [*events, *events]:  # a second run on the same screen
+        view.emit(event)
+    for event in events:
+        fold.add(event)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = [{"kind": "sample", **row.model_dump(mode="json")} for row in fold.summary().samples]
+    assert rows == json.loads(json.dumps([*expected, *expected]))
+
+
+def last_part(events: Sequence[Event], samples: int) -> int:
+    """Where the events of the last samples begin."""
+    ends = [place for place, event in enumerate(events) if isinstance(event, SampleFinished)]
+    return ends[-samples - 1] + 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "json", "rich"])
+def test_a_sample_costs_the_display_the_same_after_many_as_after_few(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cost(samples: int) -> int:
+        view, monitor, _ = plain_view(samples)
+        sink: Sink = {"plain": view, "json": JsonView(monitor), "rich": monitor}[kind]
+        live = LiveView(monitor, Console(file=io.StringIO(), width=80))
+        events = events_of(samples)
+        start = last_part(events, 3)
+        for event in events[:start]:
+            sink.emit(event)
+
+        def rest() -> None:
+            for event in events[start:]:
+                sink.emit(event)
+                if kind == "rich":
+                    live._draw()  # pyright: ignore[reportPrivateUsage]
+
+        return work(rest)
+
+    assert cost(80) <= 1.05 * cost(20)
+
+
+def started(track: str) -> TrackStarted:
+    return TrackStarted(problem="p", repeat=0, track=track, hint="", prompt_ids={})
+
+
+def step(track: str, number: int, tokens: int) -> list[Event]:
+    where = {"problem": "p", "repeat": 0, "track": track, "step": number}
+    return [
+        StepDrafted(**where, text="x", ids=(1,), operations=()),
+        StepCommitted(**where, origin="draft", tokens=tokens, score=8.0),
+    ]
+
+
+def finished(track: str, reason: str = "answer") -> TrackFinished:
+    return TrackFinished(problem="p", repeat=0, track=track, reason=reason, answer="4", tokens=0)  # type: ignore[arg-type]
+
+
+def test_the_time_that_is_left_follows_from_how_far_the_tracks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monitor = Monitor()
+    monitor.plan(2)
+    told: list[float | None] = []
+
+    def tell(*events: Event) -> None:
+        for event in events:
+            monitor.emit(event)
+        told.append(monitor.left_s())
+
+    tell(
+        RunStarted(run="r", started="", config={}, versions={}, machine={}),
+        ProblemStarted(problem="p", repeat=0, text="", gold=None),
+        *map(started, "abcd"),
+        *step("a", 0, 100),
+        *step("b", 0, 100),
+        *step("c", 0, 25),
+    )
+    now[0] = 90.0
+    tell(finished("a"))
+    tell(finished("b"))  # two of four, and a quarter of one more: 0.5625 of a sample in 90 s
+    tell(*step("c", 1, 75), *step("d", 0, 400))  # those that go on count for nine tenths at most
+    tell(finished("c", "cancelled"), TrackResumed(problem="p", repeat=0, track="c"))
+    tell(finished("c"), finished("d"))
+    tell(SampleFinished(problem="p", repeat=0, answer="4", winner="a", outcome="ungraded", seconds=90.0))
+    assert told == [None, None, *map(pytest.approx, (230.0, 90 * 1.05 / 0.95, 90 * 1.05 / 0.95, 90.0, 90.0))]
+
+
+def test_rates_are_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    events = events_of(3)
+    monitor = Monitor()
+    for event in events:
+        monitor.emit(event)
+    now[0] += 4
+    drafted = sum(
+        operation.output_tokens for event in events if isinstance(event, StepDrafted) for operation in event.operations
+    )
+    assert monitor.rates()["draft"] == pytest.approx(drafted / 4)
+    now[0] += display.WINDOW_S
+    assert monitor.rates() == {}
+
+
+def test_a_display_that_missed_events_goes_on() -> None:
+    events = events_of(6)
+    view, monitor, file = plain_view(6)
+    for place, event in enumerate(events):
+        if place % 3:
+            view.emit(event)
+    assert len(file.getvalue().splitlines()) == sum(
+        isinstance(event, SampleFinished) for place, event in enumerate(events) if place % 3
+    )
+    assert monitor.left_s() is not None
 
 
 def printed(summary: RunSummary) -> list[str]:

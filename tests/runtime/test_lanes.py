@@ -9,12 +9,13 @@ import pytest
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineStalledError, RequestError
-from speclrm.runtime.lanes import Flight, Lane
+from speclrm.runtime.lanes import RESERVE_S, Flight, Lane
 from speclrm.runtime.protocols import Delta, EngineStats, Request, Role
 from speclrm.runtime.scheduler import priority
+from speclrm.runtime.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from speclrm.runtime.events import Operation
 
@@ -165,6 +166,188 @@ def test_an_operation_that_never_reached_the_engine_cost_no_tokens() -> None:
         return [(report.prompt_tokens, report.output_tokens, report.queue_s) for report in reports]
 
     assert run_virtual(main()) == [(1, 10, 0.0), (0, 0, 5.0)]
+
+
+def test_the_number_of_those_who_wait_is_right_whoever_goes_away() -> None:
+    async def main() -> list[int]:
+        lane, _ = lane_on(ten_tokens, in_flight_max=1)
+        tasks = [asyncio.create_task(lane.run(flight(str(number), urgency=number % 3))) for number in range(20)]
+        await asyncio.sleep(0)
+        seen = [lane.stats()[0].waiting]
+        for task in (*tasks[5:15], tasks[1]):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            seen.append(lane.stats()[0].waiting)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [*seen, lane.stats()[0].waiting]
+
+    assert run_virtual(main()) == [*range(19, 7, -1), 0]
+
+
+def write(name: str, tokens: int = 50) -> Flight:
+    """One that brings step after step."""
+    return Flight(Request(id=name, prompt_ids=[65], max_tokens=tokens, priority=priority("write", 0)), "scripted")
+
+
+def score(name: str) -> Flight:
+    return Flight(Request(id=name, prompt_ids=[65], max_tokens=1, priority=priority("score", 9)), "scripted")
+
+
+def paced(request: Request, prompt: str) -> Reply:
+    """A token a second, as many as are asked for."""
+    return Reply("x" * request.max_tokens, token_s=1.0)
+
+
+class Places(ScriptedEngine):
+    """Works on as many requests as it says, the others wait in it; of these the most urgent is next."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__(paced, max_num_seqs=places, chunk_tokens=1)
+        self._free = places
+        self._queue: Waiting[asyncio.Future[None]] = Waiting()
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.push(request.priority, turn)
+        self._next()
+        await turn
+        try:
+            async for delta in super().stream(request):
+                yield delta
+        finally:
+            self._free += 1
+            self._next()
+
+    def _next(self) -> None:
+        while self._free and self._queue:
+            self._free -= 1
+            self._queue.pop().set_result(None)
+
+
+STEP_TOKENS = 10
+
+
+async def writes(lane: Lane, name: str, tokens: int = 2_000) -> int:
+    """Writes steps for as long as it has tokens to say. At each step's end it gives its place up where that is wanted, and
+    asks for another. How often it did.
+    """
+    ended = 0
+    while tokens > 0:
+        one = write(name, tokens)
+        async with lane.fly(one) as deltas:
+            async for _ in deltas:
+                if len(one.ids) % STEP_TOKENS == 0 and lane.wants_place(one):
+                    ended += 1
+                    break
+        tokens -= len(one.ids)
+    return ended
+
+
+async def scores(lane: Lane, names: Sequence[str], every_s: float = 0.0) -> list[float]:
+    """Asks for one after the other; how long each took."""
+    took: list[float] = []
+    for name in names:
+        await asyncio.sleep(every_s)
+        begun = now_s()
+        await lane.run(score(name))
+        took.append(now_s() - begun)
+    return took
+
+
+@pytest.mark.parametrize(("places", "writers"), [(1, 1), (1, 3), (4, 8), (4, 4), (16, 40)])
+def test_a_score_waits_for_one_step_of_writers_that_give_their_places_up_and_those_after_it_not_at_all(
+    places: int, writers: int
+) -> None:
+    async def main() -> list[float]:
+        lane = Lane(Role.TARGET, Places(places))
+        async with asyncio.TaskGroup() as group:
+            for number in range(writers):
+                group.create_task(writes(lane, f"w{number}"))
+            await asyncio.sleep(25)
+            return await scores(lane, "abcdef")
+
+    first, *later = run_virtual(main())
+    assert first <= STEP_TOKENS + 1
+    # With one place there is none to keep free: each score waits for a step.
+    assert max(later) <= (1 if places > 1 else STEP_TOKENS + 1)
+
+
+def test_writes_leave_few_places_and_have_them_all_again_when_no_score_came_for_a_while() -> None:
+    async def main() -> tuple[list[int], list[int]]:
+        lane = Lane(Role.TARGET, Places(16), in_flight_max=16)
+        queue = lane.queues[0]
+        during: list[int] = []
+        after: list[int] = []
+        async with asyncio.TaskGroup() as group:
+            for number in range(40):
+                group.create_task(writes(lane, f"w{number}", 200))
+            await asyncio.sleep(25)
+            for _ in range(40):
+                await scores(lane, ["a"], every_s=1)
+                during.append(queue.in_flight)
+            for _ in range(60):
+                await asyncio.sleep(1)
+                after.append(queue.in_flight)
+        return during[STEP_TOKENS:], after
+
+    during, after = run_virtual(main())
+    assert set(during) == {15}  # one in eight at most, and no more than there were scores at once
+    assert after[int(2 * RESERVE_S) + 10] == 16
+
+
+def test_many_scores_at_once_keep_an_eighth_of_the_places_and_one_score_keeps_one() -> None:
+    async def main(at_once: int) -> int:
+        lane = Lane(Role.TARGET, Places(32), in_flight_max=32)
+        async with asyncio.TaskGroup() as group:
+            for number in range(at_once):
+                group.create_task(lane.run(score(f"s{number}")))
+            await asyncio.sleep(2)
+            tasks = [group.create_task(writes(lane, f"w{number}", 100)) for number in range(64)]
+            await asyncio.sleep(1)
+            held = lane.queues[0].in_flight
+            for task in tasks:
+                task.cancel()
+        return held
+
+    assert [run_virtual(main(at_once)) for at_once in (0, 1, 3, 20)] == [32, 31, 29, 28]
+
+
+def test_a_place_is_wanted_only_by_what_is_more_urgent_and_only_from_what_lasts() -> None:
+    async def main() -> dict[str, bool]:
+        lane = Lane(Role.TARGET, Places(2), in_flight_max=2)
+        wanted: dict[str, bool] = {}
+        first, second = write("w1"), write("w2")
+        async with lane.fly(first), asyncio.TaskGroup() as group:
+            wanted["alone"] = lane.wants_place(first)
+            async with lane.fly(second):
+                another = group.create_task(lane.run(write("w3")))
+                await asyncio.sleep(1)
+                wanted["another write waits"] = lane.wants_place(first)
+                ahead = group.create_task(lane.run(step("rewrite-ahead", ahead=True)))
+                await asyncio.sleep(1)
+                wanted["what is made ahead waits"] = lane.wants_place(first)
+                rewrite = group.create_task(lane.run(step("rewrite")))
+                await asyncio.sleep(1)
+                wanted["a rewrite waits"] = lane.wants_place(first)
+                wanted["from a score"] = lane.wants_place(score("s"))
+            await asyncio.sleep(1)
+            wanted["it has a place"] = lane.wants_place(first)
+            for task in (another, ahead, rewrite):
+                task.cancel()
+        return wanted
+
+    def step(name: str, *, ahead: bool = False) -> Flight:
+        urgency = priority("rewrite", 0, ahead=ahead)
+        return Flight(Request(name, [65], 50, stop_ids=(10,), priority=urgency), "scripted")
+
+    assert run_virtual(main()) == {
+        "alone": False,
+        "another write waits": False,
+        "what is made ahead waits": False,
+        "a rewrite waits": True,
+        "from a score": False,
+        "it has a place": False,
+    }
 
 
 class Crowded(ScriptedEngine):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import PROBLEM, Collector, ExactAnswers, make_strategy, operation, parts, play
 
+from speclrm.runtime import run_directory
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import (
@@ -22,13 +23,16 @@ from speclrm.runtime.events import (
     EVENT,
     Event,
     OperationDropped,
+    ProblemStarted,
     RunFinished,
     SampleFinished,
     StepCommitted,
     TrackFinished,
+    TrackStarted,
 )
 from speclrm.runtime.protocols import Problem, Request, Role
-from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
+from speclrm.runtime.sample import MADE_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
 
 if TYPE_CHECKING:
@@ -343,3 +347,51 @@ def test_the_bound_on_requests_in_flight_holds_and_everything_still_ends() -> No
         in_flight_max=1,
     )
     assert {s.outcome for s in played.samples} == {"correct"}
+
+
+def most_started_at_once(samples: int, tracks: int) -> int:
+    """The most events of samples that begin that come before anything else on the loop has its turn."""
+    seen: list[int] = []
+
+    class Starts(Collector):
+        def emit(self, event: Event) -> None:
+            seen.append(isinstance(event, ProblemStarted | TrackStarted))
+
+    async def main() -> int:
+        async with Runtime(parts(engines()), in_flight_max=2) as runtime:
+            problems = [Problem(f"p{number}", "x", "4") for number in range(samples)]
+            strategy = make_strategy("parallel", tracks=tracks)
+            task = asyncio.create_task(runtime.run(problems, strategy, concurrency=samples, sinks=[Starts()]))
+            most = 0
+            while sum(seen) < samples * (1 + tracks):
+                before = sum(seen)
+                await asyncio.sleep(0)  # time stands still meanwhile
+                most = max(most, sum(seen) - before)
+            await task
+            return most
+
+    return run_virtual(main())
+
+
+def test_thousands_of_samples_or_tracks_do_not_all_start_in_one_breath() -> None:
+    """They would hold up everything else, and listeners would lose the first events of a run."""
+    assert most_started_at_once(4 * STARTED_AT_ONCE, 1) <= 2 * STARTED_AT_ONCE
+    assert most_started_at_once(1, 10 * MADE_AT_ONCE) <= MADE_AT_ONCE + 1
+
+
+def test_an_attempt_looks_up_the_versions_of_packages_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    look_up = run_directory.metadata.version
+    monkeypatch.setattr(run_directory.metadata, "version", lambda name: asked.append(name) or look_up(name))
+    run_directory._versions.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+    async def main() -> None:
+        async with Runtime(parts(engines())) as runtime:
+            for _ in range(3):
+                await runtime.solve(PROBLEM, make_strategy("baseline"))
+
+    run_virtual(main())
+    assert len(asked) == len(set(asked)) > 0
+    first, second = run_directory.new_record({}), run_directory.new_record({})
+    first.versions["speclrm"] = "another"
+    assert second.versions["speclrm"] != "another"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +135,25 @@ def test_a_full_queue_loses_its_oldest_events(capsys: pytest.CaptureFixture[str]
     assert [one.seq for one in collector.events] == list(range(90, 100))
     told = capsys.readouterr().out
     assert told.count("sink_behind") == told.count("sink_missed_events") == 1
+
+
+def test_what_waits_for_a_sink_is_brought_in_turns_with_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector()
+    clock = count()
+    monkeypatch.setattr(sinks.time, "perf_counter", lambda: next(clock) * sinks.TURN_S / 10)
+    got: list[int] = []
+
+    async def main() -> None:
+        async with Subscriber(collector) as subscriber:
+            for number in range(1_000):
+                subscriber.emit(event(number))
+            while len(collector.events) < 1_000:
+                await asyncio.sleep(0)
+                got.append(len(collector.events))
+
+    run_virtual(main())
+    assert [one.seq for one in collector.events] == list(range(1_000))
+    assert max(after - before for before, after in pairwise(got)) <= 12
 
 
 def test_a_sink_is_closed_where_the_run_is_cancelled() -> None:
