@@ -279,14 +279,14 @@ class SimulatedWorld:
             return 0, []
         start = border if context[border] in self._begins else border + 1
         number = self._number_behind(context, start)
-        return number, context[start:] if number or start == border else []
+        return number, list(context[start:]) if number or start == border else []
 
     def _number_behind(self, context: Sequence[int], end: int) -> int:
         """The number of the paragraph behind the one that ends there, or 0 where none of ours does."""
         if end < _PARAGRAPH_MIN or context[end - 1] != self._blank_line:
             return 0
         begin = self._last_border(context, end - 1)
-        if begin < 0 or context[begin : begin + 2] not in (self._good, self._bad):
+        if begin < 0 or list(context[begin : begin + 2]) not in (self._good, self._bad):
             return 0
         word = self.tokenizer.decode((context[end - 2],))
         return _number(word) + 1 if _NUMBER.fullmatch(word) else 0

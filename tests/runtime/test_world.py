@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +20,6 @@ from speclrm.runtime.engines.world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from again import Fold
 
     from speclrm.runtime.protocols import Engine
@@ -32,8 +31,11 @@ RAW = "\nSolve it, so (step by\n\n step): add them all\n\nTips: hm or so\n\nProb
 PLACE = ("sim-1", "0", "A")
 
 
+SHORT = WorldSettings((0.6,), steps=8.0, draft_step=12, target_step=14)
+
+
 def one_world(**settings: Any) -> SimulatedWorld:
-    return SimulatedWorld(WorldSettings((0.6,), **{"steps": 8.0, "draft_step": 12, "target_step": 14, **settings}), 3)
+    return SimulatedWorld(replace(SHORT, **settings), 3)
 
 
 def said(world: SimulatedWorld, context: Sequence[int], kind: str, step: int = 0) -> list[int]:
@@ -126,14 +128,18 @@ def test_a_long_context_is_not_read_through_for_what_comes_next() -> None:
     world = one_world(steps=2000.0)
     counted: list[int] = []
 
-    class Counting(list[int]):
-        def __getitem__(self, key: Any) -> Any:
-            found = super().__getitem__(key)
-            counted.append(len(found) if isinstance(key, slice) else 1)
-            return found
+    class Counting(Sequence[int]):
+        def __init__(self, ids: list[int]) -> None:
+            self.ids = ids
 
-        def __iter__(self) -> Any:
-            raise AssertionError("all of a context was read")
+        def __len__(self) -> int:
+            return len(self.ids)
+
+        def __getitem__(self, key: Any) -> Any:
+            places = range(len(self.ids))[key] if isinstance(key, slice) else [int(key)]
+            counted.append(len(places))
+            found = tuple(self.ids[place] for place in places)
+            return found if isinstance(key, slice) else found[0]
 
     whole = paragraphs(world, CHAT)
     context = Counting([*world.tokenizer.encode(CHAT), *(token for one in whole[:1000] for token in one)])
