@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -398,8 +398,11 @@ class SamplePlayback:
     async def wait(self, request: Request, why: str) -> None:
         """Waits until the loop gives the request up. ``why`` it has no answer is told where that never happens."""
         if self.mode == "resume":
-            # All that gives up a request of the trace is in the trace, too.
+            # All that gives up a request of the trace is in the trace, too; whoever waits is about to hear of it.
             await self._until(lambda: self.caught_up)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STUCK_S):
+                    await self.stop()
             raise self._break(f"{request.id} was given up then, and is waited for now")
         problem, repeat, track, step, _ = request.id.rsplit("/", 4)
         stops = self._playback.stops
