@@ -19,7 +19,6 @@ from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime import run_directory
 from speclrm.runtime.errors import SpecLRMError
-from speclrm.runtime.events import Event, RunStarted
 from speclrm.runtime.journal import TraceOptions
 from speclrm.runtime.reader import read_run
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Sink
     from speclrm.runtime.runtime import Resumption, Runtime
 
@@ -83,7 +83,7 @@ async def run_in(
     ``extra``: what stands in its configuration beside the options.
     """
     options = found.options
-    began = _Began()
+    began = _Began(0 if resumption is None or resumption.anew else len(resumption.past.attempts))
     try:
         await runtime.run(
             found.problems,
@@ -133,12 +133,14 @@ def new_folder(name: str) -> Path:
 
 
 class _Began:
-    """A sink that says whether a run did."""
+    """A sink that says whether an attempt of a run did: a resumed run shows those before it first."""
 
-    yes = False
+    def __init__(self, attempt: int) -> None:
+        self._attempt = attempt
+        self.yes = False
 
     def emit(self, event: Event) -> None:
-        self.yes = self.yes or isinstance(event, RunStarted)
+        self.yes = self.yes or event.attempt == self._attempt
 
     async def room(self) -> None:
         pass

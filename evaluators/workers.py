@@ -346,6 +346,8 @@ def main(channel: str, kind: Kind) -> None:
     from speclrm.evaluators import judging
 
     signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGHUP):  # the owner decides when we end
+        signal.signal(number, signal.SIG_IGN)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off, as meant
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES[kind], MEMORY_BYTES[kind]))

@@ -130,7 +130,7 @@ class _Problem:
     again: int = 0
     tried_at: float = 2.0
     changes: int = 0
-    tracks: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    tracks: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
     probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
 
     @property
@@ -216,7 +216,7 @@ class Controller:
                     self._probe(problem, event.repeat, event.track)
             case TrackStarted():
                 problem = self._problems.setdefault(event.problem, _Problem())
-                problem.tracks.add((event.repeat, event.track))
+                problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
             case TrackFinished():
                 self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
@@ -238,7 +238,10 @@ class Controller:
         problem = self._problems.get(name)
         if problem is None:
             return
-        problem.tracks.discard(track)
+        if track in problem.tracks:
+            problem.tracks[track] -= 1
+            if not problem.tracks[track]:
+                del problem.tracks[track]
         problem.probing.discard(track)
         if not problem.tracks:
             del self._problems[name]
@@ -403,7 +406,7 @@ class Controller:
         self._decided_s = now
         self._weigh()
         shape = self._step
-        tracks = sum(len(problem.tracks) for problem in self._problems.values())
+        tracks = sum(problem.tracks.total() for problem in self._problems.values())
         seated = 1 - min(1.0, self._waiting / max(1, tracks))
         known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
         everyone = tracks * seated
@@ -452,7 +455,7 @@ class Controller:
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
-            tracks[None if accepted is None else round(accepted * 20) / 20] += len(problem.tracks)
+            tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
     def _measure(self, now: float) -> None:

@@ -1,6 +1,6 @@
 """What grows with a run and must not: the cost of a display, of waiting, of tracks and steps; and what holds up the loop.
 
-    python benchmarks/studies/growth.py [display cancel tracks steps solve score callbacks] [--size 1.0]
+    python tests/growth.py [display cancel tracks steps solve score callbacks] [--size 1.0]
 
 Seconds are CPU seconds of this process (of this thread, for callbacks), so that other work on the machine counts as little
 as may be. Each part prints what it measured at several sizes, which ``--size`` multiplies, and what should hold.
