@@ -38,6 +38,7 @@ class Asked:
     queue: int
     asked: int
     asked_s: float
+    lasting: bool = False
     began: int | None = None
     began_s: float = 0.0
     left: int | None = None
@@ -72,6 +73,8 @@ class Record:
             for other in self.asked:
                 if other.queue != one.queue or other is one or other.asked_s >= one.began_s:
                     continue
+                if other.lasting and not one.lasting:
+                    continue  # into a place that is kept from long writes
                 ahead = (other.priority, other.asked) < (one.priority, one.asked)
                 waited = (other.began is None or other.began > one.began) and (
                     other.left is None or other.left > one.began
@@ -87,7 +90,7 @@ class _WatchedStay(Stay):
         super().__init__(queue, flight)
         self._record = record
         self._of = id(queue)
-        self._entry = Asked(flight.request.id, flight.request.priority, self._of, 0, 0.0)
+        self._entry = Asked(flight.request.id, flight.request.priority, self._of, 0, 0.0, flight.lasting)
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
         record, entry = self._record, self._entry
