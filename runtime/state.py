@@ -7,9 +7,9 @@ track are not copied for that: the new state takes them over, and the old one st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, cast, overload
 
 from speclrm.runtime.events import (
     Event,
@@ -85,7 +85,7 @@ class Steps(Sequence[CommittedStep]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Steps | tuple):
             return NotImplemented
-        return len(self) == len(other) and tuple(self) == tuple(other)
+        return tuple(self) == tuple(cast("Iterable[object]", other))
 
     def __hash__(self) -> int:
         return hash(tuple(self))

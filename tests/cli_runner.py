@@ -117,7 +117,7 @@ def start(
     """The command on scripted engines, in a process of its own: what needs signals. ``script``: of ``scripted``; ``process``:
     of ``Popen``.
     """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(script), *arguments],
         cwd=cwd,

@@ -73,12 +73,10 @@ def simulated(**settings: Any) -> tuple[SimulatedWorld, SimulatedEngine]:
 def options(samples: int, tracks: int, budget: int, folder: str, concurrency: int = 16) -> RunOptions:
     return RunOptions(
         strategy="speculative",
-        speculate="always",
         target="sim/qwq-32b",
         draft="sim/r1-1.5b",
         dataset=f"sim:a70?size={samples}",
-        tracks=tracks,
-        token_budget=budget,
+        recipe={"speculate": "always", "tracks": tracks, "token_budget": budget},
         concurrency=concurrency,
         output_dir=Path(folder) / "run",
     )
@@ -161,8 +159,9 @@ def for_seat() -> Callable[[int], Coroutine[Any, Any, Any]]:
     admission = Admission({Role.TARGET: Lane(Role.TARGET, Small(lambda request, prompt: Reply()))})
 
     async def sit(number: int) -> None:
-        seat = await admission.enter(number % 7, {Role.TARGET: 800})
+        seat = admission.claim(number % 7, {Role.TARGET: 800})
         try:
+            await admission.sit(seat)
             await forever()
         finally:
             admission.leave(seat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -151,7 +151,7 @@ def started(track: str) -> TrackStarted:
 
 
 def step(track: str, number: int, tokens: int) -> list[Event]:
-    where = {"problem": "p", "repeat": 0, "track": track, "step": number}
+    where: Any = {"problem": "p", "repeat": 0, "track": track, "step": number}
     return [
         StepDrafted(**where, text="x", ids=(1,), operations=()),
         StepCommitted(**where, origin="draft", tokens=tokens, score=8.0),

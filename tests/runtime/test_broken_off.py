@@ -328,5 +328,5 @@ def test_a_run_that_goes_on_knows_what_its_controller_had_learned(tmp_path: Path
     for name in ("threshold", "gain", "_steps", "_tokens", "_kept", "_verdicts", "_hopeless", "_eager", "_drafted"):
         assert getattr(again, name) == pytest.approx(getattr(live, name)), name
     for role in Role:
-        assert again._fits[role].costs == live._fits[role].costs
+        assert again._fits[role].costs == live._fits[role].costs  # pyright: ignore[reportPrivateUsage]
     assert past_of(read_all(tmp_path / "run"), "run").finished

@@ -382,7 +382,12 @@ def test_thousands_of_samples_or_tracks_do_not_all_start_in_one_breath() -> None
 def test_an_attempt_looks_up_the_versions_of_packages_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     look_up = run_directory.metadata.version
-    monkeypatch.setattr(run_directory.metadata, "version", lambda name: asked.append(name) or look_up(name))
+
+    def version(name: str) -> str:
+        asked.append(name)
+        return look_up(name)
+
+    monkeypatch.setattr(run_directory.metadata, "version", version)
     run_directory._versions.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
     async def main() -> None:

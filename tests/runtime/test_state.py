@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import Event
 
-WHERE = {"problem": "p", "repeat": 0}
+WHERE: Any = {"problem": "p", "repeat": 0}
 
 
 def started(track: str) -> Event:
