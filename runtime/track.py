@@ -151,7 +151,7 @@ class RuntimeTrack:
         self._seat: Seat | None = None
         self._ahead: dict[Ahead, _Making] = {}
         self._leaving: set[asyncio.Task[Any]] = set()
-        self._told = False
+        self._told = self._told_all = False
         self._ready_s: float | None = None
         self._openings = openings
         self._judge = judge
@@ -179,6 +179,7 @@ class RuntimeTrack:
             for event in self._record.stopped(self._track):
                 self._emit(event)
             self._told = True
+            self._told_all = self._record.coming(self._track) is not None
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends what is open and accounts for it, at once. ``error``: what ended the track, if anything did.
@@ -445,6 +446,9 @@ class RuntimeTrack:
             started = operation_id(self.problem.id, self._repeat, self._track, making.index, f"{purpose}-ahead")
             for event in self._record.given_up(self._track, started):
                 self._emit(event)
+                making.given_up = True
+            if self._record.coming(self._track) is not None:
+                # The trace goes on without a word of it: it had failed with its attempt, which is accounted for.
                 making.given_up = True
         self._drop_making(making, reason)
 
@@ -770,7 +774,7 @@ class RuntimeTrack:
         index: int | None = None,
         error: BaseException | None = None,
     ) -> None:
-        if self._told and self._record is not None and self._record.has(operation.id):
+        if self._told and self._record is not None and (self._told_all or self._record.has(operation.id)):
             return  # the trace has told it
         self._emit(
             OperationDropped(
