@@ -490,7 +490,7 @@ class RecordedLane:
             flight.engine = operation.engine
             flight.queue_s += operation.queue_s
             flight.engine_s += operation.engine_s
-            if share.error is not None:
+            if share.error is not None and not share.piece:  # a whole piece was dropped for the error of a later one
                 raise retold(share.error)
             seen, finish = [*share.ids, *operation.ahead], operation.finish
             if before + len(seen) > request.max_tokens:

@@ -160,6 +160,8 @@ class Runtime:
         except asyncio.CancelledError:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
+            if not task.cancelled():
+                task.exception()  # the caller is told of its cancellation
             raise
         return self._result(task)
 
@@ -211,6 +213,8 @@ class Runtime:
         finally:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
+            if not task.cancelled():
+                task.exception()
 
     async def run(
         self,
