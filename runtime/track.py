@@ -344,7 +344,7 @@ class RuntimeTrack:
         self._ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
         self._emit_written("write", step, (flight.report(spent, kept=step.ids),))
-        if flight.over:
+        if flight.over and (step.ended or flight.finish != "end"):  # an end behind a whole step is a step of its own
             self._writing = None
             await _left(writing)
         return step
@@ -652,9 +652,9 @@ class RuntimeTrack:
             sampled.extend(flight.sampled_logprobs[: len(new)])
             if flight.finish == "length":
                 del ids[whole_characters(tokenizer, ids) :]
-            if length is not None and length < len(ids):
+            if length is not None:
                 del ids[length:]
-                ended = False
+                ended = False  # an end may have come with the step's last token, or later
             text = context.text_of(ids, before, begun)
             if original or ended or left or len(ids) >= limit or flight.finish == "length":
                 break
@@ -691,45 +691,51 @@ class RuntimeTrack:
         whether it was left as doubtful, which ``sampled`` and ``entropy`` of the pieces before tell, too.
 
         The engine stops at a token that holds a blank line by itself. A blank line of two tokens, which is how some
-        tokenizers write every one, is seen here, and the request is left.
+        tokenizers write every one, is seen here, and the request is left. How many tokens came at a time decides nothing.
         """
         tokenizer = self._contexts[role].tokenizer
         blank, least = bool(self._limits.original_marks), self._limits.min_step_tokens
         lines = self._line_ids[role]
-        length = None
+        length, judged = None, 0
         async with self._lanes[role].fly(flight) as deltas:
             async for _ in deltas:
                 # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
                 if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
                     ids = [*before, *flight.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                    if length is not None:
-                        break
                 entropy = entropy if flight.first_entropy is None else flight.first_entropy
-                so_far = confidence([*sampled, *flight.sampled_logprobs], entropy)
-                if flight.finish is None and so_far and self._gate(so_far, whole=False) == "doubtful":
-                    self._ready_s = now_s()
-                    return None, True
+                complete = length is not None or flight.finish is not None
+                whole = len(flight.ids) if length is None else length - len(before)
+                judging = range(judged + 1, whole + (not complete))
+                judged = max(judged, whole)
+                for tokens in judging:
+                    so_far = confidence([*sampled, *flight.sampled_logprobs[:tokens]], entropy)
+                    if so_far and self._gate(so_far, whole=False) == "doubtful":
+                        self._ready_s = now_s()
+                        return len(before) + tokens, True
+                if length is not None:
+                    break
         self._ready_s = now_s()
         return length, False
 
     def _next_written(self, flight: Flight, taken: int) -> Step | None:
-        """The next whole step of the open write, or None while more tokens are needed."""
+        """The next whole step of the open write, or None while more tokens are needed.
+
+        It is the same however many tokens came at a time: nothing behind its end is looked at.
+        """
         context = self._contexts[Role.TARGET]
         tokenizer = context.tokenizer
+        most = self._limits.max_step_tokens
         ids, ended = split_ending(flight.ids[taken:], tokenizer.vocabulary)
         if not ids and not ended and flight.finish is None:
             return None
         length = step_length(tokenizer, ids, tokenizer.decode(ids), least=self._limits.min_step_tokens)
-        if length is not None:
-            # What follows may be nothing but an end; then this step is the last.
-            rest, marked = split_ending(flight.ids[taken + length :], tokenizer.vocabulary)
-            ended = not rest and (marked or flight.finish == "end")
-            ids = ids[:length]
-        elif flight.finish is None and not ended and len(ids) < self._limits.max_step_tokens:
-            return None
+        if length is not None and length <= most:
+            ids, ended = ids[:length], False
+        elif len(ids) >= most:
+            ids, ended = ids[: whole_characters(tokenizer, ids[:most])], False
         elif flight.finish is None and not ended:
-            ids = ids[: whole_characters(tokenizer, ids[: self._limits.max_step_tokens])]
+            return None
         elif flight.finish == "length" and not ended:
             ids = ids[: whole_characters(tokenizer, ids)]
         else:

@@ -68,12 +68,12 @@ def test_a_doubtful_draft_is_left_to_the_target_without_a_score() -> None:
     whole(played)
 
 
-def test_a_draft_whose_first_token_is_unsure_is_left_with_its_first_delta() -> None:
+def test_a_draft_whose_first_token_is_unsure_is_left_behind_it() -> None:
     played = gated(Reply(LONG, entropy=2.5), Reply(STEPS[1], entropy=0.5), Reply(STEPS[2]), gate_entropy=2.0)
     assert played.draft is not None
     assert [name.rsplit("/", 2)[1:] for name in played.draft.aborted] == [["0", "draft"]]
     first, second, _ = played.collector.of(StepDrafted)
-    assert (first.left, first.first_entropy, len(first.ids)) == (True, 2.5, 8)
+    assert (first.left, first.first_entropy, len(first.ids)) == (True, 2.5, 1)
     assert (second.left, second.first_entropy) == (False, 0.5)
     assert texts(played)[0] == REWRITES[0]
     assert summarize(played.collector.events).tokens["draft"].rejected == 8
@@ -84,7 +84,7 @@ def test_a_draft_that_proves_doubtful_while_it_is_written_is_left_after_the_toke
     bad = Reply(LONG, logprobs=[-0.1] * 4 + [-9.0])
     played = gated(bad, Reply(STEPS[1]), Reply(STEPS[2]), gate_doubt=-2, gate_tokens=12)
     (first, *_) = played.collector.of(StepDrafted)
-    assert (first.left, len(first.ids)) == (True, 16)  # two deltas of eight: twelve tokens were there
+    assert (first.left, len(first.ids)) == (True, 12)  # of two deltas of eight
     assert [event.step for event in played.collector.of(StepScored)] == [1, 2]
     whole(played)
     patient = gated(bad, Reply(STEPS[1]), Reply(STEPS[2]), gate_doubt=-2)
