@@ -1,83 +1,10 @@
-"""The command ``speclrm``: puts the commands together.
-
-Heavy modules are imported inside the commands, so that help and errors come at once.
-"""
+"""The entry point of the command ``speclrm``."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Annotated
-
-import typer
-
-from speclrm import __version__
-from speclrm.commands import (
-    bench,
-    calibrate,
-    demo,
-    doctor,
-    evaluate,
-    faults,
-    grade,
-    original_scripts,
-    replay,
-    resume,
-)
-from speclrm.commands import run as run_command
-from speclrm.commands.config_file import configurable
-from speclrm.commands.models import models_app
-from speclrm.commands.trace import trace_app
-
-
-def _with_dashes(name: str) -> str:
-    """Options and commands may be written with underscores too, as the original scripts do."""
-    return name.replace("_", "-")
-
-
-app = typer.Typer(
-    name="speclrm",
-    help="Step-level speculative reasoning: a small draft model writes each step, a large target model scores and "
-    "rewrites, many tracks think in parallel and vote.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"token_normalize_func": _with_dashes},
-)
-app.add_typer(models_app, name="models")
-app.add_typer(trace_app, name="trace")
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"speclrm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-for name, function in {
-    "run": run_command.run,
-    "resume": resume.resume,
-    "replay": replay.replay,
-    "eval": evaluate.evaluate,
-    "grade": grade.grade,
-    "calibrate": calibrate.calibrate,
-    "demo": demo.demo,
-    "doctor": doctor.doctor,
-}.items():
-    app.command(name)(configurable(name)(function))
-app.command("faults")(faults.faults)
-bench.add_to(app)
-original_scripts.add_to(app)
-
+import signal
 
 _COMPLETED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 """Where bash, and other shells, say what is to be completed."""
@@ -86,10 +13,15 @@ _NAMES = re.compile(r"^\S+\s+\w+|(?<=\s)--[\w-]+")
 
 
 def main() -> None:
-    """The entry point of the ``speclrm`` command."""
+    """Runs the program as its arguments say."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until a command is at work (``commands.errors.guard``) there is nothing to end in good order.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from speclrm.commands.program import app, with_dashes
+
     for name in _COMPLETED:  # completion looks for the names as they are written in the help
         if line := os.environ.get(name):
-            os.environ[name] = _NAMES.sub(lambda found: _with_dashes(found.group()), line)
+            os.environ[name] = _NAMES.sub(lambda found: with_dashes(found.group()), line)
     app()
 
 

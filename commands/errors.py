@@ -15,6 +15,7 @@ from speclrm.runtime.files import is_disk_error, reason, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 T = TypeVar("T")
 
@@ -29,6 +30,15 @@ class Ended(BaseException):
 
 def guard(start: Callable[[], None]) -> None:
     """Runs a command's work; errors become one paragraph and an exit code."""
+    interrupted: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, interrupt)
     try:
         start()
         sys.stdout.flush()
@@ -47,6 +57,9 @@ def guard(start: Callable[[], None]) -> None:
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001  # the last resort
+        if interrupted:  # an import may put it into an error of its own
+            complain("ended by SIGINT.")
+            raise typer.Exit(130) from None
         if not isinstance(error, OSError) or not is_disk_error(error):
             say(traceback.format_exc(), err=True)  # an error that nobody expected may quote anything
             raise typer.Exit(1) from None
@@ -54,6 +67,7 @@ def guard(start: Callable[[], None]) -> None:
         complain(f"{where} cannot be read or written: {reason(error)}. {remedy(error)}, then run the command again.")
         raise typer.Exit(2) from None
     finally:
+        signal.signal(signal.SIGINT, usual)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()

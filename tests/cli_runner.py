@@ -14,6 +14,7 @@ import structlog
 from typer.testing import CliRunner
 
 from speclrm import cli
+from speclrm.commands import program
 from speclrm.commands.screen import providing
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.engines.scripted import ByteTokenizer, ScriptedEngine, by_step
@@ -90,7 +91,7 @@ def invoke(*arguments: str, cwd: Path, engines: MakeEngines | None = None, **env
     """The command in this process, in a folder and on engines that are given; an unexpected error is raised."""
     try:
         with chdir(cwd), providing(engines) if engines else nullcontext():
-            done = CliRunner().invoke(cli.app, arguments, prog_name="speclrm", env=environment)
+            done = CliRunner().invoke(program.app, arguments, prog_name="speclrm", env=environment)
     finally:
         structlog.reset_defaults()  # the command's log goes to a stream that is closed by now
     if done.exception is not None and not isinstance(done.exception, SystemExit):

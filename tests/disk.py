@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.main import get_command
 
-from speclrm import cli
+from speclrm.commands import program
 from speclrm.runtime import trace_file
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Ended:
 
 @functools.cache
 def _command() -> Any:
-    return get_command(cli.app)
+    return get_command(program.app)
 
 
 def speclrm_here(*arguments: object) -> Ended:

@@ -21,8 +21,8 @@ WINGS = {
     "app": {"runtime", "strategies", "evaluators"},
     "api": {"runtime", "evaluators", "app"},
     "benchmarks": {"runtime", "strategies", "evaluators", "app", "api"},
-    "commands": {"runtime", "strategies", "evaluators", "app", "benchmarks"},
-    "cli": {"commands", "__init__"},
+    "commands": {"__init__", "runtime", "strategies", "evaluators", "app", "benchmarks"},
+    "cli": {"commands"},
     "__init__": {"runtime", "strategies", "evaluators", "api"},
 }
 """Every part of the package with all others that it may import; whatever is not named here is forbidden."""

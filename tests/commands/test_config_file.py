@@ -13,7 +13,7 @@ import typer
 from cli_runner import speclrm
 from typer.testing import CliRunner
 
-from speclrm import cli
+from speclrm.commands import program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +171,7 @@ def test_engine_arguments_that_are_none_are_refused(tmp_path: Path, arguments: t
 def commands() -> dict[str, Any]:
     """Every command and the commands of commands, by what is typed."""
     found: dict[str, Any] = {}
-    for name, command in cast("Any", typer.main.get_command(cli.app)).commands.items():
+    for name, command in cast("Any", typer.main.get_command(program.app)).commands.items():
         inner = getattr(command, "commands", {})
         found |= {f"{name} {part}": one for part, one in inner.items()} if inner else {name: command}
     return found
@@ -180,7 +180,7 @@ def commands() -> dict[str, Any]:
 def test_each_command_has_help_with_a_sentence_for_each_option() -> None:
     runner = CliRunner()
     for name, command in commands().items():
-        done = runner.invoke(cli.app, [*name.split(), "--help"], env={"COLUMNS": "120"})
+        done = runner.invoke(program.app, [*name.split(), "--help"], env={"COLUMNS": "120"})
         assert done.exit_code == 0, name
         assert "Usage:" in done.output
         assert command.help, name

@@ -222,8 +222,8 @@ def test_a_full_disk_under_what_a_run_says_costs_the_run_nothing(data: Path, tmp
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom speclrm import cli\n"
-        "try:\n    cli.app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom speclrm.commands import program\n"
+        "try:\n    program.app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([n for n in ('vllm', 'torch', 'transformers', 'sympy', 'numpy', 'math_verify') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
@@ -285,3 +285,18 @@ def test_the_doctor_examines_and_says_what_to_do(tmp_path: Path) -> None:
     found = {finding["what"]: finding for finding in report["findings"]}
     assert {"Python", "vLLM", "memory", "disk"} <= found.keys()
     assert "speclrm models pull" in found["model smollm2-135m-instruct"]["advice"]
+
+
+def test_an_interrupt_while_the_program_is_loaded_ends_it_without_a_traceback() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'speclrm.commands.program':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from speclrm import cli\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -313,7 +313,7 @@ def test_there_is_no_other_way_to_the_terminal() -> None:
             if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in ways:
                 found.add((str(path.relative_to(ROOT)), name))
     assert found == {
-        ("cli.py", "typer.echo"),  # the version
+        ("commands/program.py", "typer.echo"),  # the version
         ("commands/errors.py", "typer.echo"),
         ("commands/display.py", "sys.stdout.write"),
     }

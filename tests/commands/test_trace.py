@@ -12,8 +12,8 @@ import pytest
 from support import boxed, play
 from typer.testing import CliRunner
 
-from speclrm import cli
 from speclrm.app import trace_check
+from speclrm.commands import program
 from speclrm.evaluators.anomalies import AnomalyFold
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trace(*arguments: object, code: int = 0) -> str:
-    done = CliRunner().invoke(cli.app, ["trace", *map(str, arguments)])
+    done = CliRunner().invoke(program.app, ["trace", *map(str, arguments)])
     assert done.exit_code == code, done.output
     return done.output
 

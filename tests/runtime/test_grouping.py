@@ -53,10 +53,10 @@ def story(
         return texts[index] if index < len(texts) else Reply("")
 
     roles = [Role.TARGET] if name == "baseline" else list(Role)
-    engines = {
-        role: ScriptedEngine(model, name=role.value, tokenizer=tokenizer, chunk_tokens=group) for role in roles
-    }
-    played = play(make_strategy(name, **({} if name == "baseline" else {"tracks": 1}), **options), target=model, engines=engines)
+    engines = {role: ScriptedEngine(model, name=role.value, tokenizer=tokenizer, chunk_tokens=group) for role in roles}
+    played = play(
+        make_strategy(name, **({} if name == "baseline" else {"tracks": 1}), **options), target=model, engines=engines
+    )
     told: list[tuple[object, ...]] = []
     for event in played.collector.events:
         match event:

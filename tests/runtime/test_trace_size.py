@@ -6,7 +6,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from speclrm import cli
+from speclrm.commands import program
 from speclrm.evaluators.trace_stats import StatsFold
 from speclrm.runtime.events import ProblemStarted, StepDrafted, StepWritten
 from speclrm.runtime.reader import read_placed
@@ -21,7 +21,7 @@ def test_a_trace_stays_within_its_bounds_raw_and_packed(tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("size") / "run"
     models = ["--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b"]
     size = ["--dataset", "sim:aime-mix?size=2", "--tracks", "3", "--token-budget", "3000"]
-    done = CliRunner().invoke(cli.app, ["run", "speculative", *models, *size, "--output-dir", str(folder)])
+    done = CliRunner().invoke(program.app, ["run", "speculative", *models, *size, "--output-dir", str(folder)])
     structlog.reset_defaults()  # the command's log goes to a stream that is closed by now
     assert done.exit_code == 0, done.output
     fold = StatsFold()
