@@ -15,10 +15,10 @@ from speclrm.app.resume import resume
 from speclrm.app.runs import RunReport, run
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Problem
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
-from speclrm.runtime.sizing import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,9 +12,9 @@ from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import Resolved, make_strategy, resolve
 from speclrm.app.summary_sink import ScoreLog
 from speclrm.app.thresholds import Calibration, JudgeQuality, choose_threshold, judge_quality, keep, pair_name
-from speclrm.runtime.engines.presets import Preset, presets_dir, write_preset
+from speclrm.runtime.engines.simulated.presets import Preset, presets_dir, write_preset
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.machine import read_machine
+from speclrm.runtime.machine.hardware import read_machine
 from speclrm.strategies.acceptance import RANGES
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from speclrm.app.runs import run_in
 from speclrm.app.thresholds import Calibration
 from speclrm.evaluators.metrics import RunSummary
 from speclrm.runtime.ledger import TokenCounts
-from speclrm.runtime.run_directory import check_free
-from speclrm.runtime.sizing import Work
+from speclrm.runtime.machine.sizing import Work
+from speclrm.runtime.trace.run_directory import check_free
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.runtime import models
-from speclrm.runtime.context import judge_of, open_prompt, question_ids
-from speclrm.runtime.engines.presets import simulated_engines
+from speclrm.runtime.engines.simulated.presets import simulated_engines
 from speclrm.runtime.errors import ModelError, SettingsError
-from speclrm.runtime.machine import read_machine
+from speclrm.runtime.machine.hardware import read_machine
+from speclrm.runtime.machine.sizing import check_gpus, check_room, engine_settings, read_facts
+from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Engine, Role
 from speclrm.runtime.runtime import Parts, Runtime
-from speclrm.runtime.sizing import check_gpus, check_room, engine_settings, read_facts
+from speclrm.runtime.tokens.context import judge_of, open_prompt, question_ids
 from speclrm.strategies.methods import LONGEST_METHOD
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
-    from speclrm.runtime.engines.simulated import SimulatedEngine
+    from speclrm.runtime.engines.simulated.engine import SimulatedEngine
+    from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem, Tokenizer
     from speclrm.runtime.settings import EngineSettings
-    from speclrm.runtime.sizing import Work
     from speclrm.strategies.family import Family
 
 ENGINE_LOGS_KEPT = 20
@@ -143,9 +143,9 @@ class RealEngines:
         machine = read_machine()
         check_gpus(machine, options.tensor_parallel_size)
         for name in names.values():
-            if models.find_local(name) is None:  # a wrong name is told before another model is fetched
+            if store.find_local(name) is None:  # a wrong name is told before another model is fetched
                 check_room(machine, name, options.tensor_parallel_size)
-        paths = {role: await models.pull(name, notify) for role, name in names.items()}
+        paths = {role: await store.pull(name, notify) for role, name in names.items()}
         self._tokenizers = await _load(paths)
         settings = engine_settings(
             machine,
@@ -187,7 +187,7 @@ class RealEngines:
         names = model_names(self._options)
         paths: dict[Role, Path] = {}
         for role, name in names.items():
-            path = models.find_local(name)
+            path = store.find_local(name)
             if path is None:
                 raise ModelError(
                     f"The tokenizer of {name} is not here, and a replay needs it. `speclrm models pull {name}`."
@@ -202,7 +202,7 @@ def _check_target(options: EngineOptions) -> None:
 
 
 async def _load(paths: Mapping[Role, Path]) -> dict[Role, Tokenizer]:
-    from speclrm.runtime.tokenizer import load_tokenizer
+    from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     return {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items()}
 
@@ -256,7 +256,7 @@ def _quiet_tracker() -> None:
 
 def _new_engine_log() -> Path:
     """A log of its own for each start; only the newest are kept."""
-    folder = models.cache_dir() / "logs"
+    folder = store.cache_dir() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("engines-*.log"))[: -ENGINE_LOGS_KEPT + 1]:
         old.unlink(missing_ok=True)

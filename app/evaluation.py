@@ -15,8 +15,8 @@ from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.runtime.errors import ResultsError, TraceReadError
 from speclrm.runtime.events import RunStarted
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from speclrm.evaluators import answers, benchmarks, grading, report
-from speclrm.runtime import asking, sample, track
-from speclrm.runtime.context import open_prompt
+from speclrm.runtime import sample
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunFinished, SampleFinished
 from speclrm.runtime.files import write_whole
-from speclrm.runtime.journal import Journal
 from speclrm.runtime.protocols import Role, TrackPlan
 from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.trace.journal import Journal
+from speclrm.runtime.track import method_choice, track
 from speclrm.strategies import family, original, stopping
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _no_seeds(stack: ExitStack) -> None:
         return None
 
     _put(stack, track, "derive_seed", derive_seed)
-    _put(stack, asking, "derive_seed", derive_seed)
+    _put(stack, method_choice, "derive_seed", derive_seed)
 
 
 # ------------------------------------------------------------------------------------------------------ answers and votes

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from speclrm.runtime.engines.costs import Prober, fit_costs, measure_sharing
-from speclrm.runtime.engines.presets import EngineFit
-from speclrm.runtime.engines.simulated import EngineCost
-from speclrm.runtime.engines.world import WorldSettings
-from speclrm.runtime.sizing import CPU_SEQUENCES_MAX, GPU_SEQUENCES_MAX, RESERVE_BYTES, read_facts
+from speclrm.runtime.engines.cost_probe import Prober, fit_costs, measure_sharing
+from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.presets import EngineFit
+from speclrm.runtime.engines.simulated.text_world import WorldSettings
+from speclrm.runtime.machine.sizing import CPU_SEQUENCES_MAX, GPU_SEQUENCES_MAX, RESERVE_BYTES, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from speclrm.app.options import CalibrateOptions
     from speclrm.app.thresholds import Calibration
     from speclrm.evaluators.metrics import RunSummary
-    from speclrm.runtime.machine import Machine
+    from speclrm.runtime.machine.hardware import Machine
     from speclrm.runtime.protocols import Engine, Role
     from speclrm.runtime.settings import EngineSettings
     from speclrm.runtime.state import SampleState

@@ -8,10 +8,11 @@ from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import resolved
 from speclrm.app.runs import new_folder
-from speclrm.runtime import models, run_directory
-from speclrm.runtime.context import judge_suffix, open_prompt, question_ids
-from speclrm.runtime.engines.presets import is_simulated
+from speclrm.runtime.engines.simulated.presets import is_simulated
+from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
+from speclrm.runtime.tokens.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
 
 
 def _prompts(found: Resolved) -> dict[str, str]:
-    from speclrm.runtime.tokenizer import load_tokenizer
+    from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     chosen = found.strategy
     first = found.problems[0]
@@ -57,7 +58,7 @@ def _prompts(found: Resolved) -> dict[str, str]:
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
         name = getattr(found.options, role.value)
-        path = None if is_simulated(name) else models.find_local(name)
+        path = None if is_simulated(name) else store.find_local(name)
         tokenizer = None if path is None else load_tokenizer(path)
         if question is not None and role is Role.TARGET:
             prompts["target, choosing methods"] = (

@@ -14,16 +14,16 @@ from speclrm.app.resume import check_problems
 from speclrm.app.runs import RunReport, run_in
 from speclrm.app.settings_diff import recorded_options
 from speclrm.app.summary_sink import SummarySink
-from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime import run_directory
-from speclrm.runtime.engines.recorded import RecordedEngine
+from speclrm.evaluators.thread_grader import GraderOfAThread
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunStarted
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import Past, read_past
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.replay.recorded_engine import RecordedEngine
+from speclrm.runtime.replay.recorded_run import Past, read_past
 from speclrm.runtime.runtime import Parts, Resumption, Runtime
+from speclrm.runtime.trace import run_directory
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
 from speclrm.strategies.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from speclrm.evaluators.metrics import SampleRow
     from speclrm.runtime.protocols import Engine, Role, Sink
-    from speclrm.runtime.replay import Playback
+    from speclrm.runtime.replay.playback import Playback
 
 
 class Replayed(NamedTuple):

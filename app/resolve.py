@@ -16,9 +16,9 @@ from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.segments import check_compression
-from speclrm.runtime.sizing import Work
+from speclrm.runtime.trace.segments import check_compression
 from speclrm.strategies import catalog
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from speclrm.app.settings_diff import changed_weights, changes, recorded_options
 from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
-from speclrm.runtime import run_directory
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import ProblemStarted
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import Past, read_past
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.replay.recorded_run import Past, read_past
 from speclrm.runtime.runtime import Resumption
+from speclrm.runtime.trace import run_directory
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -17,10 +17,10 @@ from speclrm.app.resolve import Resolved, resolved
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
-from speclrm.runtime import run_directory
 from speclrm.runtime.errors import SpecLRMError
-from speclrm.runtime.journal import TraceOptions
-from speclrm.runtime.reader import read_run
+from speclrm.runtime.trace import run_directory
+from speclrm.runtime.trace.journal import TraceOptions
+from speclrm.runtime.trace.reader import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.engines.presets import DATA_PREFIX, check_names, engines_world, is_simulated, world_settings
-from speclrm.runtime.engines.world import SimulatedWorld
+from speclrm.runtime.engines.simulated.presets import (
+    DATA_PREFIX,
+    check_names,
+    engines_world,
+    is_simulated,
+    world_settings,
+)
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
 

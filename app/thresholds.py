@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from speclrm.runtime import models
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.files import write_whole
+from speclrm.runtime.models import store
 from speclrm.strategies.prompts import AUTO_LAYOUT, JudgeLayout
 from speclrm.strategies.scoring import ScoreMethod, Scorer
 
@@ -118,7 +118,7 @@ def way_of_scoring(scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> s
 
 def calibration_path(target: str, draft: str, way: str) -> Path:
     """Where the threshold for a pair of models and a way of scoring is kept."""
-    return models.cache_dir() / "calibrations" / f"{pair_name(target, draft)}__{way}.json"
+    return store.cache_dir() / "calibrations" / f"{pair_name(target, draft)}__{way}.json"
 
 
 def pair_name(target: str, draft: str) -> str:

@@ -7,17 +7,17 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from speclrm.evaluators.report import RESULTS_FILE, SUMMARY_FILE
-from speclrm.runtime.check import Checker
 from speclrm.runtime.errors import TraceReadError
 from speclrm.runtime.events import RunFinished
-from speclrm.runtime.reader import RUN_STARTED, Decoder, Line, Placed, read_lines, trace_path
-from speclrm.runtime.segments import TRACE_FILE, open_segment, segments
+from speclrm.runtime.trace.check import Checker
+from speclrm.runtime.trace.reader import RUN_STARTED, Decoder, Line, Placed, read_lines, trace_path
+from speclrm.runtime.trace.segments import TRACE_FILE, open_segment, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from speclrm.runtime.check import Report
+    from speclrm.runtime.trace.check import Report
 
 
 def check(path: Path, notice: Callable[[str], None] = lambda _: None) -> Report:

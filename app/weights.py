@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from speclrm.app.settings_diff import WEIGHTS
 from speclrm.app.simulation import model_names
-from speclrm.runtime import models
-from speclrm.runtime.engines.presets import is_simulated, preset_digest
+from speclrm.runtime.engines.simulated.presets import is_simulated, preset_digest
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.models import store
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -31,5 +31,5 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
 def _digest(name: str) -> str | None:
     if is_simulated(name):
         return preset_digest(name)
-    path = models.find_local(name)
-    return None if path is None else models.weights_digest(path)
+    path = store.find_local(name)
+    return None if path is None else store.weights_digest(path)

@@ -21,8 +21,8 @@ from speclrm.app.resolve import make_strategy
 from speclrm.benchmarks.null_engine import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report, spread
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.collector import rare_collections
 from speclrm.runtime.events import StepCommitted
+from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
 

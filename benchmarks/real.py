@@ -16,9 +16,9 @@ import psutil
 from speclrm.app.resolve import resolve
 from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
-from speclrm.runtime.context import open_prompt
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
+from speclrm.runtime.tokens.context import open_prompt
 from speclrm.strategies.family import Family
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from speclrm.runtime import run_directory
 from speclrm.runtime.files import replaced, write_whole
+from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -17,8 +17,8 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.presets import simulated_engines
-from speclrm.runtime.engines.world import MIXES, SimulatedWorld
+from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime

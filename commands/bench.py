@@ -142,7 +142,7 @@ def load(
     def measure() -> BenchReport:
         from speclrm.benchmarks import load as benchmark
         from speclrm.benchmarks.modes import read_modes
-        from speclrm.runtime.engines.presets import is_simulated
+        from speclrm.runtime.engines.simulated.presets import is_simulated
 
         chosen = read_modes(modes)
         options = checked(RunOptions, strategy=chosen[0].strategy, **LOAD | {"plan": "plain"} | given)
@@ -198,7 +198,7 @@ def bench(
     def start() -> None:
         from speclrm.benchmarks import report as figures
         from speclrm.commands.logs import configure
-        from speclrm.runtime import run_directory
+        from speclrm.runtime.trace import run_directory
 
         configure("warning")
         folder = output_dir or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-bench-{name}"

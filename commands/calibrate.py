@@ -39,7 +39,7 @@ def calibrate(
     def start() -> None:
         from speclrm.app.calibrate import calibrate as measure
         from speclrm.app.thresholds import calibration_path, way_of_scoring
-        from speclrm.runtime.engines.presets import is_simulated
+        from speclrm.runtime.engines.simulated.presets import is_simulated
 
         options = checked(CalibrateOptions, target=target, **given)
         with Screen(display, log_file, log_level) as screen:

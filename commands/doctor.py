@@ -14,7 +14,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
     """What this machine can run, with which settings, what is missing, and what it costs."""
 
     def start() -> None:
-        from speclrm.runtime import doctor as examination
+        from speclrm.runtime.machine import doctor as examination
 
         report = examination.examine()
         if json:

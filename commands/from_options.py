@@ -25,7 +25,7 @@ Given = dict[str, Any]
 
 
 def complete_model(incomplete: str) -> list[str]:
-    from speclrm.runtime.known_models import KNOWN
+    from speclrm.runtime.models.known import KNOWN
 
     return [name for name in KNOWN if name.startswith(incomplete)]
 

@@ -20,12 +20,12 @@ def models_list() -> None:
     def start() -> None:
         from rich.table import Table
 
-        from speclrm.runtime import models
+        from speclrm.runtime.models import store
 
         table = Table(box=None, pad_edge=False)
         for name in ("name", "parameters", "download", "here", "on the hub"):
             table.add_column(name, overflow="fold")
-        for status in models.list_models():
+        for status in store.list_models():
             known = status.model
             size = f"{known.index.bytes / 1e6:.0f} MB, {known.bytes / 1e6:.0f} on disk"
             table.add_row(known.name, known.parameters, size, str(status.path or "no"), known.hub)
@@ -40,13 +40,13 @@ def models_pull(
     """Fetch models; one that is here already is not fetched again."""
 
     def start() -> None:
-        from speclrm.runtime import models
+        from speclrm.runtime.models import store
 
         for name in names:
-            models.find_local(name)  # all names are checked before anything is fetched
+            store.find_local(name)  # all names are checked before anything is fetched
         with Screen(display, None, "warning") as screen:
             for name in names:
-                path = run_async(lambda name=name: models.pull(name, screen.notify))
+                path = run_async(lambda name=name: store.pull(name, screen.notify))
                 say(path)
 
     guard(start)
@@ -56,10 +56,10 @@ def models_path(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
     """Print the folder of a model that is here."""
 
     def start() -> None:
-        from speclrm.runtime import models
         from speclrm.runtime.errors import ModelError
+        from speclrm.runtime.models import store
 
-        path = models.find_local(name)
+        path = store.find_local(name)
         if path is None:
             raise ModelError(f"Model {name} is not here. Fetch it with `speclrm models pull {name}`.")
         say(path)

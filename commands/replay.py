@@ -53,7 +53,7 @@ def replay(
     def start() -> None:
         from speclrm.app.replay import go_on, read_settings
         from speclrm.app.replay import replay as replay_run
-        from speclrm.runtime.engines.presets import is_simulated
+        from speclrm.runtime.engines.simulated.presets import is_simulated
 
         settings = read_settings(set_ or [])
         if continue_ != (output_dir is not None):

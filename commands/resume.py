@@ -42,8 +42,8 @@ def resume(
 
     def start() -> None:
         from speclrm.app.resume import resume as resume_run
-        from speclrm.runtime.engines.presets import is_simulated
-        from speclrm.runtime.run_directory import read_record
+        from speclrm.runtime.engines.simulated.presets import is_simulated
+        from speclrm.runtime.trace.run_directory import read_record
 
         checked(RunOptions, strategy="", dataset="", **given)
         target = str(read_record(run_dir).config.get("target") or "")

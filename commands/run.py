@@ -76,7 +76,7 @@ def run(
         from speclrm.app.preview import preview
         from speclrm.app.resume import resume as resume_run
         from speclrm.app.runs import run as start_run
-        from speclrm.runtime.engines.presets import is_simulated
+        from speclrm.runtime.engines.simulated.presets import is_simulated
 
         speculation = _speculative_config(target_speculative_config)
         target_args = given.get("target_args", {}) | speculation

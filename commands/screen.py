@@ -83,7 +83,7 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
     import uvloop
 
     from speclrm.runtime.clock import VirtualTimeLoop
-    from speclrm.runtime.collector import rare_collections
+    from speclrm.runtime.gc_tuning import rare_collections
 
     ended: list[int] = []
 

@@ -118,7 +118,7 @@ def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) ->
 
         from speclrm.commands.display import print_json
         from speclrm.evaluators.trace_stats import StatsFold
-        from speclrm.runtime.reader import read_placed
+        from speclrm.runtime.trace.reader import read_placed
 
         fold = StatsFold()
         for placed in read_placed(run, _notice, skip_unknown=skip_unknown):
@@ -271,7 +271,7 @@ def _notice(text: str) -> None:
 
 
 def _events(run: Path, *, skip_unknown: bool) -> Iterator[Event]:
-    from speclrm.runtime.reader import read_trace
+    from speclrm.runtime.trace.reader import read_trace
 
     return read_trace(run, _notice, skip_unknown=skip_unknown)
 

@@ -19,10 +19,10 @@ from speclrm.evaluators.benchmarks import (
     final_number,
     text_of,
 )
-from speclrm.evaluators.gym import GYM_PREFIX, GYM_SIZE, make_problems
+from speclrm.evaluators.reasoning_gym import GYM_PREFIX, GYM_SIZE, make_problems
 from speclrm.evaluators.tables import FORMATS, Row, read_rows
 from speclrm.runtime.errors import DatasetError
-from speclrm.runtime.hub import HUB_TIMEOUT_S, hub_answers
+from speclrm.runtime.models.online import HUB_TIMEOUT_S, hub_answers
 from speclrm.runtime.protocols import Problem
 
 if TYPE_CHECKING:

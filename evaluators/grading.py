@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from speclrm.evaluators import judging, sizes
+from speclrm.evaluators import grader_worker, sizes
 from speclrm.evaluators.workers import Judged, Workers
 from speclrm.runtime.errors import GraderError
 
@@ -167,7 +167,7 @@ class Grader:
     async def grade(self, answer: str, problem: Problem) -> Outcome:
         gold = problem.answer or ""
         if problem.grader == "choice":
-            return "correct" if judging.by_choice(gold, problem.details, answer) else "wrong"
+            return "correct" if grader_worker.by_choice(gold, problem.details, answer) else "wrong"
         if problem.grader == "math":
             verdict = plainly_same(answer, gold)
             if verdict is not None:

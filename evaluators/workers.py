@@ -307,7 +307,7 @@ class _Nursery:
 
 def _work(channel: socket.socket) -> None:
     """A worker: judges one call after the other. What it says begins with a minus where it is its last."""
-    from speclrm.evaluators import judging
+    from speclrm.evaluators import grader_worker
 
     with channel.makefile("rb") as calls:
         for line in calls:
@@ -317,7 +317,7 @@ def _work(channel: socket.socket) -> None:
             verdict, error = None, None
             started = time.process_time()
             try:
-                verdict = judging.judge(call["rule"], call["gold"], call["answer"])
+                verdict = grader_worker.judge(call["rule"], call["gold"], call["answer"])
             except Exception as failure:  # noqa: BLE001  # a parser's bug: never the run's problem
                 error = repr(failure)[:200]
             finally:
@@ -343,7 +343,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def main(channel: str, kind: Kind) -> None:
     """The nursery's life: ``channel`` is a file descriptor."""
-    from speclrm.evaluators import judging
+    from speclrm.evaluators import grader_worker
 
     signal.signal(signal.SIGTERM, _leave)
     for number in (signal.SIGINT, signal.SIGHUP):  # the owner decides when we end
@@ -351,7 +351,7 @@ def main(channel: str, kind: Kind) -> None:
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off, as meant
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES[kind], MEMORY_BYTES[kind]))
-    judging.prepare(tasks=kind == "tasks")
+    grader_worker.prepare(tasks=kind == "tasks")
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every page that workers share
     with socket.socket(fileno=int(channel)) as owner, contextlib.suppress(OSError):

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
-from speclrm.runtime.bus import EventBus
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.errors import RuntimeClosedError, SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
-from speclrm.runtime.journal import TRACE_FILE, Journal, TraceOptions
-from speclrm.runtime.meter import Meter
-from speclrm.runtime.past import lasting
 from speclrm.runtime.protocols import EquivalenceBySample
-from speclrm.runtime.replay import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
-from speclrm.runtime.run_directory import RunRecord, add_attempt, create, new_record
+from speclrm.runtime.replay.playback import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
+from speclrm.runtime.replay.recorded_run import lasting
 from speclrm.runtime.sample import Sample
-from speclrm.runtime.scheduler import Scheduler
+from speclrm.runtime.scheduling.engine_counters import Meter
+from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.settings import CONCURRENCY
-from speclrm.runtime.sinks import Subscriber
 from speclrm.runtime.state import SampleState
+from speclrm.runtime.trace.bus import EventBus
+from speclrm.runtime.trace.journal import TRACE_FILE, Journal, TraceOptions
+from speclrm.runtime.trace.run_directory import RunRecord, add_attempt, create, new_record
+from speclrm.runtime.trace.sinks import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.lanes import Flights
-    from speclrm.runtime.past import Past
     from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy
-    from speclrm.runtime.replay import SamplePlayback
+    from speclrm.runtime.replay.playback import SamplePlayback
+    from speclrm.runtime.replay.recorded_run import Past
+    from speclrm.runtime.scheduling.lanes import Flights
 
 T = TypeVar("T")
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 
-from speclrm.runtime.asking import ask
-from speclrm.runtime.context import judge_of, prompt_ids
 from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError, told
 from speclrm.runtime.events import (
     Event,
@@ -24,17 +22,19 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.state import SampleState, apply
-from speclrm.runtime.track import RuntimeTrack
+from speclrm.runtime.tokens.context import judge_of, prompt_ids
+from speclrm.runtime.track.method_choice import ask
+from speclrm.runtime.track.track import RuntimeTrack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from speclrm.runtime.bus import EventBus
-    from speclrm.runtime.context import JudgeSuffix
-    from speclrm.runtime.lanes import Flights
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
-    from speclrm.runtime.replay import SamplePlayback
-    from speclrm.runtime.scheduler import Scheduler
+    from speclrm.runtime.replay.playback import SamplePlayback
+    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.scheduling.scheduler import Scheduler
+    from speclrm.runtime.tokens.context import JudgeSuffix
+    from speclrm.runtime.trace.bus import EventBus
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, TrackPlan
 from speclrm.strategies import original
 from speclrm.strategies.acceptance import Gate
-from speclrm.strategies.choosing import ask_for_methods, read_methods
+from speclrm.strategies.method_choice import ask_for_methods, read_methods
 from speclrm.strategies.methods import NO_METHOD
 from speclrm.strategies.plan import draw_methods, repeat_codes, tracks_for
 from speclrm.strategies.prompts import step_prompts

@@ -12,17 +12,17 @@ from support import ExactAnswers, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.presets import PRESETS
 from speclrm.runtime.engines.scripted import ScriptedEngine
-from speclrm.runtime.engines.simulated import SimulatedEngine
-from speclrm.runtime.engines.world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
+from speclrm.runtime.engines.simulated.presets import PRESETS
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import Past, read_past
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.reader import read_trace
-from speclrm.runtime.run_directory import RUN_FILE
+from speclrm.runtime.replay.recorded_run import Past, read_past
 from speclrm.runtime.runtime import Resumption, RunResult, Runtime
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
+from speclrm.runtime.trace.run_directory import RUN_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Engine, Problem, Strategy
-    from speclrm.runtime.replay import Playback
+    from speclrm.runtime.replay.playback import Playback
     from speclrm.runtime.state import SampleState
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from speclrm.app.engines import MakeEngines
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
+    from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Engine, Problem, Tokenizer
     from speclrm.runtime.settings import EngineSettings
-    from speclrm.runtime.sizing import Work
     from speclrm.strategies.family import Family
 
 STEPS = ("First [bold]we[/bold] add.\n\n", "Then \x1b[31mwe look.\n\n", "So it is \\boxed{4}.")

@@ -43,9 +43,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_models: dict[str, Path]) -> dict[Role, EngineSettings]:
-    from speclrm.runtime.machine import read_machine
+    from speclrm.runtime.machine.hardware import read_machine
+    from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.sizing import Work, engine_settings, read_facts
 
     work = Work(tracks=16, prompt_tokens=1024, token_budget=256, max_step_tokens=64, suffix_tokens=128)
     facts = {role: read_facts(f"tiny-{role}", tiny_models[role.value]) for role in Role}
@@ -57,7 +57,7 @@ async def engine_pair(
     tiny_settings: dict[Role, EngineSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[Role, VllmEngine]]:
     from speclrm.runtime.engines.vllm import start_engines
-    from speclrm.runtime.tokenizer import load_tokenizer
+    from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     engines = await start_engines(
         tiny_settings,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from typer.main import get_command
 
 from speclrm.commands import program
-from speclrm.runtime import trace_file
+from speclrm.runtime.trace import trace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -26,17 +26,17 @@ from speclrm.app.options import RunOptions
 from speclrm.benchmarks.null_engine import EmptyEngine
 from speclrm.commands.display import Monitor, PlainView
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.admission import Admission
 from speclrm.runtime.clock import VirtualTimeLoop
-from speclrm.runtime.collector import rare_collections
-from speclrm.runtime.engines.presets import PRESETS
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.engines.simulated import SimulatedEngine
-from speclrm.runtime.engines.world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
+from speclrm.runtime.engines.simulated.presets import PRESETS
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import StepScored
-from speclrm.runtime.lanes import Flight, Lane
+from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
 from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.scheduling.admission import Admission
+from speclrm.runtime.scheduling.lanes import Flight, Lane
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping

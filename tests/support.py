@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.admission import Admission, Seat
     from speclrm.runtime.events import Event, Outcome
     from speclrm.runtime.protocols import Engine, Equivalence, Strategy
+    from speclrm.runtime.scheduling.admission import Admission, Seat
     from speclrm.runtime.state import SampleState
 
 T = TypeVar("T")

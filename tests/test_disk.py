@@ -27,13 +27,13 @@ from speclrm.benchmarks.report import report
 from speclrm.commands import logs
 from speclrm.commands.bench import bench
 from speclrm.commands.screen import providing
-from speclrm.runtime import journal, trace_file
-from speclrm.runtime.engines.presets import PRESETS, EngineFit, Preset, write_preset
+from speclrm.runtime.engines.simulated.presets import PRESETS, EngineFit, Preset, write_preset
 from speclrm.runtime.events import RunResumed
 from speclrm.runtime.files import is_part
-from speclrm.runtime.journal import TRACE_FILE, TraceOptions
-from speclrm.runtime.reader import read_trace
-from speclrm.runtime.segments import segments
+from speclrm.runtime.trace import journal, trace_file
+from speclrm.runtime.trace.journal import TRACE_FILE, TraceOptions
+from speclrm.runtime.trace.reader import read_trace
+from speclrm.runtime.trace.segments import segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

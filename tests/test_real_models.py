@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from speclrm.evaluators.metrics import summarize
-from speclrm.runtime import models
 from speclrm.runtime.events import EVENT
+from speclrm.runtime.models import store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ TARGET, DRAFT = "qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"
 @pytest.mark.timeout(900)
 def test_the_real_pair_drafts_scores_rewrites_and_is_graded(tmp_path: Path) -> None:
     for name in (TARGET, DRAFT):
-        if models.find_local(name) is None:
+        if store.find_local(name) is None:
             pytest.skip(f"{name} is not here: speclrm models pull {name}")
     done = subprocess.run(
         [

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
 
-from speclrm.runtime import scheduler
-from speclrm.runtime.admission import Admission, Seat
 from speclrm.runtime.clock import VirtualTimeLoop, now_s
 from speclrm.runtime.engines.scripted import ScriptedEngine
-from speclrm.runtime.engines.simulated import SimulatedEngine
-from speclrm.runtime.lanes import Lane, Stay
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
+from speclrm.runtime.scheduling import scheduler
+from speclrm.runtime.scheduling.admission import Admission, Seat
+from speclrm.runtime.scheduling.lanes import Lane, Stay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
     from types import TracebackType
     from typing import Any
 
-    from speclrm.runtime.lanes import Flight
     from speclrm.runtime.protocols import Delta, Request, Role
+    from speclrm.runtime.scheduling.lanes import Flight
 
 T = TypeVar("T")
 

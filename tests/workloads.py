@@ -14,8 +14,8 @@ from support import Collector, make_strategy, parts
 from watched import Record, WatchedSimulated, watched
 
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.engines.simulated import Device, EngineCost
-from speclrm.runtime.engines.world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.engine import Device, EngineCost
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import (
     OperationDropped,
     ProblemStarted,
@@ -26,9 +26,9 @@ from speclrm.runtime.events import (
     TrackFinished,
     TrackStarted,
 )
-from speclrm.runtime.lanes import SURPLUS
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.scheduling.lanes import SURPLUS
 from speclrm.runtime.state import SampleState, apply
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.protocols import Request, Strategy
-    from speclrm.runtime.scheduler import Scheduler
+    from speclrm.runtime.scheduling.scheduler import Scheduler
 
 ASKED_FOR = os.environ.get("SPECLRM_PROPERTY_EXAMPLES")
 EXAMPLES = int(ASKED_FOR or 30)

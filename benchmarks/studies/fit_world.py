@@ -2,7 +2,7 @@
 
 python benchmarks/studies/fit_world.py
 
-Each figure stands below with its source; the results stand in runtime/engines/world.py.
+Each figure stands below with its source; the results stand in runtime/engines/simulated/text_world.py.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ import numpy as np
 from speclrm import api
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.datasets import load
-from speclrm.runtime import models
-from speclrm.runtime.context import Context, judge_suffix, translate
+from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Request, Role, StepPrompts
-from speclrm.runtime.tokenizer import load_tokenizer
+from speclrm.runtime.tokens.context import Context, judge_suffix, translate
+from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.family import Family
 from speclrm.strategies.prompts import INLINE_PROMPTS, STEP_PROMPTS
 from speclrm.strategies.recipe import ENTROPY_MAX, Recipe
@@ -512,7 +512,7 @@ async def logprobs(opened: Any, options: argparse.Namespace) -> None:
 
 
 def tokenizers(options: argparse.Namespace) -> None:
-    found = [(name, models.find_local(name)) for name in (options.draft, options.target)]
+    found = [(name, store.find_local(name)) for name in (options.draft, options.target)]
     missing = [name for name, path in found if path is None]
     if missing:
         raise SystemExit(f"{', '.join(missing)} not here: speclrm models pull")

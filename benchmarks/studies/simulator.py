@@ -29,7 +29,7 @@ from speclrm.app.resolve import resolve
 from speclrm.app.runs import run_in
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.presets import PREFIX, read_preset
+from speclrm.runtime.engines.simulated.presets import PREFIX, read_preset
 
 if TYPE_CHECKING:
     from speclrm.evaluators.metrics import RunSummary

@@ -26,9 +26,9 @@ from speclrm.app.progress import quiet
 from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.datasets import load
-from speclrm.runtime.context import open_prompt
+from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.sizing import Work
+from speclrm.runtime.tokens.context import open_prompt
 from speclrm.strategies.family import Family
 
 DATASET = "reasoning-gym:gsm_symbolic"

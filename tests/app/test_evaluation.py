@@ -17,7 +17,7 @@ from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import ResultsError, TraceReadError
 from speclrm.runtime.events import SCHEMA_VERSION
 from speclrm.runtime.protocols import Problem, Request
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from pathlib import Path

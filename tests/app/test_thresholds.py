@@ -9,7 +9,7 @@ import pytest
 from cli_runner import invoke
 
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
-from speclrm.runtime.engines.presets import read_preset
+from speclrm.runtime.engines.simulated.presets import read_preset
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,14 +15,14 @@ from support import ExactAnswers, parts
 from watched import CountingLoop, Record, WatchedSimulated, watched
 from workloads import STEP_TOKENS, Workload, operations
 
-from speclrm.runtime.bus import EventBus
-from speclrm.runtime.check import Checker
 from speclrm.runtime.errors import EngineDeadError, ResumeError
 from speclrm.runtime.events import Event, OperationDropped, TrackFinished, VoteUpdated
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import read_past
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.replay.recorded_run import read_past
 from speclrm.runtime.runtime import Resumption, Runtime
+from speclrm.runtime.trace.bus import EventBus
+from speclrm.runtime.trace.check import Checker
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     import random
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.journal import TraceOptions
-    from speclrm.runtime.scheduler import Scheduler
+    from speclrm.runtime.scheduling.scheduler import Scheduler
+    from speclrm.runtime.trace.journal import TraceOptions
 
 HANG_S = 4 * 3600.0
 """Far behind every limit that the runtime has: what waits longer waits for ever."""

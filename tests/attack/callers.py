@@ -34,8 +34,8 @@ from workloads import STEP_TOKENS
 
 from speclrm.runtime import runtime as runtime_module
 from speclrm.runtime.events import Event, RunFinished, SampleFinished, TrackFinished, TrackStarted
-from speclrm.runtime.lanes import STALL_LIMIT_S
 from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 
 if TYPE_CHECKING:
     import random
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from workloads import Workload
 
-    from speclrm.runtime.bus import EventBus
     from speclrm.runtime.protocols import Problem
+    from speclrm.runtime.trace.bus import EventBus
 
 ROUNDS = 5
 """Each drawn set of callers is attacked that many times, each time otherwise."""

@@ -18,12 +18,12 @@ from workloads import simulated
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import OperationDropped, TrackFinished, VoteUpdated
-from speclrm.runtime.journal import TRACE_FILE
-from speclrm.runtime.past import past_of
-from speclrm.runtime.reader import read_trace
-from speclrm.runtime.run_directory import RUN_FILE
+from speclrm.runtime.replay.recorded_run import past_of
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.segments import open_segment, segments
+from speclrm.runtime.trace.journal import TRACE_FILE
+from speclrm.runtime.trace.reader import read_trace
+from speclrm.runtime.trace.run_directory import RUN_FILE
+from speclrm.runtime.trace.segments import open_segment, segments
 
 if TYPE_CHECKING:
     import random

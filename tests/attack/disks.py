@@ -18,10 +18,10 @@ from attack.drawn import draw_trace, draw_work, equality, generator
 from attack.reports import Report
 from attack.stories import stories
 
-from speclrm.runtime import trace_file
 from speclrm.runtime.errors import RunDirectoryError, TraceError
 from speclrm.runtime.events import RunFinished
-from speclrm.runtime.journal import CLOSE_LIMIT_S, FAULT_LIMIT_S, ROOM_LIMIT_S
+from speclrm.runtime.trace import trace_file
+from speclrm.runtime.trace.journal import CLOSE_LIMIT_S, FAULT_LIMIT_S, ROOM_LIMIT_S
 
 if TYPE_CHECKING:
     import random

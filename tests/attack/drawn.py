@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workloads import Workload
 
-from speclrm.runtime.journal import TraceOptions
+from speclrm.runtime.trace.journal import TraceOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

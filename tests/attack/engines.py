@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from watched import WatchedSimulated
 from workloads import simulated
 
-from speclrm.runtime.engines.simulated import SimulatedEngine
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 
 if TYPE_CHECKING:
     import random
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from workloads import Workload
 
-    from speclrm.runtime.engines.world import SimulatedWorld
+    from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
     from speclrm.runtime.protocols import Delta, EngineStats, Request, Role
 
 

@@ -19,7 +19,7 @@ from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.engines.scripted import by_step
 from speclrm.runtime.protocols import Problem
-from speclrm.runtime.reader import read_run, read_trace
+from speclrm.runtime.trace.reader import read_run, read_trace
 from speclrm.strategies.catalog import strategy
 
 if TYPE_CHECKING:

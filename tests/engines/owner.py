@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from speclrm.runtime.engines.vllm import start_engines
-from speclrm.runtime.machine import read_machine
+from speclrm.runtime.machine.hardware import read_machine
+from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
 from speclrm.runtime.protocols import Request, Role
-from speclrm.runtime.sizing import Work, engine_settings, read_facts
-from speclrm.runtime.tokenizer import load_tokenizer
+from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
 
 async def main(path: Path) -> None:

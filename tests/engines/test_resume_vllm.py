@@ -17,16 +17,16 @@ from engines.run_owner import OPTIONS, PROBLEMS
 from support import make_strategy, parts
 
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.recorded import RecordedEngine
 from speclrm.runtime.events import StepCommitted
-from speclrm.runtime.past import read_past
-from speclrm.runtime.reader import read_trace
+from speclrm.runtime.replay.recorded_engine import RecordedEngine
+from speclrm.runtime.replay.recorded_run import read_past
 from speclrm.runtime.runtime import Resumption, Runtime
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from speclrm.runtime.engines.vllm import VllmEngine
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.replay import Playback
+    from speclrm.runtime.replay.playback import Playback
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
 

@@ -16,8 +16,8 @@ import pytest_asyncio
 from scripted_workers import ScriptedWorkers
 
 from speclrm.evaluators import grading
-from speclrm.evaluators.beside import GraderOfAThread
 from speclrm.evaluators.grading import ExactEquivalence, Grader, plainly_same
+from speclrm.evaluators.thread_grader import GraderOfAThread
 from speclrm.evaluators.workers import Workers
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.errors import GraderError

@@ -13,10 +13,10 @@ from speclrm.app import trace_check
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.presets import simulated_engines
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
-from speclrm.runtime.engines.simulated import DELTA_TOKENS, SPAN_MAX
-from speclrm.runtime.engines.world import MIXES, SimulatedWorld
+from speclrm.runtime.engines.simulated.engine import DELTA_TOKENS, SPAN_MAX
+from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.events import (
     EngineFacts,
     EngineReport,
@@ -36,8 +36,8 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.ledger import Ledger, TokenCounts
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.reader import read_trace
 from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

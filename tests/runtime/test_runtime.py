@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from support import PROBLEM, Collector, ExactAnswers, make_strategy, operation, parts, play
 
-from speclrm.runtime import run_directory
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import (
@@ -34,6 +33,7 @@ from speclrm.runtime.protocols import Problem, Request, Role
 from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
 from speclrm.runtime.sample import MADE_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
+from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from speclrm.runtime.errors import RequestError, SettingsError
 from speclrm.runtime.events import EVENT, MethodsChosen, OperationDropped, TrackFinished, TrackStarted
 from speclrm.runtime.protocols import Problem, Request, Role
 from speclrm.runtime.runtime import Runtime
-from speclrm.strategies.choosing import read_methods
+from speclrm.strategies.method_choice import read_methods
 from speclrm.strategies.methods import METHODS
 from speclrm.strategies.roles import ROLES
 

@@ -20,7 +20,7 @@ from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Problem, Request, Role
-from speclrm.strategies.choosing import ask_for_methods, read_methods
+from speclrm.strategies.method_choice import ask_for_methods, read_methods
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""Engines without models: a cost model, a world of texts, and a tokenizer."""

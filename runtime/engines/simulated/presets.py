@@ -1,0 +1,185 @@
+"""Simulated engines by name: built in, each number with its source, or measured on some machine and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.simulated.text_world import MIXES, WorldSettings
+from speclrm.runtime.errors import ModelError
+from speclrm.runtime.files import write_whole
+from speclrm.runtime.models.store import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
+    from speclrm.runtime.protocols import Role
+
+PREFIX = "sim/"
+DATA_PREFIX = "sim:"
+
+PRESETS: dict[str, EngineCost] = {
+    # Assumed from first principles for a card of the H200 class, not measured: 65.5 GB of bfloat16 weights read at about 4.1 TB/s
+    # make w; 2 * 32.8e9 operations a token at about 500 TFLOP/s make p; 256 KiB of keys and values a token (64 layers, 8 heads of
+    # 128, two bytes, both) read at about 4.8 TB/s make k. Room for keys and values: what 141 GB leave.
+    "qwq-32b": EngineCost(w=16.1e-3, p=0.13e-3, k=5.5e-8, kv_tokens=240_000),
+    # The same for 1.8e9 parameters; its iterations are bound by the host rather than by memory, hence 3.6 ms.
+    "r1-1.5b": EngineCost(w=3.6e-3, p=0.006e-3, k=0.6e-8, kv_tokens=400_000),
+}
+"""By the name behind ``sim/``."""
+
+PARAMETERS = {"qwq-32b": 32_800_000_000, "r1-1.5b": 1_800_000_000}
+"""Of the models that the built-in costs stand for, Qwen/QwQ-32B and deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: 32.76e9 and
+1.78e9 as stored on the hub (sizing.py has them in full), rounded as the costs above are."""
+
+SHARED = {"draft": 0.40, "target": 0.75}
+"""The speed of each role's engine on a shared device while the other works: time slicing, in which the draft, bound by its host,
+leaves gaps. Assumed; a measured preset brings its own."""
+
+
+class EngineFit(BaseModel):
+    """One engine of a preset. ``share``: its speed, 0 to 1, while the other engine works too. ``residual``: of the fit of
+    its costs, root mean square over what was measured, relative to each measurement; ``measurements``: how many.
+    ``parameters``: of the model, where known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cost: EngineCost
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    residual: Annotated[float, Field(ge=0)] | None = None
+    measurements: int = 0
+    parameters: Annotated[int, Field(gt=0)] | None = None
+
+
+class Preset(BaseModel):
+    """The form of a preset's file: what two engines cost on some machine, and what their models say.
+
+    ``one_device``: whether both worked on the same device. ``measured``: where and when, in words: machine, models, versions,
+    date. ``world``: what ``--dataset sim:NAME`` takes from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    engines: dict[Literal["draft", "target"], EngineFit]
+    one_device: bool = False
+    measured: dict[str, str] = {}
+    world: WorldSettings | None = None
+
+
+def is_simulated(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def check_names(names: Mapping[Role, str]) -> None:
+    """Raises ModelError for a simulated engine that there is not."""
+    for role, name in names.items():
+        _fit(name, role)
+
+
+def presets_dir() -> Path:
+    """Where measured presets are kept by name."""
+    return cache_dir() / "presets"
+
+
+def kept_presets() -> list[str]:
+    return sorted(path.stem for path in presets_dir().glob("*.json"))
+
+
+def read_preset(name: str) -> Preset:
+    """``name``: a path that ends in .json, or a name kept in the user's cache. Raises ModelError."""
+    path = Path(name).expanduser() if name.endswith(".json") else presets_dir() / f"{name}.json"
+    try:
+        return Preset.model_validate_json(path.read_bytes())
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
+        raise ModelError(f"There is no preset at {path}{why}. {_known()}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(
+            f"{path} is not a preset of this version: {where}: {first['msg']}. Make it anew with `speclrm calibrate`. {_known()}"
+        ) from error
+
+
+def write_preset(preset: Preset, path: Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, preset.model_dump_json(indent=2) + "\n")
+
+
+def preset_digest(name: str) -> str | None:
+    """What tells an engine of a file from one of another file; None for a built-in one. Raises ModelError."""
+    short = name.removeprefix(PREFIX)
+    if short in PRESETS:
+        return None
+    return hashlib.sha256(read_preset(short).model_dump_json().encode()).hexdigest()[:16]
+
+
+def world_settings(name: str) -> WorldSettings:
+    """The world of a dataset ``sim:NAME``: a mix, or a preset's. Raises ModelError."""
+    if name in MIXES:
+        return MIXES[name]
+    if not name.endswith(".json") and name not in kept_presets():
+        raise ModelError(f"There is no simulated dataset {DATA_PREFIX + name!r}. {_known_data()}")
+    world = read_preset(name).world
+    if world is None:
+        raise ModelError(f"The preset {name} holds costs alone and no world of problems. {_known_data()}")
+    return world
+
+
+def engines_world(names: Iterable[str]) -> WorldSettings | None:
+    """The world that was measured with the engines, where they come from a preset that has one."""
+    for short in (name.removeprefix(PREFIX) for name in names):
+        if short not in PRESETS and (world := read_preset(short).world) is not None:
+            return world
+    return None
+
+
+def simulated_engines(
+    names: Mapping[Role, str], world: SimulatedWorld, *, shared_device: bool
+) -> dict[Role, SimulatedEngine]:
+    """An engine for each role, each on a device of its own or both on one. Raises ModelError for an unknown preset.
+
+    Two engines of one measured preset share a device where they did so when they were measured.
+    """
+    fits = {role: _fit(name, role) for role, name in names.items()}
+    one_device = len(set(names.values())) == 1 and all(together for _, together in fits.values())
+    device = Device() if shared_device or one_device else None
+    return {
+        role: SimulatedEngine(
+            name, fit.cost, world, world.tokenizer, device, share=fit.share, parameters=fit.parameters
+        )
+        for role, name in names.items()
+        for fit, _ in [fits[role]]
+    }
+
+
+def _fit(name: str, role: Role) -> tuple[EngineFit, bool]:
+    """What is known of an engine, and whether it was measured beside the other on one device."""
+    short = name.removeprefix(PREFIX)
+    if (cost := PRESETS.get(short)) is not None:
+        return EngineFit(cost=cost, share=SHARED[role.value], parameters=PARAMETERS[short]), False
+    if not short.endswith(".json") and short not in kept_presets():
+        raise ModelError(f"There is no simulated engine {name!r}. {_known()}")
+    preset = read_preset(short)
+    fit = preset.engines.get(role.value)
+    if fit is None:
+        raise ModelError(f"The preset {name} has no {role.value} engine. {_known()}")
+    return fit, preset.one_device
+
+
+def _known() -> str:
+    names = ", ".join(PREFIX + name for name in (*PRESETS, *kept_presets()))
+    return f"There are: {names}; {PREFIX}PATH.json takes a file written by `speclrm calibrate`."
+
+
+def _known_data() -> str:
+    names = ", ".join(DATA_PREFIX + name for name in (*MIXES, *kept_presets()))
+    return f"Simulated ones are {names}; {DATA_PREFIX}PATH.json takes a preset's file."

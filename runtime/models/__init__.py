@@ -1,0 +1,1 @@
+"""Where model weights are, and how they get there."""

@@ -1,0 +1,1 @@
+"""Loops driven again over a trace: resume, replay and what-if."""

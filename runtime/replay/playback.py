@@ -1,0 +1,657 @@
+"""Loops driven again over a trace: resume, replay and what-if are this one mechanism.
+
+A loop starts from the beginning. A request that the trace has (the same operation, the same digest) is answered from it,
+in the order in which the trace's events closed the requests; so are the verdicts on answers. What the loop publishes is
+compared with the trace. Two modes differ in what happens where the trace does not fit:
+
+    resume    what is not in the trace goes to a live engine, once all samples have caught up; a difference is an error
+    replay    what is not in the trace is waited for, for ever; differences are listed
+
+Where a loop is broken off (a sibling's answer, a step made ahead in vain) is a matter of moments that no loop can find again.
+So that is not found again: what the trace says was given up there is given up (``SamplePlayback.given_up``, ``stopped``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from speclrm.runtime.clock import VirtualTimeLoop, now_s
+from speclrm.runtime.errors import ResumeError, retold
+from speclrm.runtime.events import (
+    SCHEMA_VERSION,
+    Event,
+    ModeChanged,
+    OperationDropped,
+    ProblemStarted,
+    SampleEvent,
+    SampleFinished,
+    StepDrafted,
+    StepWritten,
+    TrackEvent,
+    TrackFinished,
+    TrackResumed,
+    VoteUpdated,
+)
+from speclrm.runtime.protocols import Delta
+from speclrm.runtime.replay.differences import Difference, describe
+from speclrm.runtime.replay.recorded_replies import answers
+from speclrm.runtime.replay.recorded_run import Past, PastSample, by_the_end
+from speclrm.runtime.scheduling.controller import Decision
+from speclrm.runtime.scheduling.lanes import digest
+from speclrm.runtime.trace.bus import EventBus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+
+    from speclrm.runtime.events import Operation, Outcome
+    from speclrm.runtime.protocols import Engine, Equivalence, Problem, Request, Sink
+    from speclrm.runtime.replay.recorded_replies import Share
+    from speclrm.runtime.replay.recorded_run import SampleKey
+    from speclrm.runtime.scheduling.lanes import Flight, Flights
+
+Mode = Literal["resume", "replay"]
+
+STUCK_S = 60.0
+"""How long a sample that is driven again may stand still. It waits for nothing but the judge of answers, whose own limit is
+far below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a track had to stop: its next request is not in the trace. ``why``: one line."""
+
+    problem: str
+    repeat: int
+    track: str
+    step: int
+    operation: str
+    why: str
+
+
+class Playback:
+    """The samples of a trace, and what became of them this time.
+
+    A resume first lets all samples that had begun catch up, and goes on only then (``release``): a trace that does not fit
+    is found before anything new has happened. A run that begins ``anew`` from a trace has nothing to wait for.
+    """
+
+    def __init__(self, past: Past, mode: Mode, *, anew: bool = False) -> None:
+        self.past = past
+        self.mode: Mode = mode
+        self.differences: list[Difference] = []
+        self.stops: dict[str, Stop] = {}
+        self.broken: ResumeError | None = None
+        self.over = False
+        """Whether all has been played: what waits now waits for ever."""
+        self.anew = anew
+        self.released = anew or mode == "replay"
+        self._behind: set[SamplePlayback] = set()
+        self._moved = asyncio.Event()
+        self.samples: dict[SampleKey, SamplePlayback] = {
+            key: SamplePlayback(self, sample) for key, sample in past.samples.items() if sample.events
+        }
+
+    def sample(self, problem: str, repeat: int) -> SamplePlayback:
+        """Raises nothing for a sample that the trace does not have: its record is empty."""
+        key = problem, repeat
+        if key not in self.samples:
+            self.samples[key] = SamplePlayback(self, PastSample(problem, repeat, 0))
+        return self.samples[key]
+
+    # ------------------------------------------------------------------------------------------------------- catching up
+
+    async def caught_up(self, samples: Iterable[SamplePlayback]) -> None:
+        """Waits until these samples have done all that the trace has of them."""
+        self._behind = {sample for sample in samples if not sample.caught_up}
+        while self._behind:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def tell_caught_up(self, sample: SamplePlayback) -> None:
+        """Used by samples alone."""
+        self._behind.discard(sample)
+        self._moved.set()
+
+    def release(self) -> None:
+        """From now on what is new may happen."""
+        self.released = True
+        for sample in self.samples.values():
+            sample.wake()
+
+    def kept(self) -> Past:
+        """A past of what came again as it was: what a new run under the settings of this one can begin with.
+
+        Without the samples' results, which tell the seconds of the recorded run.
+        """
+        samples: dict[SampleKey, PastSample] = {}
+        for key, sample in self.samples.items():
+            events = [sample.events[index] for index in sorted(sample.repeated)]
+            samples[key] = PastSample(*key, 0, [event for event in events if not isinstance(event, SampleFinished)])
+        return Past(self.past.attempts, samples)
+
+    async def play(self) -> None:
+        """Lets each event of the trace come at its recorded time. Returns when nothing more can come of it.
+
+        For a loop with virtual time.
+        """
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        started = now_s()
+        await loop.idle()
+        order = sorted(
+            (event.seq, sample, index) for sample in self.samples.values() for index, event in enumerate(sample.events)
+        )
+        for _, sample, index in order:
+            if sample.open(index):
+                await asyncio.sleep(started + sample.events[index].t - now_s())
+                sample.allow(index)
+                await loop.idle()
+            if sample.open(index):
+                sample.miss(index)
+                await loop.idle()
+
+
+class SamplePlayback:
+    """One sample of a trace, as its loops are driven again."""
+
+    def __init__(self, playback: Playback, past: PastSample) -> None:
+        self.problem, self.repeat = past.problem, past.repeat
+        self.events = past.events
+        self._playback = playback
+        self._complete = bool(past.events) and isinstance(past.events[-1], SampleFinished)
+        self._answers = answers(self.events)
+        self._verdicts = _verdicts(self.events)
+        self._decisions = _decisions(self.events)
+        self._streams: dict[str | None, deque[int]] = {}
+        for index, event in enumerate(self.events):
+            self._streams.setdefault(_stream(event), deque()).append(index)
+        self._open = [True] * len(self.events)
+        self.repeated: set[int] = set()
+        """Events that came again."""
+        self.has_place = playback.released or not past.events
+        """Whether the sample has its place among those at work."""
+        self._first_open = 0
+        self._allowed = -1 if playback.mode == "replay" else 0
+        self._void: set[str | None] = set()
+        self._moved = asyncio.Event()
+
+    @property
+    def began(self) -> bool:
+        """Whether the trace has anything of the sample."""
+        return bool(self.events)
+
+    def __lt__(self, other: SamplePlayback) -> bool:
+        return (self.problem, self.repeat) < (other.problem, other.repeat)
+
+    # ------------------------------------------------------------------------------------------------------ the order
+
+    def open(self, index: int) -> bool:
+        """Whether the event is still to come."""
+        return self._open[index]
+
+    def allow(self, index: int) -> None:
+        """What leads to the event may happen now."""
+        self._allowed = index
+        self.wake()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the trace has nothing more of this sample."""
+        while self._first_open < len(self._open) and not self._open[self._first_open]:
+            self._first_open += 1
+        return self._first_open == len(self._open)
+
+    @property
+    def mode(self) -> Mode:
+        return self._playback.mode
+
+    async def due(self, index: int) -> None:
+        """Waits until the event's turn has come."""
+        await self._until(lambda: self._allowed >= index or not self._open[index])
+
+    async def due_next(self, kind: type[Event]) -> None:
+        """Waits for the turn of the next event of a kind that belongs to no track; without one, for the trace's end."""
+        index = next((one for one in self._streams.get(None, ()) if isinstance(self.events[one], kind)), None)
+        if index is not None:
+            await self.due(index)
+        else:
+            await self.live()
+
+    async def live(self) -> None:
+        """Waits until something new may happen: the trace has nothing more of this sample, nor of any other that had begun,
+        and the sample has its place among those at work.
+        """
+        await self._until(lambda: self._free or bool(self._void))
+
+    @property
+    def _free(self) -> bool:
+        return self.caught_up and self._playback.released and self.has_place
+
+    def go_on(self) -> None:
+        """The sample has its place."""
+        self.has_place = True
+        self.wake()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            before = self._first_open
+            try:
+                async with asyncio.timeout(STUCK_S if self.mode == "resume" and not self.caught_up else None):
+                    await self._moved.wait()
+            except TimeoutError:
+                if self._first_open == before:
+                    raise self._break(f"{self._what(self._first_open)} does not come again") from None
+
+    def wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _close(self, index: int) -> None:
+        self._open[index] = False
+        if self.caught_up:
+            self._playback.tell_caught_up(self)
+        elif self.mode == "resume":
+            self._allowed = self._first_open
+        self.wake()
+
+    # ----------------------------------------------------------------------------------------------------- the events
+
+    def take(self, event: Event) -> Event | None:
+        """The trace's event that this one repeats, or None where it is new.
+
+        What only the end of this attempt does to a sample that is still catching up is no news: the trace has what became of
+        it. It counts as a repetition, so that it is written nowhere.
+        """
+        if self.mode == "resume" and by_the_end(event) and not (self._playback.released and self.caught_up):
+            return event
+        if self._playback.broken is not None:
+            raise self._playback.broken
+        stream = _stream(event)
+        if stream in self._void:
+            return None
+        coming = self._streams.get(stream)
+        if not coming:
+            if self._complete:
+                self._differ(event, None)
+            return None
+        recorded = self.events[coming[0]]
+        again = event.model_copy(update={"seq": recorded.seq, "attempt": recorded.attempt, "t": recorded.t})
+        if again != recorded:
+            self._differ(event, recorded)
+            return None
+        index = coming.popleft()
+        self.repeated.add(index)
+        self._close(index)
+        return recorded
+
+    def miss(self, index: int) -> None:
+        """The event did not come at its turn."""
+        self._differ(None, self.events[index])
+
+    def _differ(self, now: Event | None, recorded: Event | None) -> None:
+        either = now or recorded
+        assert either is not None
+        difference = describe(either, recorded, now)
+        if now is None and (asked := self._asked(_stream(either))) is not None:
+            difference = replace(difference, now=f"asks for {asked}")
+        if self.mode == "resume":
+            raise self._break(str(difference))
+        self._playback.differences.append(difference)
+        self._leave(_stream(either))
+
+    # ------------------------------------------------------------------------------------------------ what was given up
+
+    def coming(self, track: str) -> Event | None:
+        """The next event of a track that the trace has."""
+        coming = self._streams.get(track)
+        return self.events[coming[0]] if coming else None
+
+    def given_up(self, track: str, started: str) -> Iterable[OperationDropped]:
+        """What the trace gives up next of a track's requests whose ids begin so. Each must be published before the next."""
+        while isinstance(event := self.coming(track), OperationDropped) and event.operation.id.startswith(started):
+            yield event.model_copy()
+
+    def stopped(self, track: str) -> Iterable[OperationDropped]:
+        """What the trace gives up as it stops a track. Each must be published before the next."""
+        while isinstance(event := self.coming(track), OperationDropped) and _stops(event):
+            yield event.model_copy()
+
+    def ends(self, track: str) -> bool:
+        """Whether all that the trace still has of a track is that others stopped it."""
+        left = self._streams.get(track)
+        return (
+            bool(left)
+            and isinstance(self.events[left[-1]], TrackFinished)
+            and all(_stops(self.events[index]) for index in left)
+        )
+
+    async def stop(self) -> None:
+        """Waits to be stopped, as the trace says that it was."""
+        await asyncio.get_running_loop().create_future()
+
+    async def turn_of(self, track: str) -> None:
+        """Waits for the turn of the track's next event, if the trace has one."""
+        if coming := self._streams.get(track):
+            await self.due(coming[0])
+
+    # ----------------------------------------------------------------------------------------------------------- errors
+
+    def _asked(self, track: str | None) -> str | None:
+        """The kind of request that a track waits for in vain."""
+        for stop in self._playback.stops.values():
+            if (stop.problem, stop.repeat, stop.track) == (self.problem, self.repeat, track):
+                return stop.operation.rpartition("/")[2]
+        return None
+
+    def _leave(self, stream: str | None) -> None:
+        """From here on the stream goes another way than in the trace; so do the votes."""
+        for one in {stream, None}:
+            self._void.add(one)
+            for index in self._streams.pop(one, ()):
+                self._close(index)
+        self.wake()
+
+    def _break(self, what: str) -> ResumeError:
+        old = ""
+        if self._playback.past.form < SCHEMA_VERSION:
+            old = (
+                " The trace was begun by an older SpecLRM, which did not record when tracks waited for room or were "
+                "stopped; a run in which that happened cannot be resumed."
+            )
+        error = ResumeError(
+            f"Sample {self.problem}/{self.repeat} cannot go on from its trace: {what}. The trace was left as it is. "
+            f"Resume with the version and the models that wrote it.{old}"
+        )
+        self._playback.broken = self._playback.broken or error
+        return self._playback.broken
+
+    def _what(self, index: int) -> str:
+        return str(describe(self.events[index], self.events[index], None)) if index < len(self.events) else "the end"
+
+    # --------------------------------------------------------------------------------------------------- the requests
+
+    def has(self, operation: str) -> bool:
+        """Whether the trace says anything of a request."""
+        return operation in self._answers
+
+    def find(self, request: Request) -> list[Share] | None:
+        """What the trace has of this very request."""
+        shares = self._answers.get(request.id)
+        if shares is None:
+            return None
+        if shares[0].operation.digest == digest(request):
+            return shares
+        _, _, track, step, kind = request.id.rsplit("/", 4)
+        if self.mode == "resume":
+            raise self._break(f"track {track}, step {step}: the {kind} request is another one than recorded")
+        if track not in self._void and self._streams.get(track):
+            self._playback.differences.append(
+                Difference(self.problem, self.repeat, track, int(step), f"its {kind} request", "another request")
+            )
+            self._leave(track)
+        return None
+
+    async def wait(self, request: Request, why: str) -> None:
+        """Waits until the loop gives the request up. ``why`` it has no answer is told where that never happens."""
+        if self.mode == "resume":
+            # All that gives up a request of the trace is in the trace, too; whoever waits is about to hear of it.
+            await self._until(lambda: self.caught_up)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STUCK_S):
+                    await self.stop()
+            raise self._break(f"{request.id} was given up then, and is waited for now")
+        problem, repeat, track, step, _ = request.id.rsplit("/", 4)
+        stops = self._playback.stops
+        stops[request.id] = Stop(problem, int(repeat), track, int(step), request.id, why)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if not self._playback.over:
+                del stops[request.id]
+
+    # --------------------------------------------------------------------------------------------------- what was decided
+
+    @property
+    def playing(self) -> bool:
+        """Whether all that happens is still told by the trace, or has to wait until something new may happen."""
+        return self.mode == "replay" or not self._free
+
+    def decided(self, track: str, step: int) -> Decision | None:
+        """How the trace says that the step was made; None where it does not say: then the live controller decides."""
+        changes, made = self._decisions.get(track, ((), -1))
+        last = next((change for change in reversed(changes) if change.step <= step), None)
+        mode, reason = ("speculate", "") if last is None else (last.mode, last.reason)
+        if step <= made or (last is not None and last.step == step) or self._streams.get(track):
+            return Decision(mode, reason)
+        # In a replay nobody else can decide; what is asked for next is not in the trace anyway.
+        return Decision(mode, reason) if self.mode == "replay" else None
+
+    def verdict(self, one: str, other: str) -> bool | None:
+        return self._verdicts.get((one, other))
+
+    def outcome(self, answer: str) -> Outcome | None:
+        last = self.events[-1] if self._complete else None
+        return last.outcome if isinstance(last, SampleFinished) and last.answer == answer else None
+
+
+class RecordedLane:
+    """A lane behind the trace of one sample."""
+
+    def __init__(self, lane: Flights, sample: SamplePlayback) -> None:
+        self._lane = lane
+        self._sample = sample
+
+    @property
+    def engine(self) -> Engine:
+        return self._lane.engine
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        return self._lane.engines
+
+    def recall(self, flight: Flight) -> None:
+        shares = self._sample.find(flight.request)
+        flight.recorded = None if shares is None else _Reports(shares)
+
+    def wants_place(self, flight: Flight) -> bool:
+        return self._lane.wants_place(flight)
+
+    async def run(self, flight: Flight) -> None:
+        async with self.fly(flight) as deltas:
+            async for _ in deltas:
+                pass
+
+    @asynccontextmanager
+    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncIterator[Delta], None]:
+        sample, request = self._sample, flight.request
+        if isinstance(flight.recorded, _Reports):
+            shares = flight.recorded.shares
+            answered = [share for share in shares if not share.dropped or share.piece or share.error]
+            async with aclosing(self._answer(flight, shares[-1], answered)) as deltas:
+                yield deltas
+            return
+        if sample.mode == "replay":
+            await sample.wait(request, "the trace does not have it")
+        await sample.live()
+        async with self._lane.fly(flight) as deltas:
+            yield deltas
+
+    async def _answer(self, flight: Flight, last: Share, answered: Sequence[Share]) -> AsyncGenerator[Delta, None]:
+        sample, request = self._sample, flight.request
+        before = 0
+        for share in answered:
+            operation = share.operation
+            if not share.piece:
+                await sample.due(share.index)
+            flight.engine = operation.engine
+            flight.queue_s += operation.queue_s
+            flight.engine_s += operation.engine_s
+            if share.error is not None and not share.piece:  # a whole piece was dropped for the error of a later one
+                raise retold(share.error)
+            seen, finish = [*share.ids, *operation.ahead], operation.finish
+            if before + len(seen) > request.max_tokens:
+                # Under a lower limit the engine says the same, and stops there.
+                seen, finish = seen[: max(0, request.max_tokens - before)], "length"
+            elif finish == "length" and before + len(seen) < request.max_tokens:
+                finish = None
+            told = len(flight.ids) - before
+            if told < len(seen) or finish != flight.finish:
+                delta = Delta(
+                    tuple(seen[told:]),
+                    finish,
+                    share.logprobs(request),
+                    None if before else operation.cached_tokens,
+                    operation.sampled_logprobs[told : len(seen)],
+                    operation.first_entropy,
+                    operation.prompt_logprobs,
+                )
+                flight.take(delta)
+                yield delta
+            if flight.finish is not None:
+                return
+            before += len(share.ids)
+        if last.dropped and not last.piece:
+            await sample.wait(request, "it was given up, so what it would have brought is not in the trace")
+        if request.id.rpartition("/")[2].partition(".")[0] != "write":
+            await sample.wait(request, "the trace has only a part of it")
+        flight.cut = True
+
+
+@dataclass(slots=True)
+class _Reports:
+    """Lets a flight report as the trace has it. The shares come to be reported one by one, in their order."""
+
+    shares: Sequence[Share]
+    _next: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.shares) - self._next
+
+    @property
+    def dropped_next(self) -> bool:
+        return self.shares[self._next].dropped
+
+    def report(self, now: Operation) -> Operation:
+        if not self.left:
+            return now
+        share = self.shares[self._next]
+        self._next += 1
+        then = share.operation
+        if share.dropped:
+            return then
+        keep = ("engine", "cached_tokens", "queue_s", "engine_s")
+        return now.model_copy(update={name: getattr(then, name) for name in keep})
+
+
+class PlaybackBus(EventBus):
+    """Events of loops that are driven again. What the trace has is not published a second time, unless it is played.
+
+    What is new before the run goes on is held back: if the trace turns out not to fit, it never happened.
+    """
+
+    def __init__(self, playback: Playback, required: Sequence[Sink], optional: Sequence[Sink], *, anew: bool) -> None:
+        past = playback.past
+        if anew:
+            super().__init__(required, optional)
+        else:
+            super().__init__(
+                required, optional, attempt=len(past.attempts), next_seq=past.next_seq, elapsed_s=past.elapsed_s
+            )
+        self._playback = playback
+        self._anew = anew
+        self._held: list[Event] = []
+
+    def publish(self, event: Event, at_s: float | None = None) -> Event:
+        if isinstance(event, SampleEvent) and not isinstance(event, TrackResumed):
+            recorded = self._playback.sample(event.problem, event.repeat).take(event)
+            if recorded is not None and not self._anew:
+                return recorded
+        if not self._playback.released:
+            self._held.append(event)
+            return event
+        return super().publish(event, at_s)
+
+    def go_on(self, sinks: Sequence[Sink], first: Sequence[Event]) -> None:
+        """Publishes what comes first, then what was held back. The time that it took to catch up does not count.
+
+        ``sinks``: required ones that could not be opened before.
+        """
+        self._required += sinks
+        self.set_clock(self._playback.past.elapsed_s)
+        self._playback.release()
+        held, self._held = self._held, []
+        for event in (*first, *held):
+            super().publish(event)
+
+    async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
+        event = ProblemStarted if kind == "problem_started" else SampleFinished
+        await self._playback.sample(problem, repeat).due_next(event)
+
+
+class RecordedVerdicts:
+    """The verdicts of a trace, and a judge for what it does not have."""
+
+    def __init__(self, sample: SamplePlayback, judge: Equivalence) -> None:
+        self._sample = sample
+        self._judge = judge
+
+    async def same(self, one: str, other: str) -> bool:
+        await self._sample.due_next(VoteUpdated)
+        verdict = self._sample.verdict(one, other)
+        return await self._judge.same(one, other) if verdict is None else verdict
+
+    async def grade(self, answer: str, problem: Problem) -> Outcome:
+        await self._sample.due_next(SampleFinished)
+        outcome = self._sample.outcome(answer)
+        return await self._judge.grade(answer, problem) if outcome is None else outcome
+
+
+def _stops(event: Event) -> bool:
+    """Whether it tells what the end of a track that others made useless did to it."""
+    match event:
+        case TrackFinished():
+            return event.reason == "stopped"
+        case OperationDropped():
+            # "useless": what had been made ahead, as older versions told it.
+            return event.reason in ("stopped", "useless")
+        case _:
+            return False
+
+
+def _stream(event: Event) -> str | None:
+    """Events of one track come in one order, and those of no track; what stands between them may shift."""
+    return event.track if isinstance(event, TrackEvent) else None
+
+
+def _decisions(events: Sequence[Event]) -> Mapping[str, tuple[list[ModeChanged], int]]:
+    """Of each track: how its mode changed, and the last step that was written or drafted."""
+    found: dict[str, tuple[list[ModeChanged], int]] = {}
+    for event in events:
+        if isinstance(event, TrackEvent):
+            changes, made = found.setdefault(event.track, ([], -1))
+            if isinstance(event, ModeChanged):
+                changes.append(event)
+            elif isinstance(event, StepDrafted | StepWritten):
+                found[event.track] = changes, max(made, event.step)
+    return found
+
+
+def _verdicts(events: Sequence[Event]) -> Mapping[tuple[str, str], bool]:
+    """What the votes tell of pairs of answers: equal to the first of a class, or not."""
+    given: dict[str, str] = {}
+    found: dict[tuple[str, str], bool] = {}
+    for event in events:
+        if isinstance(event, TrackFinished) and event.answer is not None:
+            given[event.track] = event.answer
+        if isinstance(event, VoteUpdated):
+            for place, members in enumerate(event.classes):
+                for member in members:
+                    for other in event.classes[:place]:
+                        found[given[other[0]], given[member]] = False
+                    found[given[members[0]], given[member]] = True
+    return found

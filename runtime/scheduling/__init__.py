@@ -1,0 +1,1 @@
+"""Who gets which engine when: seats, lanes, costs, and whether drafting pays."""

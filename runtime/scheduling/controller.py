@@ -1,0 +1,494 @@
+"""The break-even controller: which tracks speculate, from running estimates of what it costs and brings.
+
+All that it knows comes from events (how long steps are, what was kept, what was read) and from the engines' own statistics
+(what an iteration costs). It decides by problem, since acceptance is a matter of the problem and the pair of models: of the
+problems at work, those whose acceptance is above the break-even of the moment speculate, the others are written by the target
+alone. A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from speclrm.runtime.clock import now_s
+from speclrm.runtime.events import (
+    EngineCounters,
+    EnginesObserved,
+    ModeChanged,
+    RunResumed,
+    StepCommitted,
+    StepDrafted,
+    StepScored,
+    StepWritten,
+    TrackFinished,
+    TrackStarted,
+)
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.scheduling.breakeven import Group, StepShape, best_threshold, predict
+from speclrm.runtime.scheduling.iteration_costs import CostFit, Look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from speclrm.runtime.events import Event, Operation
+    from speclrm.runtime.scheduling.admission import Admission
+    from speclrm.runtime.scheduling.lanes import Lane, Overlap
+
+Mode = Literal["write", "speculate", "eager"]
+"""``eager``: speculate, and work ahead of scores."""
+
+PROBE_REASON = "one step, to see whether drafts pay"
+LOOK_S = 0.25
+"""Between two looks at the engines."""
+LOOK_ITERATIONS = 16
+"""Fewer than these tell too little of what one costs."""
+LOOK_AGAIN = 128
+"""Steps of all problems after which one is drafted though none seems to pay; twice as many after each time."""
+DECIDE_S = 1.0
+"""Between two decisions, so that what one changed can be seen before the next."""
+PROBES = 6
+"""Verdicts on a problem's drafts before it is decided on: the spread of its acceptance is 0.2 then, and they cost about one
+step of a track in 150."""
+PROBE_AGAIN = 64
+"""Steps of a problem after which one that did not pay is probed again; twice as many after each time in vain."""
+GAIN_ON = 1.02
+"""The predicted gain over the target alone at which speculation begins at all."""
+MARGIN = 0.05
+"""A problem that speculates ends where its acceptance falls this far under the break-even at which it would begin."""
+CHANGES_FREE = 4
+"""Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
+MOVED = 0.1
+"""A break-even this much under all at which a problem was tried is reason to look at it again at once."""
+HOPEFUL = 0.95
+"""The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
+ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
+"""What is thought of a problem before its first verdicts, and how many verdicts that counts. The mean of the problems so far
+takes the place of 0.5, and how little they differ, beyond what chance does to so few verdicts, that of 4."""
+FORGET = 0.995
+"""How the mean acceptance of all problems forgets, a verdict."""
+KNOWN_MIN = 3
+"""Problems from which on their differences say something."""
+VERDICTS_MAX = 64.0
+"""Verdicts that are remembered of a problem: acceptance changes along a track."""
+RATE_TOKENS = 2_000
+"""Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
+CORRECTION_WEIGHT, CORRECTION_MAX = 0.1, 1.5
+OUTLIER = 4.0
+"""Times the mean beyond which what one request read counts no more."""
+EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.25
+"""Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
+grows with the load is under this share of what an iteration costs by itself."""
+
+
+class Decision(NamedTuple):
+    """What a track does next, and why, in one line."""
+
+    mode: Mode
+    reason: str
+
+
+class Record(Protocol):
+    """What a trace says of a sample whose loops are driven again."""
+
+    @property
+    def playing(self) -> bool:
+        """Whether the sample is still answered from the trace."""
+        ...
+
+    def decided(self, track: str, step: int) -> Decision | None:
+        """What was decided for a step; None where the trace does not say."""
+        ...
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A running mean that forgets."""
+
+    value: float
+    weight: float = 1.0
+
+    def add(self, value: float) -> None:
+        self.weight = min(self.weight + 1.0, 200.0)
+        self.value += (value - self.value) / self.weight
+
+
+@dataclass(slots=True)
+class _Problem:
+    """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
+
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
+    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
+    """
+
+    kept: float = 0.0
+    lost: float = 0.0
+    speculates: bool = False
+    reason: str = "nothing is known of this problem yet"
+    since: int = 0
+    again: int = 0
+    tried_at: float = 2.0
+    changes: int = 0
+    tracks: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
+    probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+
+    @property
+    def verdicts(self) -> float:
+        return self.kept + self.lost
+
+    def verdict(self, kept: bool) -> None:
+        if self.verdicts >= VERDICTS_MAX:
+            self.kept *= 1 - 1 / VERDICTS_MAX
+            self.lost *= 1 - 1 / VERDICTS_MAX
+        self.kept += kept
+        self.lost += not kept
+
+
+@dataclass(slots=True)
+class _Window:
+    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
+    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
+    """
+
+    speculates: bool
+    tokens: int
+    predicted: float = 0.0
+    since_s: float = 0.0
+    rate: float = 0.0
+
+
+class Controller:
+    """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
+
+    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which is an
+    event, too. So a run that goes on from its trace goes on with what it had learned (``recall``).
+
+    On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times: what
+    was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
+    """
+
+    def __init__(self, lanes: Mapping[Role, Lane], admission: Admission, overlap: Overlap) -> None:
+        self._lanes = lanes
+        self._admission = admission
+        self._overlap = overlap
+        self._problems: dict[str, _Problem] = {}
+        self._fits = {role: CostFit() for role in lanes}
+        self._token_s = {role: _Mean(0.0, 0.0) for role in lanes}
+        unknown = StepShape()
+        self._shape = {
+            name: _Mean(getattr(unknown, name))
+            for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite")
+        }
+        self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
+        self._prior_weight = PRIOR_WEIGHT
+        self._seen: dict[Role, _Totals] = {}
+        self._context = 0.0
+        self._waiting = 0
+        self._looked_s = self._decided_s = float("-inf")
+        self._drafted = False
+        self._tokens = 0
+        self._window: _Window | None = None
+        self._found = {True: _Mean(1.0), False: _Mean(1.0)}
+        self.threshold, self.gain = 2.0, 1.0
+        """The break-even acceptance of the last decision, and the gain predicted there."""
+        self._hopeless = self._eager = False
+        self._steps = self._looked_again = 0
+        self._look_again = LOOK_AGAIN
+
+    @property
+    def problems(self) -> int:
+        """Problems that are known now: those with a track at work."""
+        return len(self._problems)
+
+    # ------------------------------------------------------------------------------------------------------- what is seen
+
+    def see(self, event: Event, at_s: float | None = None) -> None:
+        """Learns from an event of any sample. ``at_s``: when it happened; None for now."""
+        match event:
+            case EnginesObserved():
+                self._observed(event, now_s() if at_s is None else at_s)
+            case RunResumed():
+                self._restart()
+            case ModeChanged(mode="speculate", reason=reason) if reason == PROBE_REASON:
+                problem = self._problems[event.problem]
+                if (event.repeat, event.track) not in problem.probing:
+                    self._probe(problem, event.repeat, event.track)
+            case TrackStarted():
+                problem = self._problems.setdefault(event.problem, _Problem())
+                problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
+            case TrackFinished():
+                self._forget(event.problem, (event.repeat, event.track))
+            case StepDrafted():
+                self._drafted = True
+                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
+                self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
+            case StepScored():
+                catching_up = (event.repeat, event.track) in self._problems[event.problem].probing
+                self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
+            case StepWritten():
+                self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
+            case StepCommitted():
+                self._commit(event)
+            case _:
+                pass
+
+    def _forget(self, name: str, track: tuple[int, str]) -> None:
+        problem = self._problems.get(name)
+        if problem is None:
+            return
+        if track in problem.tracks:
+            problem.tracks[track] -= 1
+            if not problem.tracks[track]:
+                del problem.tracks[track]
+        problem.probing.discard(track)
+        if not problem.tracks:
+            del self._problems[name]
+
+    def forget(self, name: str, repeat: int) -> None:
+        """The sample is not at work any more, though its tracks have not ended: its run could not be gone on with."""
+        if (problem := self._problems.get(name)) is not None:
+            for track in [track for track in problem.tracks if track[0] == repeat]:
+                self._forget(name, track)
+
+    def recall(self, events: Iterable[Event]) -> None:
+        """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
+        for event in events:
+            self.see(event, event.t)
+        self._restart()
+
+    def _restart(self) -> None:
+        """Other engines from here on: their counters begin anew, and so does the time."""
+        self._seen.clear()
+        self._window = None
+        self._looked_s = self._decided_s = float("-inf")
+
+    def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if operation.output_tokens > 1:
+                self._token_s[role].add(operation.engine_s / operation.output_tokens)
+        if name is not None:
+            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            mean = self._shape[name]
+            mean.add(min(sum(one.prompt_tokens - one.cached_tokens for one in operations), OUTLIER * mean.value))
+
+    def _commit(self, event: StepCommitted) -> None:
+        self._tokens += event.tokens
+        problem = self._problems[event.problem]
+        problem.since += 1
+        self._steps += 1
+        problem.probing.discard((event.repeat, event.track))
+        if event.origin in ("draft", "rewrite"):
+            kept = event.origin == "draft"
+            problem.verdict(kept)
+            self._kept = self._kept * FORGET + kept
+            self._verdicts = self._verdicts * FORGET + 1
+            self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
+            if kept:
+                self._shape["drafted"].add(event.tokens)
+        if event.origin in ("write", "rewrite"):
+            self._shape["written"].add(event.tokens)
+
+    # -------------------------------------------------------------------------------------------------------- what is said
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to ``observe`` the engines, before anything is decided."""
+        return now_s() - self._looked_s >= LOOK_S
+
+    def observe(self) -> EnginesObserved:
+        """What is to be seen of the engines now: an event to publish, which ``see`` takes up."""
+        counters: dict[str, EngineCounters] = {}
+        for role, lane in self._lanes.items():
+            stats = lane.stats()
+            counters[role.value] = EngineCounters(
+                busy_s=round(sum(one.busy_s for one in stats), 6),
+                iterations=sum(one.engine.iterations for one in stats),
+                new_tokens=sum(one.engine.prompt_tokens + one.engine.output_tokens for one in stats),
+                batched=sum(one.engine.batched for one in stats),
+            )
+        return EnginesObserved(
+            engines=counters,
+            both_s=round(self._overlap.both_s, 6),
+            context=round(self._admission.mean_tokens(Role.TARGET), 3),
+            waiting=self._admission.waiting,
+        )
+
+    def decide(self, name: str, repeat: int, track: str) -> Decision:
+        """What this track does next. Raises KeyError for a track that was not seen to start."""
+        problem = self._problems[name]
+        if problem.speculates:
+            eager = self._eager and self._acceptance(problem) >= EAGER_ACCEPTANCE
+            return Decision("eager" if eager else "speculate", problem.reason)
+        if (repeat, track) in problem.probing:
+            return Decision("speculate", PROBE_REASON)
+        if self._may_probe(problem):
+            self._probe(problem, repeat, track)
+            return Decision("speculate", PROBE_REASON)
+        return Decision("write", problem.reason)
+
+    def _may_probe(self, problem: _Problem) -> bool:
+        if not self._drafted:
+            # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
+            return not any(other.probing for other in self._problems.values())
+        if self._fits[Role.DRAFT].costs is None:
+            return False
+        if self._hopeless:
+            # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
+            return self._steps >= self._look_again and not any(other.probing for other in self._problems.values())
+        if problem.verdicts + len(problem.probing) < PROBES:
+            return True
+        moved = self.threshold < problem.tried_at - MOVED
+        return not problem.probing and (moved or problem.since >= problem.again)
+
+    def _probe(self, problem: _Problem, repeat: int, track: str) -> None:
+        """Notes that a track tries one step, and when the next may."""
+        if self._drafted and self._hopeless:
+            self._look_again = self._steps + 2 * max(LOOK_AGAIN, self._look_again - self._looked_again)
+            self._looked_again = self._steps
+        elif self._drafted and problem.verdicts + len(problem.probing) >= PROBES:
+            problem.since = 0
+            problem.tried_at = min(problem.tried_at, self.threshold)
+            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+        problem.probing.add((repeat, track))
+
+    def _acceptance(self, problem: _Problem) -> float:
+        mean = self._kept / self._verdicts
+        return (problem.kept + mean * self._prior_weight) / (problem.verdicts + self._prior_weight)
+
+    def _weigh(self) -> None:
+        """How much the mean of all problems says of a single one: a Beta prior by the method of moments."""
+        known = [problem for problem in self._problems.values() if problem.verdicts >= PROBES]
+        mean = self._kept / self._verdicts
+        if len(known) < KNOWN_MIN:
+            return
+        chance = sum(mean * (1 - mean) / problem.verdicts for problem in known) / len(known)
+        spread = sum((problem.kept / problem.verdicts - mean) ** 2 for problem in known) / len(known)
+        apart = max(spread - chance, 1e-9)
+        self._prior_weight = min(PRIOR_WEIGHT_MAX, max(PRIOR_WEIGHT, mean * (1 - mean) / apart - 1))
+
+    # ------------------------------------------------------------------------------------------------------------- inside
+
+    def _observed(self, event: EnginesObserved, now: float) -> None:
+        """Takes the engines' counters since the last look into what their iterations cost, and decides anew when due."""
+        self._looked_s = now
+        self._context, self._waiting = event.context, event.waiting
+        for role in self._lanes:
+            if (counters := event.engines.get(role.value)) is None:
+                continue
+            totals = _Totals(counters.busy_s, counters.iterations, counters.new_tokens, counters.batched, event.both_s)
+            before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
+            if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
+                continue  # of a few, a large part may lie on the other side of this moment
+            self._seen[role] = totals
+            busy_s = totals.busy_s - before.busy_s
+            iterations = float(totals.iterations - before.iterations)
+            if not totals.iterations and self._token_s[role].value:  # an engine that does not count them
+                iterations = busy_s / self._token_s[role].value
+            self._fits[role].add(
+                Look(
+                    busy_s,
+                    iterations,
+                    totals.new_tokens - before.new_tokens,
+                    (totals.batched - before.batched) * event.context,
+                    min(totals.both_s - before.both_s, busy_s),
+                )
+            )
+        if now - self._decided_s >= DECIDE_S:
+            self._decide(now)
+
+    def _decide(self, now: float) -> None:
+        target = self._fits[Role.TARGET].costs
+        draft = self._fits[Role.DRAFT].costs
+        if target is None or draft is None or not self._drafted:
+            return
+        self._decided_s = now
+        self._weigh()
+        shape = self._step
+        tracks = sum(problem.tracks.total() for problem in self._problems.values())
+        seated = 1 - min(1.0, self._waiting / max(1, tracks))
+        known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
+        everyone = tracks * seated
+        self._measure(now)
+        correction = self._found[True].value / self._found[False].value
+        groups = self._groups(seated, self._acceptance)
+        threshold, gain = best_threshold(groups, shape, target, draft, correction=correction)
+        self.threshold, self.gain = (threshold, gain) if gain >= GAIN_ON else (2.0, 1.0)
+        _, best = best_threshold([Group(everyone, HOPEFUL)], shape, target, draft, correction=correction)
+        self._hopeless = best < GAIN_ON and not any(problem.speculates for problem in known.values())
+        for problem in known.values():
+            self._turn(problem)
+        at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
+        load = predict(at_work, shape, target, draft)
+        self._expect(now, at_work, load.rate)
+        self._eager = (
+            draft.slowdown + target.slowdown < EAGER_COST
+            and (target.p + target.k * shape.context) * load.target_load < EAGER_COST * target.w
+            and (draft.p + draft.k * shape.context) * load.draft_load < EAGER_COST * draft.w
+        )
+
+    def _turn(self, problem: _Problem) -> None:
+        """Turns a problem on or off by the break-even of the moment."""
+        accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
+        rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
+        if problem.speculates and accepted < self.threshold - MARGIN:
+            problem.speculates = False
+            problem.changes += 1
+            problem.since, problem.again = 0, max(PROBE_AGAIN, 2 * problem.again)
+        elif not problem.speculates and accepted >= self.threshold:
+            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.tried_at - MOVED
+            if settled and problem.since < problem.again:
+                return
+            problem.speculates = True
+            problem.changes += 1
+            # A break-even that only goes back and forth has not moved.
+            problem.tried_at = min(problem.tried_at, self.threshold)
+        problem.reason = (
+            f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
+            if problem.speculates
+            else f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
+        )
+
+    def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
+        """All tracks at work, put together by acceptance in steps of 0.05."""
+        tracks: Counter[float | None] = Counter()
+        for problem in self._problems.values():
+            accepted = acceptance(problem)
+            tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
+        return [Group(count * seated, accepted) for accepted, count in tracks.items()]
+
+    def _measure(self, now: float) -> None:
+        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
+        if (window := self._window) is None:
+            return
+        window.predicted += window.rate * (now - window.since_s)
+        if (tokens := self._tokens - window.tokens) >= RATE_TOKENS:
+            found, ratio = self._found[window.speculates], tokens / window.predicted
+            found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
+            self._window = None
+
+    def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
+        """What will be compared with what comes from now on."""
+        everyone = sum(group.tracks for group in groups)
+        speculating = sum(group.tracks for group in groups if group.acceptance is not None)
+        if not everyone or 0 < speculating < everyone / 2:
+            self._window = None
+            return
+        if self._window is None or self._window.speculates != (speculating > 0):
+            self._window = _Window(speculating > 0, self._tokens)
+        self._window.since_s, self._window.rate = now, rate
+
+    @property
+    def _step(self) -> StepShape:
+        values = {name: mean.value for name, mean in self._shape.items()}
+        return StepShape(**values, lost=values["drafted"], context=self._context)
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    busy_s: float
+    iterations: int
+    new_tokens: int
+    batched: int
+    both_s: float

@@ -1,0 +1,76 @@
+"""Where the requests of all tracks of all problems meet: a lane a role, the room of the engines, the order of service."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.scheduling.admission import Admission
+from speclrm.runtime.scheduling.controller import Controller
+from speclrm.runtime.scheduling.lanes import RANK_WIDTH, STALL_LIMIT_S, Lane, LaneStats, Overlap
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from speclrm.runtime.protocols import Engine
+
+Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
+"""What an operation is for."""
+
+_RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
+_AHEAD_RANK = 3
+
+
+def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
+    """Lower is served earlier: scores before rewrites before new steps; among equals, older samples first.
+
+    A score is short and everything else of its track waits for it; finishing old samples frees their memory. What is made
+    ``ahead`` of a decision comes last: nobody waits for it yet.
+    ``order``: the sample's number in the order of their starts.
+    """
+    return (_AHEAD_RANK if ahead else _RANK[purpose]) * RANK_WIDTH + min(order, RANK_WIDTH - 1)
+
+
+class Scheduler:
+    """The lanes of a runtime, the seats of its tracks, and what decides whether they speculate.
+
+    ``engines``: one of each role, or several with the same model.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[Role, Engine | Sequence[Engine]],
+        *,
+        in_flight_max: int | None = None,
+        stall_limit_s: float = STALL_LIMIT_S,
+    ) -> None:
+        self.lanes: dict[Role, Lane] = {}
+        self.overlap = Overlap()
+        for role, one in engines.items():
+            several: Sequence[Engine] = one if isinstance(one, list | tuple) else [one]  # pyright: ignore[reportAssignmentType]
+            self.lanes[role] = Lane(
+                role, *several, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s, overlap=self.overlap
+            )
+        self.admission = Admission(self.lanes)
+        self.controller = Controller(self.lanes, self.admission, self.overlap) if Role.DRAFT in self.lanes else None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Scheduler, None]:
+        """Keeps watch over the engines for as long as the block lasts."""
+        watches = [
+            asyncio.create_task(queue.watch(), name=f"watch {queue.engine.name}")
+            for lane in self.lanes.values()
+            for queue in lane.queues
+        ]
+        try:
+            yield self
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+
+    def stats(self) -> dict[Role, tuple[LaneStats, ...]]:
+        """A snapshot of each queue, by role and in the order of the role's engines."""
+        return {role: lane.stats() for role, lane in self.lanes.items()}

@@ -1,0 +1,1 @@
+"""Text and ids: tokenizers, contexts, prompts, and where a step ends."""

@@ -1,0 +1,1 @@
+"""One track at work: its verbs, and what they ask of engines."""

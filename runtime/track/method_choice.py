@@ -1,0 +1,88 @@
+"""The question that the target is asked before a sample's tracks are planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError, told
+from speclrm.runtime.events import Event, Operation, OperationDropped
+from speclrm.runtime.protocols import Question, Request
+from speclrm.runtime.scheduling.lanes import Flight
+from speclrm.runtime.scheduling.scheduler import priority
+from speclrm.runtime.seeds import derive_seed, operation_id
+from speclrm.runtime.tokens.context import question_ids
+from speclrm.runtime.tokens.steps import split_ending
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from speclrm.runtime.scheduling.lanes import Flights
+
+PLAN_TRACK = "plan"
+"""Stands in for a track's name in the operation: there is no track yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``text``: None where the engine gave none, with the ``error`` in one line."""
+
+    text: str | None
+    operations: tuple[Operation, ...] = ()
+    error: str | None = None
+
+
+async def ask(
+    question: Question,
+    problem: str,
+    repeat: int,
+    *,
+    order: int,
+    seed: int | None,
+    lane: Flights,
+    emit: Callable[[Event], None],
+    room: Callable[[], Awaitable[None]],
+) -> Reply:
+    """The target's greedy reply. Raises EngineDeadError; a request that fails for itself is an empty reply."""
+    await room()
+    tokenizer = lane.engine.tokenizer
+    name = operation_id(problem, repeat, PLAN_TRACK, 0, "choose")
+    flight = Flight(
+        Request(
+            id=name,
+            prompt_ids=question_ids(tokenizer, question),
+            max_tokens=question.max_tokens,
+            seed=derive_seed(seed, name),
+            priority=priority("choose", order),
+        ),
+        lane.engine.name,
+    )
+    lane.recall(flight)
+
+    def dropped(reason: Literal["cancelled", "error"], error: str | None = None) -> None:
+        emit(
+            OperationDropped(
+                problem=problem,
+                repeat=repeat,
+                track=PLAN_TRACK,
+                step=0,
+                role="target",
+                purpose="choose",
+                reason=reason,
+                operation=flight.report(),
+                error=error,
+            )
+        )
+
+    try:
+        await lane.run(flight)
+    except (EngineError, UsageError) as error:
+        dropped("error", told(error))
+        if isinstance(error, EngineDeadError):
+            raise
+        return Reply(None, error=told(error))
+    except BaseException:
+        dropped("cancelled")
+        raise
+    ids, _ = split_ending(flight.ids, tokenizer.vocabulary)
+    return Reply(tokenizer.decode(ids), (flight.report(kept=()),))

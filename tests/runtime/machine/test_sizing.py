@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from speclrm.runtime.errors import CapacityError
+from speclrm.runtime.machine.doctor import examine
+from speclrm.runtime.machine.hardware import Gpu, Machine, read_machine
+from speclrm.runtime.machine.sizing import GIB, ModelFacts, Work, context_tokens, engine_settings
+from speclrm.runtime.protocols import Role
+
+SMALL = Machine("cpu", (0, 1), frozenset({"avx2"}), 16 * GIB, 15 * GIB)
+FAST = replace(SMALL, flags=frozenset({"avx2", "avx512_bf16"}))
+CUDA = replace(FAST, gpus=(Gpu("card", 80 * GIB, 79 * GIB),))
+TARGET = ModelFacts("big", Path("/big"), 494_000_000, 24, 2, 64, 32_768)
+DRAFT = ModelFacts("small", Path("/small"), 135_000_000, 30, 3, 64, 8192)
+PAIR = {Role.TARGET: TARGET, Role.DRAFT: DRAFT}
+WORK = Work(tracks=24, prompt_tokens=200, token_budget=1024, max_step_tokens=128, suffix_tokens=60)
+
+
+def test_the_data_type_goes_by_the_processor() -> None:
+    assert {s.dtype for s in engine_settings(SMALL, PAIR, WORK).values()} == {"float32"}
+    assert {s.dtype for s in engine_settings(FAST, PAIR, WORK).values()} == {"bfloat16"}
+    assert {s.dtype for s in engine_settings(FAST, PAIR, WORK, dtype="float32").values()} == {"float32"}
+
+
+def test_the_context_holds_prompt_budget_step_and_judge() -> None:
+    need = WORK.prompt_tokens + WORK.token_budget + WORK.max_step_tokens + WORK.suffix_tokens
+    length = context_tokens(WORK)
+    assert need <= length < need + 64
+    assert context_tokens(replace(WORK, same_tokenizer=False)) >= length + 500
+    assert {s.max_model_len for s in engine_settings(FAST, PAIR, WORK).values()} == {length}
+
+
+def test_sequences_follow_the_tracks_up_to_what_an_engine_can_use() -> None:
+    assert engine_settings(FAST, PAIR, replace(WORK, tracks=5))[Role.TARGET].max_num_seqs == 5
+    assert engine_settings(FAST, PAIR, replace(WORK, tracks=5000))[Role.TARGET].max_num_seqs == 32
+    assert engine_settings(CUDA, PAIR, replace(WORK, tracks=5000))[Role.TARGET].max_num_seqs == 256
+
+
+def test_a_whole_prompt_fits_into_one_iteration_on_a_cpu() -> None:
+    settings = engine_settings(FAST, {Role.TARGET: TARGET}, replace(WORK, token_budget=8192))[Role.TARGET]
+    assert settings.max_num_batched_tokens >= settings.max_model_len
+    assert settings.parameters == TARGET.parameters
+
+
+def test_both_engines_together_stay_within_the_memory_that_is_free() -> None:
+    tight = replace(FAST, memory_available=7 * GIB)
+    chosen = engine_settings(tight, PAIR, replace(WORK, tracks=32, token_budget=4096))
+    kv = sum(settings.kv_cache_bytes or 0 for settings in chosen.values())
+    weights = sum(facts.parameters * 2 for facts in PAIR.values())
+    assert kv + weights < 7 * GIB
+    wide = engine_settings(FAST, PAIR, replace(WORK, tracks=32, token_budget=4096))
+    assert kv < sum(settings.kv_cache_bytes or 0 for settings in wide.values())
+
+
+def test_too_little_memory_is_one_paragraph_with_the_way_out() -> None:
+    with pytest.raises(CapacityError) as caught:
+        engine_settings(replace(FAST, memory_available=3 * GIB), PAIR, WORK)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ("big", "small", "GiB are free", "smaller models", "--token-budget"):
+        assert part in message
+
+
+def test_work_beyond_the_context_says_which_budget_would_do() -> None:
+    with pytest.raises(CapacityError) as caught:
+        engine_settings(FAST, PAIR, replace(WORK, token_budget=8192))
+    message = str(caught.value)
+    assert "small takes 8192" in message
+    budget = int(message.partition("--token-budget ")[2].split()[0])
+    assert engine_settings(FAST, PAIR, replace(WORK, token_budget=budget))
+
+
+def test_a_gpu_is_shared_by_weights_and_cache() -> None:
+    chosen = engine_settings(CUDA, PAIR, WORK)
+    assert {settings.device for settings in chosen.values()} == {"cuda"}
+    assert 0 < sum(settings.gpu_memory_utilization or 0 for settings in chosen.values()) < 1
+
+
+def test_this_machine_can_be_read() -> None:
+    machine = read_machine()
+    assert machine.cores
+    assert 0 < machine.memory_available <= machine.memory_total
+
+
+@pytest.mark.parametrize("machine", [SMALL, FAST, CUDA, replace(SMALL, memory_available=GIB)])
+def test_the_doctor_speaks_of_any_machine(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECLRM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("speclrm.runtime.models.store.hub_answers", lambda: False)
+    findings = {finding.what: finding for finding in examine(machine).findings}
+    pair = findings["smollm2-135m-instruct for qwen2.5-coder-0.5b-instruct"]
+    if machine.memory_available == GIB:
+        assert (pair.status, findings["memory"].status) == ("warn", "warn")
+        assert "Not enough memory" in pair.advice
+    else:
+        assert pair.status == "ok"
+    assert all(finding.advice for finding in findings.values() if finding.status != "ok")

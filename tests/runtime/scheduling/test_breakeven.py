@@ -1,0 +1,150 @@
+"""The prediction of rates against the sequential rule and against common sense."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from speclrm.runtime.scheduling.breakeven import Group, StepShape, best_threshold, predict
+from speclrm.runtime.scheduling.iteration_costs import EngineCosts
+
+EQUAL = StepShape(drafted=32, lost=32, written=32, read_draft=0, read_score=0, read_rewrite=0)
+QWQ = EngineCosts(16.1e-3, 0.13e-3, 5.5e-8)
+R1 = EngineCosts(3.6e-3, 0.006e-3, 0.6e-8)
+
+
+def ratio(acceptance: float, c: float) -> float:
+    """The gain for one track alone, where the draft takes ``c`` of a target's step and nothing costs but iterations."""
+    target, draft = EngineCosts(0.01), EngineCosts(0.01 * c)
+    alone = predict([Group(1, None)], EQUAL, target, None)
+    return predict([Group(1, acceptance)], EQUAL, target, draft).rate / alone.rate
+
+
+@pytest.mark.parametrize("c", [0.02, 0.1, 0.3, 0.7])
+@pytest.mark.parametrize("acceptance", [0.1, 0.5, 0.8, 1.0])
+def test_one_track_alone_gains_as_the_sequential_rule_says(acceptance: float, c: float) -> None:
+    """1 / (c + s + 1 - a), with s of one and a half iterations of a step of 32 tokens."""
+    assert ratio(acceptance, c) == pytest.approx(1 / (c + 1.5 / 32 + 1 - acceptance), rel=0.03)
+
+
+def test_one_track_alone_breaks_even_where_acceptance_is_draft_and_score() -> None:
+    assert ratio(0.1 + 1.5 / 32 + 0.03, 0.1) > 1 > ratio(0.1 + 1.5 / 32 - 0.01, 0.1)
+
+
+def test_the_target_alone_writes_a_token_of_each_track_an_iteration() -> None:
+    found = predict([Group(10, None)], StepShape(context=1000), QWQ, None)
+    seconds = QWQ.w + 10 * QWQ.p + 10 * 1000 * QWQ.k
+    assert found.rate == pytest.approx(10 / seconds, rel=1e-3)
+    assert found.writing == pytest.approx(1 / seconds, rel=1e-3)
+    assert found.target_load == 10
+
+
+def test_no_track_makes_no_rate_and_a_draft_of_unknown_cost_no_prediction() -> None:
+    assert predict([], EQUAL, QWQ, R1).rate == 0
+    with pytest.raises(ValueError, match="what the draft costs is not known"):
+        predict([Group(1, 0.5)], EQUAL, QWQ, None)
+
+
+tracks = st.integers(1, 100)
+shares = st.floats(0, 1)
+steady = settings(deadline=None, derandomize=True, max_examples=60)
+
+
+@steady
+@given(tracks, shares, shares, st.floats(0, 1))
+def test_the_more_is_accepted_the_better(count: int, one: float, other: float, slowdown: float) -> None:
+    low, high = sorted((one, other))
+    target, draft = EngineCosts(QWQ.w, QWQ.p, QWQ.k, slowdown), EngineCosts(R1.w, R1.p, R1.k, slowdown)
+    rates = [predict([Group(count, accepted)], EQUAL, target, draft).rate for accepted in (low, high)]
+    assert rates[0] <= rates[1] * 1.001
+
+
+@steady
+@given(tracks, shares, st.floats(1, 20), st.sampled_from(["w", "p", "k", "slowdown"]))
+def test_a_slower_draft_never_helps(count: int, accepted: float, times: float, which: str) -> None:
+    slow = {name: getattr(R1, name) for name in ("w", "p", "k", "slowdown")}
+    slow[which] = slow[which] * times if which != "slowdown" else times - 1
+    groups = [Group(count, accepted)]
+    slower = predict(groups, EQUAL, QWQ, EngineCosts(**slow)).rate
+    assert slower <= predict(groups, EQUAL, QWQ, R1).rate * 1.001
+
+
+@steady
+@given(tracks, shares, st.integers(1, 100), shares)
+def test_it_matters_not_whether_equal_tracks_are_counted_in_one_group_or_in_two(
+    count: int, accepted: float, more: int, other: float
+) -> None:
+    together = predict([Group(count + more, accepted), Group(3, other)], EQUAL, QWQ, R1)
+    apart = predict([Group(count, accepted), Group(3, other), Group(more, accepted)], EQUAL, QWQ, R1)
+    assert apart.rate == pytest.approx(together.rate)
+
+
+# ------------------------------------------------------------------------------------------------------------- the threshold
+
+
+def test_where_nothing_pays_the_threshold_is_out_of_reach() -> None:
+    slow = EngineCosts(QWQ.w * 2, QWQ.p, QWQ.k)
+    assert best_threshold([Group(5, 0.9), Group(5, 0.3)], EQUAL, QWQ, slow) == (2.0, 1.0)
+    assert best_threshold([Group(5, 0.0)], EQUAL, QWQ, R1) == (2.0, 1.0)
+    assert best_threshold([Group(5, None)], EQUAL, QWQ, R1) == (2.0, 1.0)
+
+
+def test_tracks_that_all_wait_for_room_are_no_reason_to_decide_anything() -> None:
+    assert best_threshold([Group(0.0, 0.6), Group(0.0, 0.9)], EQUAL, QWQ, R1) == (2.0, 1.0)
+
+
+def test_where_drafts_pay_for_some_the_threshold_lies_between_them() -> None:
+    threshold, gain = best_threshold([Group(3, 0.9), Group(3, 0.05)], EQUAL, QWQ, R1)
+    assert 0.05 < threshold <= 0.9
+    assert gain > 1.1
+
+
+def test_where_drafts_pay_for_all_all_are_in() -> None:
+    threshold, gain = best_threshold([Group(2, 0.9), Group(2, 0.85), Group(2, 0.8)], EQUAL, QWQ, R1)
+    assert threshold == 0.8
+    assert gain > 1.5
+
+
+def test_what_speculation_was_found_to_be_worth_less_is_believed() -> None:
+    groups = [Group(4, 0.6)]
+    _, gain = best_threshold(groups, EQUAL, QWQ, R1)
+    assert gain > 1
+    assert best_threshold(groups, EQUAL, QWQ, R1, correction=0.9 / gain) == (2.0, 1.0)
+
+
+def test_a_small_disappointment_keeps_those_it_pays_for_most_in() -> None:
+    """The predicted gain of the good half is large; that it was found a little smaller says nothing about the others."""
+    groups = [Group(4, 0.9), Group(4, 0.05)]
+    target, draft = EngineCosts(0.02), EngineCosts(0.003)
+    _, gain = best_threshold(groups, EQUAL, target, draft)
+    threshold, corrected = best_threshold(groups, EQUAL, target, draft, correction=0.93)
+    assert threshold == 0.9
+    assert 1.2 < corrected < gain
+
+
+accepted_or_not = st.one_of(st.none(), st.integers(0, 20).map(lambda twentieths: twentieths / 20))
+some_groups = st.lists(st.builds(Group, st.integers(1, 30), accepted_or_not), min_size=1, max_size=6)
+
+
+@steady
+@given(some_groups, st.floats(0.5, 30))
+def test_a_threshold_is_one_of_the_acceptances_and_never_a_loss(groups: list[Group], slower: float) -> None:
+    draft = EngineCosts(R1.w * slower, R1.p, R1.k)
+    threshold, gain = best_threshold(groups, EQUAL, QWQ, draft)
+    assert threshold == 2.0 or threshold in {group.acceptance for group in groups}
+    assert gain >= 1.0 - 1e-9
+    assert (threshold == 2.0) <= (gain == 1.0)
+
+
+@steady
+@given(some_groups, st.integers(0, 5), st.floats(0.5, 30))
+def test_equal_groups_are_treated_alike_however_they_are_counted(
+    groups: list[Group], number: int, slower: float
+) -> None:
+    draft = EngineCosts(R1.w * slower, R1.p, R1.k)
+    chosen = groups[number % len(groups)]
+    split = [group for group in groups if group is not chosen]
+    split += [Group(chosen.tracks / 2, chosen.acceptance)] * 2
+    one, other = best_threshold(groups, EQUAL, QWQ, draft), best_threshold(split, EQUAL, QWQ, draft)
+    assert other == pytest.approx(one)
