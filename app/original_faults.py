@@ -20,7 +20,7 @@ from speclrm.runtime.events import RunFinished, SampleFinished
 from speclrm.runtime.files import write_whole
 from speclrm.runtime.protocols import Role, TrackPlan
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.runtime.trace.journal import Journal
 from speclrm.runtime.track import method_choice, track
 from speclrm.strategies import family, original, stopping

@@ -11,14 +11,14 @@ from speclrm.app.runs import new_folder
 from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speclrm.app.resolve import Resolved
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 
 class Preview(Options):

@@ -18,7 +18,7 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.strategies.family import Family
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import RunOptions
     from speclrm.benchmarks.modes import Mode
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Engine, Problem, Track
+    from speclrm.runtime.protocols import Problem, Track
     from speclrm.runtime.runtime import Runtime
 
 CPU_SHARE_MAX = 0.05

@@ -22,7 +22,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.state import SampleState, apply
-from speclrm.runtime.tokens.context import judge_of, prompt_ids
+from speclrm.runtime.tokens.prompts import judge_of, prompt_ids
 from speclrm.runtime.track.method_choice import ask
 from speclrm.runtime.track.track import RuntimeTrack
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.scheduling.requests import Flights
     from speclrm.runtime.scheduling.scheduler import Scheduler
-    from speclrm.runtime.tokens.context import JudgeSuffix
+    from speclrm.runtime.tokens.prompts import JudgeSuffix
     from speclrm.runtime.trace.bus import EventBus
 
 log = structlog.get_logger(__name__)

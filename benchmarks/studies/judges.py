@@ -39,9 +39,11 @@ import numpy as np
 from speclrm import api
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.datasets import load
+from speclrm.runtime.engine import Request
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import Request, Role, StepPrompts
-from speclrm.runtime.tokens.context import Context, judge_suffix, translate
+from speclrm.runtime.protocols import Role, StepPrompts
+from speclrm.runtime.tokens.context import Context, translate
+from speclrm.runtime.tokens.prompts import judge_suffix
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.family import Family
 from speclrm.strategies.prompts import INLINE_PROMPTS, STEP_PROMPTS

@@ -28,7 +28,7 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.strategies.family import Family
 
 DATASET = "reasoning-gym:gsm_symbolic"

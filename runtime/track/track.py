@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import CapacityError, RequestError, ends_attempt, told
 from speclrm.runtime.events import (
     Event,
@@ -26,11 +27,11 @@ from speclrm.runtime.events import (
     TrackContinued,
     TrackPaused,
 )
-from speclrm.runtime.protocols import Request, Role, Score, Step
-from speclrm.runtime.scheduling.lanes import Flight
+from speclrm.runtime.protocols import Role, Score, Step
+from speclrm.runtime.scheduling.requests import Flight
 from speclrm.runtime.scheduling.scheduler import Purpose, priority
 from speclrm.runtime.seeds import derive_seed, operation_id
-from speclrm.runtime.tokens.context import Context, JudgeSuffix, translate
+from speclrm.runtime.tokens.context import Context, translate
 from speclrm.runtime.tokens.steps import (
     confidence,
     line_ids,
@@ -45,14 +46,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from speclrm.runtime.engine import Delta
     from speclrm.runtime.events import Operation
-    from speclrm.runtime.protocols import Delta, Problem, Strategy, Verdict
+    from speclrm.runtime.protocols import Problem, Strategy, Verdict
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.scheduling.admission import Seat
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.scheduling.requests import Flights
     from speclrm.runtime.scheduling.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
     from speclrm.runtime.tokens.context import Ids
+    from speclrm.runtime.tokens.prompts import JudgeSuffix
 
 BLANK_PIECES_MAX = 4
 """Pieces without anything visible in a row, after which a step is taken as empty: a model that writes only newlines

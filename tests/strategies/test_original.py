@@ -19,11 +19,13 @@ from support import operation, play
 from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.strategies.method_choice import ask_for_methods, read_methods
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from speclrm.runtime.engine import Request
 
 TOKENIZER = ByteTokenizer(thinking=True)
 MARKS = ("boxed", "Answer:", "ANSWER:")
