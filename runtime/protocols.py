@@ -1,6 +1,6 @@
-"""The seams between the parts: what an engine, a tokenizer, a strategy, a judge of answers and a sink must do.
+"""The seams between the parts: what a strategy, a judge of answers and a sink must do, and what a track offers.
 
-A leaf module: it imports nothing of SpecLRM but the events and errors, so that strategies and evaluators may use it.
+A leaf module, so that strategies and evaluators may use it. What an engine must do stands in ``engine.py``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.engine import (
-        Message,
-    )
+    from speclrm.runtime.engine import Message
     from speclrm.runtime.events import Event, FinishReason, Outcome
     from speclrm.runtime.state import SampleState, TrackState
 
@@ -150,6 +148,11 @@ class Track(Protocol):
 
     @property
     def problem(self) -> Problem: ...
+
+    @property
+    def repeat(self) -> int:
+        """The number of the sample's repeat, 0-based."""
+        ...
 
     @property
     def state(self) -> TrackState: ...

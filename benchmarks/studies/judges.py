@@ -194,7 +194,7 @@ class Both(Family):
     async def run_track(self, track: Any) -> Any:
         # What was written last is what the track's state would take for the step; so the end is told from the step.
         for place in range(self.recipe.step_limit or 0):
-            contexts = {role.value: context.ids() for role, context in track._contexts.items()}
+            contexts = {role.value: context.ids() for role, context in track.contexts.items()}
             draft = await track.draft()
             target = await track.rewrite(draft)
             self.pairs.append(
