@@ -20,7 +20,7 @@ MAP = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 FOLDERS = ("app", "benchmarks", "commands", "docs", "evaluators", "examples", "locks", "runtime", "strategies", "tests")
 """Whatever begins with one of these is a path of the repository."""
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*|(?<![\w./*-])\w+\.md\b")
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
 MODULE_LINE = re.compile(r"^- ((?:`\w+`,?\s)*`\w+`): ", re.MULTILINE)
 PACKAGE = sorted({path.parent for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] in FOLDERS})
 APART = ("docs", "examples", "locks", "tests")
@@ -43,14 +43,21 @@ def test_every_file_that_the_docs_name_exists(page: Path) -> None:
     assert not missing
 
 
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_every_link_of_the_docs_leads_to_a_file(page: Path) -> None:
-    assert not [
-        f"{place}: {target}"
-        for place, line in rows(page)
-        for target in LINK.findall(line)
-        if not (page.parent / target).exists()
-    ]
+def test_every_link_of_the_docs_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken: list[str] = []
+    for place, line in rows(page):
+        for name, anchor in LINK.findall(line):
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{place}: {name}#{anchor}")
+    assert not broken
 
 
 # ------------------------------------------------------------------------------------------------ commands and options
