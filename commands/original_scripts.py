@@ -55,31 +55,31 @@ ORIGINALS = (
     Original(
         "base-test",
         "baseline",
-        "The target alone, one track (base_test.py).",
+        "Run the target alone on one track (base_test.py).",
         {**_COMMON, "output_dir": Path("results/baseline_vllm_test")},
     ),
     Original(
         "scale-reason",
         "parallel",
-        "The target on several tracks (scale_reason.py).",
+        "Run the target alone on several tracks (scale_reason.py).",
         {**_COMMON, "output_dir": Path("results/scale_reason")},
     ),
     Original(
         "spec-scale-reason",
         "speculative",
-        "Draft, score, rewrite on several tracks (spec_scale_reason.py).",
+        "Draft, score and rewrite on several tracks (spec_scale_reason.py).",
         {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
     ),
     Original(
         "spec-scale-reason-async",
         "speculative",
-        "The same; tracks never wait for each other in either (spec_scale_reason_async.py).",
+        "Do the same as spec-scale-reason (spec_scale_reason_async.py).",
         {**_PAIR, "output_dir": Path("results/asyn_spec_scale")},
     ),
     Original(
         "spec-scale-reason-2",
         "speculative-methods",
-        "The same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
+        "Do the same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
         {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
     ),
 )
