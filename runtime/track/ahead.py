@@ -1,4 +1,4 @@
-"""Work ahead: steps that are made before it is known that they are wanted."""
+"""Keeps work ahead: steps that are made before it is known that they are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WorkAhead:
-    """What one track has set going ahead: at most one draft and one rewrite."""
+    """Holds what one track has begun ahead: at most one draft and one rewrite."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class WorkAhead:
         self._makings: dict[Ahead, Making] = {}
 
     def begin(self, purpose: Ahead, after: Step | None = None) -> None:
-        """Sets a step going that ``made`` takes up or ``give_up`` ends. ``after``: the step that a draft goes behind."""
+        """Starts a step that ``made`` will use or ``give_up`` will end. ``after``: the uncommitted step before a draft."""
         role = Role.DRAFT if purpose == "draft" else Role.TARGET
         try:
             making = self._maker.making(role, purpose, after=after, ahead=True)
@@ -47,7 +47,7 @@ class WorkAhead:
         self._makings[purpose] = making
 
     async def made(self, purpose: Ahead) -> Made:
-        """The step that was set going ahead, or one that is made now."""
+        """Returns the step that was begun ahead, or makes one now."""
         making = self._makings.pop(purpose, None)
         if making is None or making.task is None:
             return await self._maker.make(
@@ -61,7 +61,7 @@ class WorkAhead:
             raise
 
     def give_up(self, purpose: Ahead, reason: Reason) -> None:
-        """Ends what was set going and accounts for it at once; what its engine still says of it is heard by nobody."""
+        """Ends what was begun and accounts for it at once; what its engine still sends is ignored."""
         making = self._makings.pop(purpose, None)
         if making is None:
             return
@@ -78,12 +78,12 @@ class WorkAhead:
         self._maker.drop(making, reason)
 
     def stop(self) -> None:
-        """Ends all of it; ``end`` accounts for it."""
+        """Cancels all of it; ``end`` accounts for it."""
         for making in self._makings.values():
             self._leave(making)
 
     def end(self, reason: Reason) -> None:
-        """Gives all of it up."""
+        """Gives all of it up and accounts for it."""
         for purpose in tuple(self._makings):
             self.give_up(purpose, reason)
 
