@@ -215,9 +215,11 @@ def _with_prompts(
     target = tokenizers[Role.TARGET]
     prompts: list[int] = []
     for problem in problems:
-        plans = [*strategy.plan(problem, 0, 0)]
+        plans = [*strategy.plan(problem, 0, 0).tracks]
         if (question := strategy.question(problem)) is not None:
-            plans += strategy.plan(problem, 0, 0, [LONGEST_METHOD])  # whatever the target will choose, it is no longer
+            plans += strategy.plan(
+                problem, 0, 0, LONGEST_METHOD
+            ).tracks  # whatever the target will choose, it is no longer
             # The question stands alone: no budget of steps follows it, only the reply.
             length = len(question_ids(target, question)) + question.max_tokens
             prompts.append(length - work.token_budget - work.max_step_tokens)

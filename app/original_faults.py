@@ -91,9 +91,9 @@ def _another_tracks_method(stack: ExitStack) -> None:
     last: dict[int, TrackPlan] = {}
 
     async def plan(self: sample.Sample) -> Any:
-        plans = await old_plan(self)
-        last.update({id(one): plans[-1] for one in plans})
-        return plans
+        plan = await old_plan(self)
+        last.update({id(one): plan.tracks[-1] for one in plan.tracks})
+        return plan
 
     def prompt_ids(tokenizers: Any, plan: TrackPlan) -> Any:
         prompts = old_prompts(tokenizers, plan)

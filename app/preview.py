@@ -54,7 +54,7 @@ def _prompts(found: Resolved) -> dict[str, str]:
     chosen = found.strategy
     first = found.problems[0]
     question = chosen.question(first)
-    plan = chosen.plan(first, 0, found.seed)[0]
+    plan = chosen.plan(first, 0, found.seed).tracks[0]
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
         name = getattr(found.options, role.value)

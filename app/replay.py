@@ -13,6 +13,7 @@ from speclrm.app.resolve import Resolved, recorded_strategy, resolved
 from speclrm.app.resume import check_problems
 from speclrm.app.runs import RunReport, run_in
 from speclrm.app.settings_diff import recorded_options
+from speclrm.app.sinks import named_sinks
 from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.evaluators.thread_grader import GraderOfAThread
@@ -155,6 +156,7 @@ async def go_on(
         if plan is not None:
             plan(found.samples)
         resumption = Resumption(past, lambda _: (found.strategy, found.seed), anew=True)
+        sinks = [*sinks, *named_sinks(found.options.sinks)]
         async with found.runtime(notify) as runtime:
             return await run_in(
                 runtime, found, directory, sinks, resumption=resumption, extra={"continued_from": past.run}

@@ -141,7 +141,7 @@ async def take_turns(
     engine = runtime.scheduler.lanes[Role.TARGET].engine
     first = next(iter(families.values())).recipe
     unending = Unending(first.model_copy(update={"tracks": 1, "plan": "plain", "methods": ()}), lambda _: None)
-    prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0)[0]) for problem in problems]
+    prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0).tracks[0]) for problem in problems]
     by_name = {mode.name: mode for mode in modes}
 
     async def turn(name: str, number: int) -> Turns:

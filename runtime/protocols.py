@@ -79,14 +79,15 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The methods of a sample's tracks as the target chose them.
+class Plan:
+    """The tracks of a sample, at least one, and what chose their methods: the seed, the target, or who set the options.
 
-    ``codes``: one a track. ``padded``: how many of them, the last ones, the target did not name.
+    ``padded``: how many methods, those of the last tracks, the target was to name and did not.
     """
 
-    codes: tuple[str, ...]
-    padded: int
+    tracks: tuple[TrackPlan, ...]
+    chosen_by: Literal["seed", "target", "fixed"]
+    padded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +213,6 @@ class Strategy(Protocol):
         ...
 
     @property
-    def speculate(self) -> Speculate:
-        """Whether its tracks speculate at all, or as the controller decides."""
-        ...
-
-    @property
-    def methods_by(self) -> Literal["seed", "target", "fixed"]:
-        """What chose the methods of a plan: the seed, the target model, or whoever set the options."""
-        ...
-
-    @property
     def prompts(self) -> StepPrompts: ...
 
     @property
@@ -231,14 +222,8 @@ class Strategy(Protocol):
         """What the target must be asked before ``plan``, or None."""
         ...
 
-    def read_choice(self, reply: str) -> Choice:
-        """The target's reply to the question."""
-        ...
-
-    def plan(
-        self, problem: Problem, repeat: int, seed: int | None, codes: Sequence[str] | None = None
-    ) -> Sequence[TrackPlan]:
-        """How the sample's tracks start. ``codes``: what the target chose, where it was asked."""
+    def plan(self, problem: Problem, repeat: int, seed: int | None, reply: str | None = None) -> Plan:
+        """How the sample's tracks start. ``reply``: what the target said to the question; None where it was not asked."""
         ...
 
     async def run_track(self, track: Track) -> FinishReason: ...
@@ -295,6 +280,7 @@ class StepPrompts:
 class Limits:
     """The bounds and the sampling of a track. Lengths are in tokens.
 
+    ``speculate``: whether its steps are drafted at all, or as the controller decides.
     ``min_step_tokens``: a step that a blank line would end sooner goes on. ``confidence``, ``first_entropy``: what drafts
     are asked for beside their tokens, for the gate.
     ``original_marks``: where there are any, steps are cut as SSR's code did it: a piece with nothing visible is a step,
@@ -310,6 +296,7 @@ class Limits:
     min_step_tokens: int = 0
     confidence: bool = False
     first_entropy: bool = False
+    speculate: Speculate = "always"
 
 
 class Equivalence(Protocol):

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {
     f"speclrm.runtime.{name}"
-    for name in ("engine", "errors", "events", "files", "ledger", "models.online", "protocols", "state")
+    for name in ("engine", "errors", "events", "files", "ledger", "models.online", "plugins", "protocols", "state")
 }
 """What strategies and evaluators may know of the runtime."""
 SHARED = (
@@ -26,6 +26,7 @@ SHARED = (
     "files",
     "gc_tuning",
     "ledger",
+    "plugins",
     "protocols",
     "seeds",
     "settings",

@@ -74,7 +74,7 @@ class RuntimeTrack:
         self.repeat = repeat
         self._prompts = strategy.prompts
         self._read_score = strategy.score
-        self._speculate = strategy.speculate
+        self._speculate = strategy.limits.speculate
         self._record = record
         self._admission = scheduler.admission
         self._controller = scheduler.controller

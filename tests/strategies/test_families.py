@@ -88,8 +88,8 @@ def test_the_target_chooses_the_methods_and_the_choice_is_recorded(name: str) ->
     ],
 )
 def test_a_reply_is_read_and_filled_up(reply: str, count: int, duplicates: bool, codes: str, padded: int) -> None:
-    choice = read_methods(reply, count, duplicates=duplicates, original=False)
-    assert ("".join(choice.codes), choice.padded) == (codes, padded)
+    read = read_methods(reply, count, duplicates=duplicates, original=False)
+    assert read == (tuple(codes), padded)
 
 
 def test_a_choice_that_fails_is_a_choice_of_nothing_and_is_told() -> None:

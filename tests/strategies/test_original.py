@@ -277,8 +277,8 @@ def test_any_completions(turns: list[list[Turn]], threshold: float, budget: int)
     ],
 )
 def test_methods_are_read_as_the_original_did(reply: str, count: int, codes: str, padded: int) -> None:
-    choice = read_methods(reply, count, duplicates=True, original=True)
-    assert ("".join(choice.codes), choice.padded) == (codes, padded)
+    read = read_methods(reply, count, duplicates=True, original=True)
+    assert read == (tuple(codes), padded)
 
 
 @pytest.mark.parametrize(("count", "tokens"), [(1, 1), (3, 5), (5, 9)])
