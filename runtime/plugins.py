@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by their names."""
+    """Returns the entry points of a group by their names."""
     return {one.name: one for one in entry_points(group=group)}
 
 
 def find(group: str, kind: str, name: str, builtin: Container[str] = ()) -> tuple[Any, str] | None:
-    """What is called ``name``, and how errors call it; None where nobody brings it. ``kind``: one word for errors.
+    """Returns what is called ``name``, and how errors call it; None if nobody brings it. ``kind``: one word for errors.
 
     Raises:
         SettingsError: it cannot be imported, or a package brings it under a name in ``builtin``.
@@ -45,7 +45,7 @@ def find(group: str, kind: str, name: str, builtin: Container[str] = ()) -> tupl
 
 
 def load(value: str, what: str) -> Any:
-    """The object called MODULE:NAME or FILE.py:NAME. Raises SettingsError, which calls it ``what``."""
+    """Returns the object called MODULE:NAME or FILE.py:NAME. Raises SettingsError, which calls it ``what``."""
     place, _, name = value.rpartition(":")
     try:
         module = _from_file(place) if place.endswith(".py") else import_module(place)

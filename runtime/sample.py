@@ -1,4 +1,4 @@
-"""One attempt at a problem: its tracks side by side, the vote as they end, and the result."""
+"""Runs one attempt at a problem: its tracks side by side, the vote as they end, and the result."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MADE_AT_ONCE = 16
-"""Tracks of a sample that are made before anything else has its turn: each has a prompt to encode. They start together."""
+"""Tracks of a sample that are made before other tasks have their turn: each has a prompt to encode. They start together."""
 
 
 class Sample:
-    """Owns the tracks of one attempt. ``state`` is the fold of its events, always."""
+    """Owns the tracks of one attempt. ``state`` is always the fold of its events."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Sample:
         """Runs all tracks to their ends and returns the final state.
 
         An error of one track ends that track. Raises EngineDeadError, TraceError and TooManyErrors, after which no
-        track could go on.
+        track could continue.
         """
         strategy = self._strategy
         started = self._publish(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
@@ -222,7 +222,7 @@ class Sample:
         )
 
     async def _count_vote(self, name: str) -> None:
-        """Puts a finished track's answer to those equal to it; ends the other tracks where the strategy says so."""
+        """Adds a finished track's answer to those equal to it; ends the other tracks if the strategy says so."""
         answer = self.state.tracks[name].answer
         if answer is None:
             return

@@ -27,8 +27,7 @@ ROOM_SHARE = 0.95
 SPARE_TOKENS = 96
 """Tokens that a track needs beside its context for a moment: a step that is being made and the judge's question."""
 GROWTH_TOKENS = 64
-"""Tokens kept free for each seated track before another one is seated: two steps, so that nobody stands up again at
-once."""
+"""Tokens kept free for each seated track before another one is seated: two steps, so that nobody stands up again at once."""
 
 
 @dataclass(eq=False, slots=True)

@@ -120,9 +120,7 @@ class Stay:
 
     @property
     def waits(self) -> bool:
-        """Whether somebody waits for the engine's next delta. A reader that is busy elsewhere cannot tell that it
-        stalls.
-        """
+        """Whether somebody waits for the engine's next delta. A reader that is busy elsewhere cannot tell that it stalls."""
         return self._reader is not None
 
     def stall(self) -> None:
@@ -207,9 +205,7 @@ class Lane:
 
 
 class Overlap:
-    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other
-    down.
-    """
+    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down."""
 
     def __init__(self) -> None:
         self._busy: Counter[Role] = Counter()

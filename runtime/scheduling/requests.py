@@ -25,8 +25,7 @@ RANK_WIDTH = 1_000_000
 
 
 def digest(request: Request) -> str:
-    """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except
-    its limits.
+    """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except its limits.
 
     Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
     """
@@ -124,8 +123,7 @@ class Flight:
     def report(
         self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
     ) -> Operation:
-        """Returns the cost since the last report, of the next ``tokens`` output tokens (by default of all that
-        arrived).
+        """Returns the cost since the last report, of the next ``tokens`` output tokens (by default of all that arrived).
 
         The sum over all reports of a request is its whole cost. ``kept``: the ids of the step that the share goes to,
         from where the share begins; the operation also gets the ids beside them, so that a replay can answer the

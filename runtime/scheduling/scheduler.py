@@ -1,6 +1,4 @@
-"""Schedules the requests of all tracks of all problems: a lane for each role, the engines' room, and the order of
-service.
-"""
+"""Schedules the requests of all tracks of all problems: a lane for each role, the engines' room, and the order of service."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ _AHEAD_RANK = 3
 
 
 def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
-    """Returns a number that is lower for what is served earlier: scores, then rewrites, then new steps; older samples
-    first.
+    """Returns a number that is lower for what is served earlier: scores, then rewrites, then new steps; older samples first.
 
     A score is short and everything else of its track waits for it; finishing old samples frees their memory. Work made
     ``ahead`` of a decision comes last: nobody waits for it yet. ``order``: the sample's number in the order of their

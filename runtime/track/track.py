@@ -1,5 +1,4 @@
-"""Implements the verbs of a track: each waits until the engines have room, sends its requests, and publishes the
-result.
+"""Implements the verbs of a track: each waits until the engines have room, sends its requests, and publishes the result.
 
 The modules beside this one build requests, make steps and publish what became of requests.
 """
