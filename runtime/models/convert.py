@@ -1,6 +1,6 @@
-"""Turns GGUF weights into a folder that vLLM reads: ``python -m speclrm.runtime.models.convert GGUF FOLDER``.
+"""Converts GGUF weights to a folder that vLLM reads: ``python -m speclrm.runtime.models.convert GGUF FOLDER``.
 
-Run as a process of its own, so that torch and transformers never enter the caller, and their memory is given back.
+Runs as a process of its own, so that torch and transformers never enter the caller, and their memory is released.
 """
 
 from __future__ import annotations
