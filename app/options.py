@@ -18,13 +18,13 @@ CALIBRATION_DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digit
 
 
 class Options(BaseModel):
-    """Frozen, and strict about names."""
+    """Base class: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EngineOptions(Options):
-    """The models and how they are loaded."""
+    """Options of the models and of how they are loaded."""
 
     target: Annotated[
         str | None,
@@ -91,7 +91,7 @@ class EngineOptions(Options):
 
 
 class DataOptions(Options):
-    """Which problems."""
+    """Options that select the problems."""
 
     dataset: Annotated[
         str,
@@ -142,10 +142,10 @@ class DataOptions(Options):
 
 
 class RunOptions(EngineOptions, DataOptions):
-    """Everything that ``speclrm run`` can be told.
+    """All options of ``speclrm run``.
 
     ``recipe``: the options of the strategy that are given, by the names of ``Recipe``, which checks them; they may also
-    be given flat, beside the others. ``score_threshold`` may be ``auto``: what a calibration kept.
+    be given flat, beside the others. ``score_threshold`` may be ``auto``: the threshold that a calibration kept.
     """
 
     strategy: str
@@ -212,7 +212,7 @@ class RunOptions(EngineOptions, DataOptions):
 
 
 class CalibrateOptions(EngineOptions):
-    """Everything that ``speclrm calibrate`` can be told."""
+    """All options of ``speclrm calibrate``."""
 
     dataset: Annotated[
         str,
@@ -250,4 +250,4 @@ class CalibrateOptions(EngineOptions):
 
 
 RUN_DECLARED = declared(DataOptions, EngineOptions, Recipe, RunOptions)
-"""The options of a run, those of its recipe among them, by their fields' names."""
+"""The options of a run, including those of its recipe, by their fields' names."""

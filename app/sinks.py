@@ -1,4 +1,4 @@
-"""Sinks of other packages that a run is told to feed, by name."""
+"""Makes the sinks of other packages that ``--sink`` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.protocols import Sink
 
 GROUP = "speclrm.sinks"
-"""Entry points of packages that bring sinks: a name each, and what gives a sink when it is called without arguments."""
+"""Entry points of packages that bring sinks: each a name, and a callable without arguments that returns a sink."""
 
 
 def named_sinks(names: Iterable[str]) -> list[Sink]:

@@ -1,4 +1,4 @@
-"""Which methods fit a problem, asked of the target.
+"""Asks the target which methods fit a problem, and reads its reply.
 
 After SSR's Selective Parallel Module as its code has it: the pool and the problem are shown, and one greedy reply of a
 few tokens names the methods.
@@ -24,7 +24,9 @@ _EXAMPLE = "BEFAK"
 
 
 def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) -> Question:
-    """``original``: room for the codes and one comma between them, 2 * count - 1 tokens, as in SSR's code."""
+    """Returns the question. ``original``: room for the codes and one comma between them, 2 * count - 1 tokens, as in
+    SSR's code.
+    """
     pool = "\n".join(f"{code}. {hint}" for code, hint in METHODS.items())
     # The original shows an example; small models repeat it whatever the problem is.
     example = f", for example {','.join((_EXAMPLE * count)[:count])}" if original else ", with commas between"

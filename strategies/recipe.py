@@ -21,7 +21,7 @@ Fidelity = Literal["none", "original"]
 WorkAhead = Literal["auto", "always", "never"]
 
 ENTROPY_TOKENS = 20
-"""Entropy is taken over this many most probable tokens."""
+"""Number of most probable tokens that an entropy is taken over."""
 ENTROPY_MAX = math.log(ENTROPY_TOKENS)
 """In nats: all of them equally likely."""
 
@@ -31,7 +31,9 @@ def _threshold(values: dict[str, Any]) -> float:
 
 
 class Recipe(BaseModel):
-    """Defaults are those of the original experiments' code (SSR, arXiv 2505.15340; SpecReason, arXiv 2504.07891)."""
+    """The options of a strategy. Defaults are those of the original code (SSR, arXiv 2505.15340; SpecReason, arXiv
+    2504.07891).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -225,7 +227,7 @@ class Recipe(BaseModel):
     @field_validator("methods", mode="before")
     @classmethod
     def _codes(cls, codes: Any) -> Any:
-        """Also as text with commas, in any case."""
+        """Also reads text with commas, in any letter case."""
         parts: Any = codes.split(",") if isinstance(codes, str) else codes
         if isinstance(parts, list | tuple):
             return tuple(part.strip().upper() if isinstance(part, str) else part for part in cast("list[Any]", parts))
