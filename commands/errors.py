@@ -1,4 +1,4 @@
-"""Tells errors: each that is raised on purpose, and each of a disk, becomes one paragraph and an exit code."""
+"""Turns errors into one paragraph and an exit code: those that are raised on purpose, and those of a disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Ended(BaseException):
-    """The run was ended from outside; ``number`` is the signal's."""
+    """A signal ended the run; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -94,7 +94,7 @@ def say(text: object = "", *, err: bool = False) -> None:
 
 
 def checked(kind: type[T], **values: Any) -> T:
-    """Options of a kind. Raises UsageError, which names each wrong one."""
+    """Makes options of a class. Raises UsageError, which names each wrong one."""
     from pydantic import ValidationError
 
     try:
