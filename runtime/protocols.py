@@ -28,10 +28,10 @@ class Role(StrEnum):
 class Problem:
     """One row of a dataset.
 
-    ``answer`` is the gold answer as the dataset writes it, or None where nothing can be graded.
-    ``grader`` names the rule that judges an answer against it: ``math``, ``choice`` (the answer is the letter of an
-    option), or one that the dataset brings. ``details`` is what that rule needs beside the answer; for ``choice`` a JSON
-    object of letters and options.
+    ``answer`` is the gold answer as the dataset writes it, or None if nothing can be graded. ``grader`` names the rule
+    that judges an answer against it: ``math``, ``choice`` (the answer is the letter of an option), or one that the
+    dataset brings. ``details`` is what that rule needs beside the answer; for ``choice`` a JSON object of letters and
+    options.
     """
 
     id: str
@@ -280,11 +280,11 @@ class StepPrompts:
 class Limits:
     """The bounds and the sampling of a track. Lengths are in tokens.
 
-    ``speculate``: whether its steps are drafted at all, or as the controller decides.
-    ``min_step_tokens``: a step that a blank line would end sooner goes on. ``confidence``, ``first_entropy``: what drafts
-    are asked for beside their tokens, for the gate.
-    ``original_marks``: where there are any, steps are cut as SSR's code did it: a piece with nothing visible is a step,
-    the last step may run over the budget, and ``</think>`` is taken out of steps that hold none of these marks.
+    ``speculate``: whether its steps are drafted at all, or as the controller decides. ``min_step_tokens``: a blank line
+    before this length does not end a step. ``confidence``, ``first_entropy``: what drafts are asked for beside their
+    tokens, for the gate. ``original_marks``: if there are any, steps are cut as SSR's code does it: a piece with
+    nothing visible is a step, the last step may run over the budget, and ``</think>`` is taken out of steps that have
+    none of these marks.
     """
 
     token_budget: int

@@ -119,9 +119,9 @@ class Sample:
         return self.state
 
     async def _plan(self) -> Plan:
-        """How the tracks start, after the target was asked where the strategy wants that.
+        """Returns how the tracks start, after asking the target if the strategy wants that.
 
-        A reply that cannot be had is one without a code in it: the choice is advice, no sample fails for it.
+        A missing reply counts as one without a code: the choice is advice, and no sample fails for it.
         """
         strategy = self._strategy
         question = strategy.question(self.problem)

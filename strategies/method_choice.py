@@ -46,10 +46,10 @@ def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) 
 
 
 def read_methods(reply: str, count: int, *, duplicates: bool, original: bool) -> tuple[tuple[str, ...], int]:
-    """The first ``count`` codes of the reply, filled up with M, and how many M that took. ``duplicates``: whether a method may
-    come twice.
+    """Returns the first ``count`` codes of the reply, filled up with M, and how many were filled. ``duplicates``:
+    whether a method may come twice.
 
-    ``original``: any capital letter A to M counts, wherever it stands.
+    ``original``: any capital letter A to M counts, anywhere.
     """
     codes = (_ORIGINAL_CODE if original else _CODE).findall(reply)
     if not duplicates:

@@ -41,7 +41,7 @@ def end_of_track(state: TrackState, *, token_budget: int) -> FinishReason | None
 
 
 def find_box(text: str) -> str | None:
-    r"""What the last ``\boxed{`` of the text holds, or None where its braces do not balance."""
+    r"""Returns the content of the last ``\boxed{`` of the text, None if its braces do not balance."""
     start = text.rfind(_BOX)
     if start < 0:
         return None

@@ -44,7 +44,7 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """Looks at this machine. Takes a tenth of a second, more where a GPU is asked."""
+    """Reads this machine. Takes a tenth of a second, and more to ask for a GPU."""
     processor, flags = _processor()
     memory = psutil.virtual_memory()
     limit, used = _container_memory()

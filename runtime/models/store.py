@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Notify = Callable[[str, float | None, float | None], None]
-"""Told what is going on, how much of it is done, and of how much (None where that is not known)."""
+"""Progress callback: (stage, done, total); done and total may be unknown."""
 
 MANIFEST = "speclrm-model.json"
 DOWNLOADS_AT_ONCE = 3
@@ -59,7 +59,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A known model and whether it is here."""
+    """A known model, and whether it is here."""
 
     model: KnownModel
     path: Path | None
@@ -174,7 +174,7 @@ def tensor_bytes(path: Path) -> int:
 
 
 def _tensors(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and what its header says of each. Raises ModelError."""
+    """Returns where the tensors of a safetensors file begin, and its header's entry for each. Raises ModelError."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -345,7 +345,7 @@ class SamplePlayback:
     # ----------------------------------------------------------------------------------------------------------- errors
 
     def _asked(self, track: str | None) -> str | None:
-        """Returns the kind of request that a track waits for in vain."""
+        """Returns the kind of request that a track waits for without an answer."""
         for stop in self._playback.stops.values():
             if (stop.problem, stop.repeat, stop.track) == (self.problem, self.repeat, track):
                 return stop.operation.rpartition("/")[2]
