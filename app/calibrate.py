@@ -106,7 +106,7 @@ async def _calibrated(
     """Returns the threshold, and the run that it was drawn from."""
     first = await _scored(runtime, found, sinks, RANGES[options.scorer][0], options.seed)
     # The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
-    # behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant).
+    # after them, so a threshold drawn from drafts alone would accept far more in a run (77 % instead of 55 %).
     threshold, _ = choose_threshold(sorted(first.scores), options.acceptance)
     second = await _scored(runtime, found, sinks, threshold, options.seed + 1)
     scores = sorted(second.scores)

@@ -144,7 +144,7 @@ class RealEngines:
         machine = read_machine()
         check_gpus(machine, options.tensor_parallel_size)
         for name in names.values():
-            if store.find_local(name) is None:  # a wrong name is told before another model is fetched
+            if store.find_local(name) is None:  # reports a wrong name before another model is downloaded
                 check_room(machine, name, options.tensor_parallel_size)
         paths = {role: await store.pull(name, notify) for role, name in names.items()}
         self._tokenizers = await _load(paths)
@@ -219,7 +219,7 @@ def _with_prompts(
         if (question := strategy.question(problem)) is not None:
             plans += strategy.plan(
                 problem, 0, 0, LONGEST_METHOD
-            ).tracks  # whatever the target will choose, it is no longer
+            ).tracks  # whatever the target chooses is no longer than this
             # The question stands alone: no budget of steps follows it, only the reply.
             length = len(question_ids(target, question)) + question.max_tokens
             prompts.append(length - work.token_budget - work.max_step_tokens)

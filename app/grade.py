@@ -76,7 +76,7 @@ async def grade_file(
                     if len(waiting) >= GRADED_AHEAD:
                         take(await waiting.popleft())
             except DatasetError as error:
-                broken = error  # told once the rows before it have been handed over
+                broken = error  # raised once the rows before it have been passed on
             while waiting:
                 take(await waiting.popleft())
     if broken is not None:

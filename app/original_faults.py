@@ -161,7 +161,7 @@ def _string_votes(stack: ExitStack) -> None:
 
 def _fast_2_counts_twice(stack: ExitStack) -> None:
     def enough(state: Any, fast: stopping.Fast | None) -> bool:
-        # The finished track's answer was put on the list again at every later round, so that it soon equalled itself.
+        # Each later round added the finished track's answer to the list again, so that it soon equalled itself.
         return bool(fast and state.classes)
 
     _put(stack, family, "enough", enough)

@@ -35,7 +35,7 @@ def _named(name: str) -> Sink:
     make, what = brought
     try:
         sink = make()
-    except Exception as error:  # whatever that code raises is its own affair, and told as such
+    except Exception as error:  # that code may raise anything
         raise SettingsError(f"{what} cannot be made: {type(error).__name__}: {error}.") from error
     if missing := [verb for verb in ("emit", "room", "aclose") if not callable(getattr(sink, verb, None))]:
         raise SettingsError(f"{what} gives no sink: a {type(sink).__name__} has no {missing[0]}() (speclrm.Sink).")

@@ -66,7 +66,7 @@ def follow(path: Path, last: int, wait: Callable[[], None] | None) -> Iterator[P
     held: deque[Line] = deque(maxlen=max(last, 1))
     ended = False
     for line in _growing(trace, number, wait):
-        if line is None:  # all that is there has been read
+        if line is None:  # everything there has been read
             if last > 0:
                 for one in held:
                     yield from _placed(decoder, one)
@@ -78,7 +78,7 @@ def follow(path: Path, last: int, wait: Callable[[], None] | None) -> Iterator[P
         ended = b'"kind":"run_finished"' in line.data
         if last >= 0:
             if line.number == 1 or RUN_STARTED in line.data:
-                decoder.event(line)  # it says in which form the others are
+                decoder.event(line)  # it has the schema version of the others
             held.append(line)
             continue
         yield from _placed(decoder, line)
@@ -104,7 +104,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
             continue
         with open_segment(segment.path) as file:
             if segment.live and not _still(trace, number, os.fstat(file.fileno()).st_ino):
-                continue  # it was closed between the look and the opening
+                continue  # the segment was closed before it could be opened
             at = count = 0
             closed = not segment.live
             while True:
@@ -116,7 +116,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
                 elif closed:
                     break
                 elif not _still(trace, number, os.fstat(file.fileno()).st_ino):
-                    closed = True  # what was written before it was closed is still to be read
+                    closed = True  # the lines written before it was closed are still unread
                     file.seek(at)
                 else:
                     yield None

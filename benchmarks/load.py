@@ -124,7 +124,7 @@ async def measure(
 
     if simulated:
         for mode in modes:
-            for rate in rates:  # engines of its own each time: simulated ones start at once
+            for rate in rates:  # new engines each time: simulated ones start at once
                 async with replace(resolved, strategy=families[mode.name]).runtime() as runtime:
                     await at(mode, rate, runtime)
     else:

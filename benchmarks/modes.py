@@ -52,7 +52,7 @@ def read_modes(text: str) -> list[Mode]:
 
 def _read(text: str) -> Mode:
     strategy, *pairs = SHORT.get(text, text).split(":")
-    defaults(strategy)  # an unknown strategy is told at once
+    defaults(strategy)  # raises for an unknown strategy at once
     options: dict[str, str] = {}
     for pair in pairs:
         name, given, value = pair.partition("=")

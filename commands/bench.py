@@ -211,7 +211,7 @@ def bench(
             print_json(report.model_dump(mode="json"))
         else:
             figures.print_report(console, report)
-        # What took minutes to measure has been shown by then, whatever the disk says.
+        # Printed before it is written: a full disk must not lose what took minutes to measure.
         written = figures.write(report, folder, plot_format)
         if json:
             return

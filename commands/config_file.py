@@ -56,7 +56,7 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            del values["config"]  # it did its work before the others were read
+            del values["config"]  # it was handled before the other options were read
             function(**values)
 
         shaped = cast("Any", command)
@@ -80,7 +80,7 @@ def _with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
         return kept
     own = copy.copy(option)
     own.envvar = ENVIRONMENT + parameter.name.upper()
-    own.show_envvar = False  # one sentence says it for all: the names are those of the options
+    own.show_envvar = False  # one sentence for all: the variables are named after the options
     return kept.replace(annotation=Annotated[get_args(parameter.annotation)[0], own])
 
 

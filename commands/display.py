@@ -199,7 +199,7 @@ class Monitor:
                 self.outcomes[event.outcome] += 1
                 del self._samples[event.problem, event.repeat]
                 for name in sample.tracks:
-                    self.busy.pop((event.problem, event.repeat, name), None)  # of whose end nothing was heard
+                    self.busy.pop((event.problem, event.repeat, name), None)  # whose end was missed
                 return
             case _:
                 pass
@@ -225,7 +225,7 @@ class Monitor:
     async def aclose(self) -> None:
         pass
 
-    # As what is asked for a picture.
+    # What a display reads.
 
     def notify(self, what: str, done: float | None, total: float | None) -> None:
         self.stage = what + (f" {done / total:.0%}" if done is not None and total else "")
@@ -384,7 +384,7 @@ class PlainView:
             self._print(f"{line} · {headline(self._monitor)}" if line else headline(self._monitor))
 
     def _print(self, line: str) -> None:
-        # Not by the console's own `print`: it lays out what is one line as it is, for longer than a short sample takes.
+        # Not by the console's own `print`, whose layout of a single line takes longer than a short sample.
         self._console.file.write(visible(line) + "\n")
         self._console.file.flush()
 

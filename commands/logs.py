@@ -45,7 +45,7 @@ def configure(level: LogLevel, *, file: Path | None = None, console: Console | N
         _harmless_values,
     ]
     if file is not None:
-        # Without a buffer, in which lines that a full disk refused would wait, and fail once more at the very end.
+        # Unbuffered: lines that a full disk refused would wait in a buffer, and fail again at the very end.
         stream: Any = Unfailing(TextIOWrapper(FileIO(file, "a"), encoding="utf-8", write_through=True))
         processors.append(structlog.processors.JSONRenderer())
     else:

@@ -92,13 +92,13 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
         task = asyncio.ensure_future(make())
 
         def end(number: int) -> None:
-            # Only the first counts: a second one must not cut short what the first one set going.
+            # Only the first signal counts: a second one must not cut short the clean-up.
             if not ended:
                 ended.append(number)
                 task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 loop.add_signal_handler(number, end, number)
         try:
             return await task
@@ -118,7 +118,7 @@ def stdout() -> Console:
     from speclrm.commands.display import Terminal
 
     console = Terminal()
-    # In a file or pipe there is no width to keep to, and a folded table is hard to read by programs.
+    # A file or pipe has no width, and programs read folded tables badly.
     return console if console.is_terminal else Terminal(width=160)
 
 

@@ -34,7 +34,7 @@ class Leaving:
     def _left(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody waits for it, and what failed was told by what it failed with
+            task.exception()  # marks the error as seen: nobody waits for the task
 
     async def gone(self) -> None:
         """Waits until all of them are done, in spite of any cancellation."""

@@ -32,7 +32,7 @@ class _JumpSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._loop.held and timeout != 0:
-            # A thread is at work on our behalf. Its time is not ours: hold the clock until it reports.
+            # A thread works for us in real time: hold the clock until it returns.
             ready = super().select(EXECUTOR_LIMIT_S)
             if not ready:
                 raise RuntimeError(f"a call in another thread took more than {EXECUTOR_LIMIT_S:.0f} real seconds")
@@ -70,7 +70,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def advance(self, seconds: float) -> None:
         """Moves the clock; only the selector calls this."""
-        # A wait below the clock's resolution moves it too: a loop that waits for it would otherwise never see it pass.
+        # A wait below the clock's resolution moves it too, or a loop that waits for it would never see it pass.
         self._now_s = self._now_s + seconds if seconds <= 0 else max(self._now_s + seconds, nextafter(self._now_s, inf))
 
     async def idle(self) -> None:
@@ -109,7 +109,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 outer.set_result(inner.result())
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # the base's name
-        # The base waits for a helper thread by a future that no timer backs: under a jumping clock, a deadlock.
+        # The base class waits for a helper thread without a timer, which is a deadlock under a jumping clock.
         executor: Executor | None = getattr(self, "_default_executor", None)
         if executor is not None:
             executor.shutdown(wait=True)

@@ -40,8 +40,8 @@ WIDE_IDS = "="
 
 
 def _pack_ids(ids: tuple[int, ...]) -> str:
-    # Three bytes an id, little-endian, in base64: exactly four characters a token, and the same four wherever it stands,
-    # which is what a packer of texts finds again.
+    # Three bytes an id, little-endian, in base64: exactly four characters a token, and the same four everywhere,
+    # which compresses well.
     packed = bytearray(array("I", ids).tobytes())
     if any(packed[3::4]):
         return WIDE_IDS + base64.b64encode(packed).decode("ascii")
@@ -75,7 +75,7 @@ TokenIds = Annotated[
 
 
 def _pack_floats(values: tuple[float, ...]) -> str:
-    # All 64 bits: a replay must see the very number that the loop saw.
+    # All 64 bits: a replay must see exactly the number that the loop saw.
     return base64.b64encode(array("d", values).tobytes()).decode("ascii")
 
 

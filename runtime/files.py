@@ -39,7 +39,7 @@ def replaced(path: Path) -> Generator[Path, None, None]:
     except BaseException as error:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # an error of a write names no file, one of the opening a name that nobody knows
+        if isinstance(error, OSError):  # a write error names no file, an opening error the temporary name
             raise OSError(error.errno, reason(error), str(path)) from error
         raise
 

@@ -244,7 +244,7 @@ class Ledger:
         if pending is None:
             return
         counts = self._tokens["draft" if event.origin == "draft" else "target"]
-        # What a request brought behind the step's end, or before it as blank pieces, was not kept.
+        # Tokens after the step's end, or before it in blank pieces, were not kept.
         kept = min(pending.tokens, event.tokens)
         counts["kept"] += kept
         counts["dropped"] += pending.tokens - kept
@@ -294,7 +294,7 @@ class Ledger:
             spent += operation.output_tokens
             counts["prompt"] += operation.prompt_tokens
             counts["cached"] += operation.cached_tokens
-            phase[0] += operation.prompt_tokens > 0  # shares of one request carry its prompt once
+            phase[0] += operation.prompt_tokens > 0  # only the first share of a request carries its prompt
             phase[1] += operation.queue_s
             phase[2] += operation.engine_s
         counts["generated"] += spent

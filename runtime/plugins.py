@@ -49,7 +49,7 @@ def load(value: str, what: str) -> Any:
     place, _, name = value.rpartition(":")
     try:
         module = _from_file(place) if place.endswith(".py") else import_module(place)
-    except Exception as error:  # whatever that code raises is its own affair, and told as such
+    except Exception as error:  # that code may raise anything
         raise SettingsError(f"{what} cannot be imported: {type(error).__name__}: {error}.") from error
     try:
         return getattr(module, name)
@@ -65,7 +65,7 @@ def _from_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -142,7 +142,7 @@ class Runtime:
         await to_its_end(self._close())
 
     async def _close(self) -> None:
-        self._closing = True  # from here on no call begins
+        self._closing = True  # no call begins from here on
         try:
             for call in self._calls:
                 call.cancel()
@@ -162,7 +162,7 @@ class Runtime:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
             if not task.cancelled():
-                task.exception()  # the caller is told of its cancellation
+                task.exception()  # the caller gets its cancellation
             raise
         return self._result(task)
 
@@ -203,7 +203,7 @@ class Runtime:
         A caller that does not read delays nobody else: its tracks release the engines until it reads again.
         """
         tap = _Tap()
-        # Not a TaskGroup: its errors come in groups, and leaving a generator inside one is an error of its own.
+        # Not a TaskGroup: it groups its errors, and leaving a generator inside one raises another.
         task = self._begin_call(self._run([problem], strategy, seed=seed, required=[tap]))
         task.add_done_callback(lambda _: tap.end())
         try:
@@ -315,7 +315,7 @@ class Runtime:
                     stack.enter_context(create(folder, record))
                 journal = Journal(folder / TRACE_FILE, resume=go_on, options=trace)
                 await stack.enter_async_context(journal)
-                if go_on:  # once the trace is open: an attempt that cannot begin is none
+                if go_on:  # once the trace is open: an attempt that cannot begin does not count
                     add_attempt(folder, record)
                 return journal
 

@@ -54,7 +54,7 @@ class Steps(Sequence[CommittedStep]):
 
     def with_step(self, step: CommittedStep) -> Steps:
         if self._length < len(self._all):
-            return Steps((*self, step))  # another one went on from here
+            return Steps((*self, step))  # another one continued from here
         self._all.append(step)
         longer = Steps.__new__(Steps)
         longer._all, longer._length, longer._mean = self._all, self._length + 1, "unknown"
@@ -172,7 +172,7 @@ class Tracks(Mapping[str, TrackState]):
         return len(self._now())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._now()))  # the dictionary may get another one meanwhile
+        return iter(tuple(self._now()))  # the dictionary may change meanwhile
 
     def __repr__(self) -> str:
         return repr(self._now())
@@ -220,7 +220,7 @@ def apply(state: SampleState, event: Event) -> SampleState:
         case StepCommitted(track=name):
             return _with_track(state, _commit(state.tracks[name], event))
         case TrackFinished(track=name):
-            # What an attempt's end cut off may go on in the next one, from the step that it was on.
+            # A track that an attempt's end cut off may continue in the next one, from the step that it was on.
             pending = state.tracks[name].pending if event.reason in ("cancelled", "error") else None
             track = state.tracks[name]._replace(reason=event.reason, answer=event.answer, pending=pending)
             return _with_track(state, track)._replace(finished_tracks=(*state.finished_tracks, name))

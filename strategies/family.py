@@ -75,7 +75,7 @@ class Family(ABC):
         if recipe.methods:
             return repeat_codes(recipe.methods, recipe.tracks)
         match recipe.plan:
-            case "plain" | "chosen":  # what is chosen comes from outside; without it there is none
+            case "plain" | "chosen":  # a choice comes from the target; without a reply there is none
                 return [NO_METHOD] * recipe.tracks
             case "roles":
                 return repeat_codes(tuple(ROLES), recipe.tracks)
@@ -90,7 +90,7 @@ class Family(ABC):
 
     @property
     def prompts(self) -> StepPrompts:
-        # The original lets the judge write any token and takes what is no digit as a 0.
+        # The original lets the judge write any token and counts anything but a digit as 0.
         return replace(
             step_prompts(self.recipe.judge, raw=self._raw), any_token=self._original, scorer=self.recipe.scorer
         )

@@ -28,7 +28,7 @@ def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) 
     SSR's code.
     """
     pool = "\n".join(f"{code}. {hint}" for code, hint in METHODS.items())
-    # The original shows an example; small models repeat it whatever the problem is.
+    # Only the original shows an example: small models repeat it for every problem.
     example = f", for example {','.join((_EXAMPLE * count)[:count])}" if original else ", with commas between"
     text = (
         "Read the problem and choose the methods that promise most for solving it.\n\n"

@@ -22,9 +22,9 @@ CHOICE_INSTRUCTION = (
 _CLOSING = "\n\n**Final answer**\n\\boxed{"
 
 STEP_PROMPTS = StepPrompts(
-    # One digit for the last step, as in SpecReason (Pan et al. 2025, arXiv 2504.07891). Asked as a grader of somebody
-    # else's work: small models praise what stands in their own turn (measured: docs/scoring.md). Only the step's own
-    # track and its own method stand before it.
+    # One digit for the last step, as in SpecReason (Pan et al. 2025, arXiv 2504.07891). The judge grades somebody
+    # else's work: small models praise their own turn (measured: docs/scoring.md). Only the step's own
+    # track and its own method come before it.
     judge="A student wrote the solution above. Grade its last step from 0 (nonsense) to 9 (correct). Be strict.",
     judge_reply="Grade: ",
     closing=_CLOSING,
@@ -48,7 +48,7 @@ INLINE_PROMPTS = StepPrompts(
 RAW_OPENING = "\n<think>"
 """Text between the prompt and the first step in SSR's layout."""
 RAW_PROMPTS = StepPrompts(
-    # The layout of SSR's code: the judge's request and an opened thought stand in the text itself, behind the step.
+    # The layout of SSR's code: the judge's request and an opened thought follow the step in the text itself.
     judge="\nJudge the last step alone: is it true, and does it follow from the steps before it? Style does not count. "
     "Give it a score from 0 to 9.\n<think>",
     judge_reply="I think the quality score is: ",

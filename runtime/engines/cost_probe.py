@@ -119,7 +119,7 @@ class Prober:
         sizes = (1, 4, 16) if quick else (1, 3, 8, 16)
         batches = [size for size in sizes if size <= self._engine.max_num_seqs]
         found: list[Measurement] = []
-        await self.decode(1, SHORT, 9)  # what the first requests of a kind compile is not measured
+        await self.decode(1, SHORT, 9)  # warm-up: the first requests of a kind compile
         for length in dict.fromkeys((SHORT, long // 4, long // 2, long)):
             found += [await self.prefill(length) for _ in range(2 if quick else 4)]
         for batch in batches:
@@ -201,7 +201,7 @@ async def measure_sharing(engines: Sequence[Engine], *, quick: bool) -> list[flo
     probers = [Prober(engine, seed=1) for engine in engines]
     alone = [(await prober.decode(2, SHORT, tokens)).iteration_s() for prober in probers]
     longest = max(time or 0.0 for time in alone)
-    # The faster one has more to say, so that both end at about the same time.
+    # The faster one writes more, so that both end at about the same time.
     lengths = [
         min(
             engine.max_model_len - SHORT - 1,

@@ -140,7 +140,7 @@ def _named_until_death(owner: int, started: int) -> set[Process]:
             text += piece
             if ready == 0 and not piece:
                 poller.unregister(0)
-    with contextlib.suppress(OSError):  # what was named in the owner's last moment
+    with contextlib.suppress(OSError):  # processes named in the owner's last moment
         os.set_blocking(0, False)
         while piece := os.read(0, 4096):
             text += piece

@@ -197,7 +197,7 @@ class ScriptedEngine:
             ids, finish = self._output(request, reply)
             logprobs = self._logprobs(request, reply)
             likelihood = self._likelihood(request, reply)
-            # An answer of no tokens still ends.
+            # An answer without tokens still needs an end.
             for start in range(0, max(len(ids), 1), self._chunk_tokens):
                 chunk = ids[start : start + self._chunk_tokens]
                 await asyncio.sleep(token_s * len(chunk))

@@ -141,7 +141,7 @@ class _Start:
         done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
         for thread in done:
             thread.result()
-        # With their workers: a worker whose core died before us is below nobody.
+        # With their workers: a worker whose core has died is no descendant of ours.
         self.watchdog.name(with_children(engine_cores() - self._known))
         return {role: thread.result() for role, thread in self._threads.items()}
 
@@ -174,7 +174,7 @@ class _Start:
         killed: set[psutil.Process] = set()
         while asyncio.get_running_loop().time() < deadline:
             killed.update(kill(engine_cores() - self._known))
-            # The threads see their engines' death and come back; until then they hold sockets.
+            # The threads notice their engines' death and return; until then they hold sockets.
             tasks = {self._spawning, *self._threads.values()}
             if all(task.done() for task in tasks):
                 break
@@ -188,7 +188,7 @@ class _Start:
 
 
 def _config(settings: EngineSettings) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has no Triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     options: dict[str, Any] = {
@@ -203,8 +203,8 @@ def _config(settings: EngineSettings) -> Any:
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
         "scheduling_policy": "priority",
-        "disable_log_stats": True,  # no periodic lines; our own logger is passed apart
-        "generation_config": "vllm",  # sampling is ours alone
+        "disable_log_stats": True,  # no periodic lines; our own logger is passed separately
+        "generation_config": "vllm",  # only we choose the sampling
         "seed": 0,
     }
     if settings.device == "cpu":
@@ -381,7 +381,7 @@ class VllmEngine:
             sampling = self._sampling(request, **changes)
         except (VLLMError, ValueError, TypeError) as error:
             raise self._refused(request, error) from error
-        # An operation that is queued again keeps its id; the engine needs another.
+        # A request that is sent again keeps its id; the engine needs another.
         name = f"{request.id}#{next(self._numbers)}"
         outputs = self.engine.generate(
             {"prompt_token_ids": list(prompt_ids)}, sampling, name, priority=request.priority
@@ -393,13 +393,13 @@ class VllmEngine:
                 yield output
         except VllmDead as error:
             raise self._dead() from error
-        # vLLM's own errors are no ValueErrors, and what it does not expect comes as the cause of an empty one.
+        # vLLM's own errors are no ValueErrors; an unexpected one is the cause of an empty error.
         except (VLLMError, ValueError, TypeError) as error:
             if self.engine.errored:
                 raise self._dead() from error
             raise self._refused(request, error.__cause__ or error) from error
         finally:
-            # The abort is under way before anything is awaited: a second cancellation can no longer skip it.
+            # The abort begins before anything is awaited, so a second cancellation cannot skip it.
             abort = None if finished or self._closed else self._abort(name)
             await outputs.aclose()
             if abort is not None:
@@ -454,7 +454,7 @@ class VllmEngine:
     def _aborted(self, task: asyncio.Task[None]) -> None:
         self._aborts.discard(task)
         if not task.cancelled():
-            task.exception()  # of a dead engine: there is nothing left to abort, and nobody to tell
+            task.exception()  # the engine is dead: there is nothing left to abort
 
     def _check(self, request: Request) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -494,13 +494,13 @@ class VllmEngine:
             "seed": request.seed,
             # Checked inside the engine (v1/core/sched/utils.py); stop strings would be found here, too late.
             "stop_token_ids": [*request.stop_ids, *ends],
-            "ignore_eos": True,  # the end ids stand among the stop ids
+            "ignore_eos": True,  # the end ids are among the stop ids
             "allowed_token_ids": list(request.allowed_ids) or None,
             "logprob_token_ids": list(request.logprob_ids) or None,
-            # 0: of the sampled token alone. More of them are sorted out at every token, though one position is asked.
+            # 0: of the sampled token alone. More would be sorted at every token, though only one position is asked.
             "logprobs": ENTROPY_TOP if request.first_entropy else 0 if request.sampled_logprobs else None,
             "prompt_logprobs": 0 if likelihood else None,
-            # By default a request for those would compute its whole prompt anew.
+            # By default such a request would compute its whole prompt again.
             "skip_reading_prefix_cache": False,
             "flat_logprobs": likelihood or request.sampled_logprobs or request.first_entropy,
             # With it, the uninitialised ids of cached places kill vLLM's output handler, and with that the engine.
@@ -528,7 +528,7 @@ class VllmEngine:
             position = found[0]
             logprobs = {token: position[token].logprob for token in request.logprob_ids}
         if found and (request.sampled_logprobs or request.first_entropy):
-            # Of each position the sampled token stands first (v1/engine/logprobs.py), then the most probable ones.
+            # At each position the sampled token comes first (v1/engine/logprobs.py), then the most probable ones.
             starts = found.start_indices
             sampled = tuple(found.logprobs[start] for start in starts[: len(ids)]) if request.sampled_logprobs else ()
             if first and request.first_entropy:
@@ -594,7 +594,7 @@ class VllmEngine:
 
     async def _close(self) -> None:
         processes = with_children(self._cores())
-        # Its own way first: it closes sockets and shared memory. What is left after that is killed.
+        # vLLM first closes sockets and shared memory itself. Whatever is left is killed.
         shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
             await asyncio.wait_for(asyncio.shield(shutdown), CLOSE_LIMIT_S)

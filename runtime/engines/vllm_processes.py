@@ -59,7 +59,7 @@ def kill(cores: set[psutil.Process]) -> list[psutil.Process]:
     """Kills engines with what they started; the workers of a killed core would go on loading otherwise."""
     for core in cores:
         with contextlib.suppress(psutil.Error):
-            core.suspend()  # or it starts another worker between the look and the kill
+            core.suspend()  # or it would start another worker before the kill
     processes = with_children(cores)
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -145,7 +145,7 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the models are folders by now
+        "HF_HUB_OFFLINE": "1",  # the models are folders already
         "TOKENIZERS_PARALLELISM": "false",
         # It would be read at configuration time and override the bytes of both engines (platforms/cpu.py).
         "VLLM_CPU_KVCACHE_SPACE": None,

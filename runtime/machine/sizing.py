@@ -168,7 +168,7 @@ def engine_settings(
     if on_gpu and gpu_share is not None:
         free = min(free, int(gpu_share * total))
 
-    # All on one GPU: of weights and cache each GPU of an engine holds its part.
+    # Per GPU: each GPU of an engine holds its part of weights and cache.
     fixed = {role: facts.parameters * width // tensor_parallel + process for role, facts in models.items()}
     least = {role: facts.kv_bytes(width) * (length + CPU_BLOCK) // tensor_parallel for role, facts in models.items()}
     wanted = {role: kv_cache_bytes or least[role] * sequences for role in models}
@@ -186,7 +186,7 @@ def engine_settings(
             dtype=dtype,
             max_model_len=length,
             max_num_seqs=sequences,
-            # Without prefill in parts (see engines/vllm.py) a whole prompt must fit into one iteration.
+            # Without chunked prefill (see runtime/engines/vllm.py) a whole prompt must fit into one iteration.
             max_num_batched_tokens=GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length),
             block_size=GPU_BLOCK if on_gpu else CPU_BLOCK,
             kv_cache_bytes=kv,

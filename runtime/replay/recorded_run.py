@@ -164,7 +164,7 @@ def _unstop(sample: PastSample, track: str) -> None:
             found.append(index)
             continue
         if isinstance(event, TrackPaused):
-            found.clear()  # ended by a newer version, and for that
+            found.clear()  # ended by a newer version, for this reason
         break
     for index in found:
         del sample.events[index]

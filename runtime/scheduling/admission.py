@@ -167,7 +167,7 @@ class Admission:
         for role, place in self._places(seat).items():
             room = self._rooms[role, place]
             need = seat.tokens[role] + SPARE_TOKENS
-            # The first one always sits: whether one track fits alone is the engine's to say.
+            # The first track is always seated: the engine decides whether a single one fits.
             if room.seats and room.used - room.leaving + need + GROWTH_TOKENS * len(room.seats) > room.capacity:
                 return False
         return True

@@ -107,7 +107,7 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
             scores += cycles * shape.scores
             reads += cycles * (shape.scores * shape.read_score + (1 - accepted) * shape.read_rewrite)
             draft_reads += cycles * shape.read_draft
-        # Whoever is there sees itself and its share of the others.
+        # Each track there sees itself and its share of the others.
         beside = max(0.0, everyone - 1) / everyone if everyone else 0.0
         seen = max(1.0, 1.0 + decoding * beside) if decoding + scores else 1.0
         next_t = target.w + target.p * (seen + reads * t) + target.k * shape.context * (seen + scores * t)
@@ -149,7 +149,7 @@ def best_threshold(
         found = predict(split, shape, target, draft)
         rate = found.rate * corrected
         slowed = SLOWED_MAX + SLOWED_SHARE * max(0.0, rate / alone.rate - 1)
-        # What speculation was found to be worth is no fact about those who do not speculate.
+        # The correction was measured with speculation, so it does not hold for tracks without.
         if min(found.writing, found.slowest * correction) >= alone.writing * (1 - slowed):
             rates[bound] = rate
     best = max(rates.values())

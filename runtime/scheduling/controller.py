@@ -221,7 +221,7 @@ class Controller:
                 self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
                 self._drafted = True
-                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
             case StepScored():
@@ -269,7 +269,7 @@ class Controller:
             if operation.output_tokens > 1:
                 self._token_s[role].add(operation.engine_s / operation.output_tokens)
         if name is not None:
-            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            # A track that released its KV cache reads its whole context again, which is no cost of a step.
             mean = self._shape[name]
             mean.add(min(sum(one.prompt_tokens - one.cached_tokens for one in operations), OUTLIER * mean.value))
 
@@ -330,12 +330,12 @@ class Controller:
 
     def _may_probe(self, problem: _Problem) -> bool:
         if not self._drafted:
-            # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
+            # The first draft shows what drafts and scores cost; no other track tries until that is known.
             return not any(other.probing for other in self._problems.values())
         if self._fits[Role.DRAFT].costs is None:
             return False
         if self._hopeless:
-            # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
+            # The cost of a draft may have been measured at a bad moment: draft one step of all problems now and then.
             return self._steps >= self._look_again and not any(other.probing for other in self._problems.values())
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
@@ -380,7 +380,7 @@ class Controller:
             totals = _Totals(counters.busy_s, counters.iterations, counters.new_tokens, counters.batched, event.both_s)
             before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
             if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
-                continue  # of a few, a large part may lie on the other side of this moment
+                continue  # of a few iterations, a large part may lie after this moment
             self._seen[role] = totals
             busy_s = totals.busy_s - before.busy_s
             iterations = float(totals.iterations - before.iterations)
@@ -430,7 +430,7 @@ class Controller:
 
     def _turn(self, problem: _Problem) -> None:
         """Turns a problem on or off by the break-even of the moment."""
-        accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
+        accepted = round(self._acceptance(problem) * 20) / 20  # as in the groups
         rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
         if problem.speculates and accepted < self.threshold - MARGIN:
             problem.speculates = False
@@ -442,7 +442,7 @@ class Controller:
                 return
             problem.speculates = True
             problem.changes += 1
-            # A break-even that only goes back and forth has not moved.
+            # A break-even that only oscillates has not moved.
             problem.tried_at = min(problem.tried_at, self.threshold)
         problem.reason = (
             f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"

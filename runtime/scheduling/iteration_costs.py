@@ -64,7 +64,7 @@ class CostFit:
         """Adds a look; one without an iteration changes nothing."""
         if look.iterations <= 0 or look.busy_s <= 0:
             return
-        # Each look counts the same, however long it took: all is taken per iteration.
+        # Each look counts the same, however long it took: all numbers are per iteration.
         scale = 1.0 / look.iterations
         row = [1.0, look.new_tokens * scale, look.context * scale, 0.0]
         seconds = look.busy_s * scale
@@ -78,7 +78,7 @@ class CostFit:
         self._costs = self._solve(seconds)
 
     def _solve(self, seconds: float) -> EngineCosts:
-        # A look's columns differ by orders of magnitude: scale them, and hold each unknown near its guess.
+        # A look's columns differ by orders of magnitude: scale them, and pull each unknown towards its guess.
         scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
         guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
         letting_go = HOLD * PRIOR / (PRIOR + self._looks)

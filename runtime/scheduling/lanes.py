@@ -108,7 +108,7 @@ class Stay:
         try:
             delta = await self._stream.__anext__()
         except asyncio.CancelledError as error:
-            # As asyncio.timeout does it: only the watch's own cancellation becomes another error.
+            # As in asyncio.timeout: only the watch's own cancellation becomes another error.
             if self._stalled and task.uncancel() <= others:
                 raise self._stall_error() from error
             raise
@@ -240,7 +240,7 @@ class _Queue:
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
-        # Those that last wait for themselves: others pass them into the places that they may not have.
+        # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
         self._waiting: dict[bool, Waiting[asyncio.Future[None]]] = {lasting: Waiting() for lasting in (False, True)}
         self._lasting = 0
         self._short = _Peak()
@@ -298,7 +298,7 @@ class _Queue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave(flight)  # the place was given in the same moment: hand it on
+                self.leave(flight)  # the place was given at the same moment: pass it on
             else:
                 waiting.remove(number)
             raise
@@ -307,7 +307,7 @@ class _Queue:
         if not flight.lasting:
             return False
         short = self.in_flight - self._lasting
-        if short:  # what is in the engine may only wait there, behind writes that fill it
+        if short:  # a request in the engine may still wait there, behind writes that fill it
             return self._lasting >= self.engine.max_num_seqs
         waiting = self._waiting[False]
         return bool(waiting) and waiting.first()[0] < flight.request.priority
@@ -348,7 +348,7 @@ class _Queue:
         self._lasting -= flight.lasting
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s
-            self._since_s = now_s()  # from now on: of being idle
+            self._since_s = now_s()  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
         self._serve()
 
@@ -360,7 +360,7 @@ class _Queue:
                 self._take_place(lasting)
                 turn.set_result(None)
         if self._later is None and self._waiting[True] and self.in_flight < self._cap:
-            # What is left of free places is kept for others; should nobody come for them, no event would say so.
+            # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
     def _serve_later(self) -> None:

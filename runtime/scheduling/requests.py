@@ -141,11 +141,11 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            # What was given up before the first token may never have been read: nothing is known of it.
+            # A request abandoned before its first token may never have been read: its tokens are unknown.
             prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
-            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
+            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
             engine_s=round(seconds, 6),
             digest=digest(self.request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),

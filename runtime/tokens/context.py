@@ -68,7 +68,7 @@ class Ids(Sequence[int]):
             start, stop, step = index.indices(len(self))
             if step != 1:
                 return self.tolist()[index]
-            length = self._length  # only what is asked for is copied, not what may be thousands of ids before it
+            length = self._length  # copies only the requested ids, not the thousands before them
             ids = self._ids[min(start, length) : min(stop, length)].tolist()
             ids.extend(self._behind[max(start - length, 0) : max(stop - length, 0)])
             return ids

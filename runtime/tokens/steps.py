@@ -56,7 +56,7 @@ def _piece_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank:
     if step_end(text, blank=blank) is None:
         return None
     if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
-        return len(ids)  # as nearly always: the engine stopped there
+        return len(ids)  # the usual case: the engine stopped there
     low, high = 1, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
@@ -133,7 +133,7 @@ def without_think_close(tokenizer: Tokenizer, ids: list[int], marks: Sequence[st
     new: list[int] = []
     for marked, run in runs(kept, tokenizer.vocabulary.control_ids):
         written = tokenizer.decode(run)
-        # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
+        # A model without that mark writes it in pieces, whose ids mean nothing by themselves.
         new += run if marked or _THINK_CLOSE not in written else tokenizer.encode(written.replace(_THINK_CLOSE, ""))
     return new
 

@@ -316,7 +316,7 @@ class Checker:
                 self._wrong("operation", f"{one.id} stands at track {event.problem}/{event.repeat}/{event.track}")
             dropped = isinstance(event, OperationDropped)
             before = sample.operations.get(one.id)
-            # A share of a request that goes on carries no prompt; what was given up may be asked again.
+            # A later share of a request carries no prompt; an abandoned request may be sent again.
             if before == "whole" and one.prompt_tokens > 0:
                 self._wrong("operation", f"{one.id} is there a second time")
             sample.operations[one.id] = "dropped" if dropped else "whole"
@@ -418,7 +418,7 @@ class Checker:
             "tokens": sum(track.tokens for track in sample.tracks.values()),
             "seconds": event.seconds,
         }
-        # Its operations and tracks are done with: a sample's end is where memory is given back.
+        # A sample's end frees the memory of its operations and tracks.
         self._samples[event.problem, event.repeat] = _Sample(done=True)
 
     def _wrong(self, rule: str, text: str) -> None:

@@ -102,7 +102,7 @@ class Journal:
         self._sync_now = asyncio.Event()
         self._written_out = False
         self._closed: asyncio.Queue[Path | None] = asyncio.Queue()
-        # Where both are held, the sync's is taken first.
+        # If both locks are held, the sync's is taken first.
         self._syncing = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._closing_since: float | None = None
@@ -200,7 +200,7 @@ class Journal:
         while self._error is None and not (self._closing and not self._lines):
             await self._wake.wait()
             if self._lines and not self._closing:
-                await asyncio.sleep(WRITE_DELAY_S / 2)  # whatever else comes now shares the write
+                await asyncio.sleep(WRITE_DELAY_S / 2)  # events that come now share the write
             self._wake.clear()
             async with self._writing:
                 sync = self._accept()
@@ -216,7 +216,7 @@ class Journal:
                     await self._persist(self._file.write)
                 if closed is not None and self._options.compress:
                     self._closed.put_nowait(closed)
-        while not self._closing:  # it failed for good; the run's end may find the disk in a better state
+        while not self._closing:  # failed for good; the disk may be better at the run's end
             self._wake.clear()
             await self._wake.wait()
 
@@ -224,12 +224,12 @@ class Journal:
         synced = now_s() - SYNC_INTERVAL_S
         while not self._written_out:
             await self._dirty.wait()
-            # A sync that is due is done even when no event comes.
+            # Syncs when due even if no event comes.
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, synced + SYNC_INTERVAL_S - now_s())):
                     await self._sync_now.wait()
             if self._written_out:
-                return  # all that is left is saved at the end
+                return  # the rest is saved at the end
             self._dirty.clear()
             self._sync_now.clear()
             await self._sync()
@@ -286,7 +286,7 @@ class Journal:
                 if failing_since is None:
                     failing_since = now_s()
                     self._pause(error)
-                # A full disk that fails at last has the time of a failing one from then on.
+                # A full disk that then fails has the limit of a failing one from then on.
                 kind = error.errno in FULL
                 limit = give_up_at.setdefault(kind, self._give_up_at(error, now_s()))
                 if now_s() >= min(limit, failing_since + ROOM_LIMIT_S, self._close_limit):
@@ -303,7 +303,7 @@ class Journal:
                     self._paused = False
                     self._open_gate()
                 return result
-        self._gate.set()  # whoever waits is to hear of the error
+        self._gate.set()  # wakes tracks that wait, which then get the error
         return None
 
     def _pause(self, error: OSError) -> None:
@@ -319,7 +319,7 @@ class Journal:
 
     def _give_up_at(self, error: OSError, failing_since: float) -> float:
         if error.errno in GONE:
-            return failing_since  # what was removed does not come back
+            return failing_since  # a removed trace does not come back
         return min(failing_since + (ROOM_LIMIT_S if error.errno in FULL else FAULT_LIMIT_S), self._close_limit)
 
     @property
@@ -371,7 +371,7 @@ def _last_line(segment: Segment) -> tuple[Path, bytes] | None:
     """Returns the last whole line of a segment, with its path; None if it has none."""
     if segment.live:
         line = last_line(segment.path)
-    else:  # it may be compressed, and is then read through to its end
+    else:  # a compressed segment is read to its end
         with open_segment(segment.path) as file:
             line = b"".join(deque(file, maxlen=1))
     return (segment.path, line) if line else None

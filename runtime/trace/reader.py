@@ -150,7 +150,7 @@ class Decoder:
         if line.number == 1 and line.data.startswith(HEADER_START):
             self._take_header(line)
             return None
-        if RUN_STARTED in line.data:  # a run that was resumed by a newer version goes on in that version's form
+        if RUN_STARTED in line.data:  # a run resumed by a newer version continues in that version's form
             self._version = self._stated_version(line)
         event = self._decode(line, self._version)
         if event is None:

@@ -133,8 +133,8 @@ def create(directory: Path, record: RunRecord) -> Generator[None, None, None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(directory))
-            check_free(directory)  # another process may have been quicker
-            (directory / TRACE_FILE).unlink(missing_ok=True)  # one without an event
+            check_free(directory)  # another process may have been faster
+            (directory / TRACE_FILE).unlink(missing_ok=True)  # a trace without an event
             write_whole(directory / RUN_FILE, record.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunDirectoryError(
@@ -247,7 +247,7 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
         last = _holder(path)
         path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n", encoding="utf-8")
         for name in filter(is_part, os.listdir(directory)):
-            (directory / name).unlink(missing_ok=True)  # of a holder that died, or whose disk let nothing be removed
+            (directory / name).unlink(missing_ok=True)  # left by a holder that died, or that could not remove it
     except Timeout:
         raise RunDirectoryError(
             f"{directory} is being written by {_holder(path) or 'another process'}. Wait for it, or end it first."
@@ -262,7 +262,7 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
             notice(f"{directory}: its last writer, {last}, died without giving it back; taken over")
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone, and the lock with it
+        with suppress(OSError):  # the folder may be gone, with the lock
             os.truncate(path, 0)
         lock.release()
 

@@ -67,7 +67,7 @@ class Subscriber:
             self.missed += 1
             return
         if len(self._events) >= self._events_max:
-            # The oldest go: a display is better off with what is true now.
+            # Drops the oldest: a display needs the present state most.
             self._events.popleft()
             self.missed += 1
             if self.missed == 1:
@@ -89,7 +89,7 @@ class Subscriber:
             await asyncio.wait([task], timeout=SINK_CLOSE_S)
         finally:
             task.cancel()
-        await asyncio.wait([task], timeout=SINK_CLOSE_S)  # a sink may not heed the cancellation
+        await asyncio.wait([task], timeout=SINK_CLOSE_S)  # a sink may ignore the cancellation
         self.missed += len(self._events)
         try:
             async with asyncio.timeout(SINK_CLOSE_S):

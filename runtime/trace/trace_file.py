@@ -112,7 +112,7 @@ class TraceFile:
             while self._written < offset + len(data):
                 if not self._in_place:
                     await file.seek(self._written)
-                self._in_place = False  # an error may leave it anywhere
+                self._in_place = False  # an error may leave the position anywhere
                 count = await file.write(memoryview(data)[self._written - offset :])
                 if not count:
                     raise OSError(errno.EIO, "nothing was written")
@@ -163,7 +163,7 @@ class TraceFile:
         self._written = self._end = 0
         self._accept_header()
         if file is not None:
-            with suppress(OSError):  # all of it is on the disk
+            with suppress(OSError):  # everything is on the disk
                 await file.close()
         return closed
 
@@ -174,7 +174,7 @@ class TraceFile:
 
     def _sync(self, handle: int) -> None:
         os.fsync(handle)
-        # A file that was removed, alone or with its folder, goes on to take every byte, and nobody will ever see one.
+        # A removed file, alone or with its folder, still takes every byte, and nobody will ever see one.
         self.path.stat()
         if not os.fstat(handle).st_nlink:
             raise FileNotFoundError(errno.ENOENT, "it was removed, and another file has its name")

@@ -41,7 +41,7 @@ class WorkAhead:
         try:
             making = self._maker.making(role, purpose, after=after, ahead=True)
         except CapacityError:
-            return  # should it be wanted after all, it will be asked for, and fail, at its own time
+            return  # if the step is needed after all, its own request will fail
         name = f"{self._requests.problem}/{self._requests.track} {purpose} ahead"
         making.task = asyncio.create_task(self._maker.make(making), name=name)
         self._makings[purpose] = making
@@ -67,13 +67,13 @@ class WorkAhead:
             return
         self._leave(making)
         if self._record is not None:
-            # How far it had come is a matter of moments, so the trace is asked, if it has the answer.
+            # How far it had come is a matter of moments, so the trace decides if it has the answer.
             started = self._requests.name(f"{purpose}-ahead", index=making.index)
             for event in self._record.given_up(self._requests.track, started):
                 self._events.emit(event)
                 making.given_up = True
             if self._record.coming(self._requests.track) is not None:
-                # The trace goes on without a word of it: it had failed with its attempt, which is accounted for.
+                # The trace continues without it: it had failed with its attempt, which is accounted for.
                 making.given_up = True
         self._maker.drop(making, reason)
 

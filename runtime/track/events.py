@@ -76,7 +76,7 @@ class TrackEvents:
     ) -> None:
         """Accounts for a request that was abandoned. ``index``: its step, if that is not the next one."""
         if self._told and self._record is not None and (self._told_all or self._record.has(operation.id)):
-            return  # the trace has told it
+            return  # the trace has it
         self.emit(
             OperationDropped(
                 **self.where,

@@ -88,7 +88,7 @@ class StepMaker:
             ahead,
             index=self._requests.index + (after is not None),
             before=() if after is None else (*self._requests.opening(role), *self._requests.ids_for(after, role)),
-            begun=len(context),  # it may have grown by the time of a second piece
+            begun=len(context),  # the context may have grown by the time of a second piece
             limit=limit,
         )
         self._next_piece(making, [])
@@ -125,7 +125,7 @@ class StepMaker:
         text = ""
         ended = left = False
         flights = making.flights
-        # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
+        # Each piece has a token or ends the text, so at most this many pieces make a step long enough.
         for part in range(max(least, BLANK_PIECES_MAX)):
             try:
                 flight = self._next_piece(making, ids) if part else flights[0]
@@ -152,7 +152,7 @@ class StepMaker:
                 break
         removed = 0
         if original:
-            # The original counts what was generated: a mark that it takes out, and the one that ends a text, too.
+            # The original counts all generated tokens: also marks that it removes, and the one that ends a text.
             generated = len(ids) + ended
             ids = without_think_close(tokenizer, ids, self._requests.limits.original_marks)
             removed = max(0, generated - len(ids))
@@ -189,7 +189,7 @@ class StepMaker:
         length, judged = None, 0
         async with self._requests.lanes[role].fly(flight) as deltas:
             async for _ in deltas:
-                # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
+                # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
                 if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
                     ids = [*before, *flight.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)

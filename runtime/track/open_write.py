@@ -67,14 +67,14 @@ class OpenWrite:
             self._leaving.add(asyncio.ensure_future(_left(writing)), cancel=False)
             self._events.drop(flight, Role.TARGET, "write", error)
             raise
-        if step is None:  # the request ended with an earlier attempt: another one goes on from here
+        if step is None:  # the request ended with an earlier attempt: another one continues from here
             self._writing = None
             await _left(writing)
             return None
         self._requests.ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
         self._events.written("write", step, (flight.report(spent, kept=step.ids),))
-        if flight.over and (step.ended or flight.finish != "end"):  # an end behind a whole step is a step of its own
+        if flight.over and (step.ended or flight.finish != "end"):  # an end after a whole step is a step of its own
             self._writing = None
             await _left(writing)
         return step

@@ -119,7 +119,7 @@ class TrackRequests:
             CapacityError: the context has no room for another token.
         """
         name = self.name(f"{purpose}-ahead" if ahead else purpose, index=index, part=part)
-        # What is made ahead may be asked for while the track waits for its first seat.
+        # Work ahead may be requested while the track waits for its first seat.
         place = 0 if self.seat is None else self.seat.places.get(role, 0)
         engine = self.lanes[role].engines[place]
         room = engine.max_model_len - len(ids)

@@ -124,9 +124,9 @@ class RuntimeTrack:
         if isinstance(error, asyncio.CancelledError):
             reason: Reason = self.stop_reason
         else:
-            # An attempt's end is no decision of the loop: the next attempt finds the track as it was.
+            # An attempt's end is no decision of the loop: the next attempt continues the track as it was.
             reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
-        # First what costs the engines, then what may fail: a sink that takes no more.
+        # First release the engines, then publish, which may fail.
         self._ahead.stop()
         self._writing.stop()
         self._ahead.end(reason)
@@ -224,7 +224,7 @@ class RuntimeTrack:
         )
         await self._run(Role.TARGET, "score", flight)
         logprobs = flight.logprobs or {}
-        # Rounded before the score is made from them, so that a reader of the trace makes the same one.
+        # Rounded before the score is computed, so that a reader of the trace gets the same one.
         digits = tuple(round(logprobs[token], 6) for token in self._judge.digit_ids)
         said = context.tokenizer.decode(flight.ids)
         score = self._read_score(digits, said)
@@ -258,7 +258,7 @@ class RuntimeTrack:
             await self._hold()
             if (step := await self._writing.step()) is not None:
                 return step
-            # The request ended with an earlier attempt: another one goes on from here.
+            # The request ended with an earlier attempt: another one continues from here.
 
     async def close(self) -> Step:
         await self._writing.end()
@@ -294,15 +294,15 @@ class RuntimeTrack:
     async def commit(self, step: Step, score: float | None = None) -> None:
         # Nothing is awaited from here to the event: a track is never stopped between two facts of one decision.
         if self._record is not None and self._record.ends(self._requests.track):
-            await self._record.stop()  # older versions did await something, and could be stopped here
-        # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
+            await self._record.stop()  # older versions awaited something, and could be stopped here
+        # Work ahead for the other decision is useless. A draft after a committed step is not.
         self._ahead.give_up("rewrite", "useless")
         if step.kind != "draft":
             self._ahead.give_up("draft", "useless")
         self._requests.append(step)
         if (seat := self._requests.seat) is not None:
             for role, context in self._requests.contexts.items():
-                # A track that the target writes alone leaves the draft's cache to others.
+                # A track that the target writes alone releases the draft's KV cache to others.
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(seat, role, 0 if idle else len(context))
         self._events.emit(

@@ -110,7 +110,7 @@ class Device:
             self._busy.remove(engine)
         for other in self._busy:
             if other is not engine:
-                other.retime()  # its iterations take another time from now on
+                other.retime()  # its iterations take longer or shorter from now on
 
 
 @dataclass(eq=False, slots=True)
@@ -316,7 +316,7 @@ class SimulatedEngine:
                 one.steps = min(one.steps, self._whole(seconds, one) + 1)
                 self.retime()
         elif self._start is None:
-            # What arrives in the same moment joins the same iteration.
+            # Requests that arrive at the same moment join the same iteration.
             self._start = asyncio.get_running_loop().call_soon(self._begin)
 
     def retime(self) -> None:
@@ -336,7 +336,7 @@ class SimulatedEngine:
         for sequence in [one for one in self._running if one.aborted]:
             self._leave(sequence)
         plan = self._schedule()
-        while not plan and self._running:  # the first one had to be put back itself
+        while not plan and self._running:  # the sequence itself was preempted
             plan = self._schedule()
         self._device.set_busy(self, bool(plan))
         if not plan:
@@ -433,7 +433,7 @@ class SimulatedEngine:
             if new > 1 or not sequence.said:
                 self.prefilled += new
             sequence.computed += new * one.steps
-            if sequence.computed >= sequence.length:  # one behind it where several iterations were taken together
+            if sequence.computed >= sequence.length:  # greater by one if several iterations were taken together
                 self._say(sequence, one.steps)
         self._begin()
 
@@ -465,7 +465,7 @@ class SimulatedEngine:
         if finished:
             self._leave(sequence)
         elif (extra := sequence.blocks - -(-(sequence.computed + 1) // self.cost.block_size)) > 0:
-            sequence.private -= extra  # taken for iterations that were called off
+            sequence.private -= extra  # blocks taken for iterations that did not happen
             self._blocks.release((), extra)
 
     def _delta(self, sequence: _Sequence, *, finished: bool) -> Delta:

@@ -36,7 +36,7 @@ class BlockKeys:
         if (kept := self._kept.get(context)) is not None:
             old, old_keys = kept
             same = min(len(old), len(ids)) // size
-            # Differences are at the end: look for the last block that is equal, then make sure of all before it.
+            # Contexts differ at the end: find the last equal block, then compare all before it.
             while same and old[(same - 1) * size : same * size] != ids[(same - 1) * size : same * size]:
                 same -= 1
             if same and old[: same * size] == ids[: same * size]:

@@ -59,17 +59,17 @@ class WorldSettings:
     steps_spread: _Share = 0.2  # assumed
     # Least squares over the coverage of QwQ-32B alone at 8192 tokens on AIME 2024, pass@1, 2, 3, 5, 9 of 38.5, 46.9, 52.6, 60.6
     # and 70.0 % (the history of SSR's repository, plots before 587a3ae): 36.8, 48.2, 54.3, 61.3, 68.2 %
-    # (benchmarks/fit_world.py).
+    # (benchmarks/studies/fit_world.py).
     solved_alpha: _Positive = 0.35
     solved_beta: _Positive = 0.60
     # Assumed: no rate of a one-token judge's errors by step was found. SpecReason (arXiv 2504.07891) shows its score to rise with
     # that of a process reward model, without a rate. One in five is chosen so that accepting is not made to look safe.
     judge_error: _Share = 0.2
     # Accuracy 22.3 % at threshold 3 and 39.3 % at 7 (arXiv 2504.07891, QwQ-32B with R1-Distill-Qwen-1.5B, AIME) against the bad
-    # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/fit_world.py).
+    # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/studies/fit_world.py).
     harm: _Share = 0.0104
     # The majority of 64 against pass@1 on AIME 2024 (deepseek-ai/DeepSeek-R1, README.md, four models of 14B to 70B), with the
-    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/fit_world.py).
+    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/studies/fit_world.py).
     same_mistake: _Share = 0.36
     # Assumed, all three. ConfSpec (arXiv 2602.18447) and GlimpRouter (arXiv 2601.05110) found such signals useful; no AUROC
     # against the quality of single steps was found in them. Chosen low, so that a gate has something to lose.
@@ -93,7 +93,7 @@ MIXES: dict[str, WorldSettings] = {
 """By the name of a simulated dataset: ``sim:aime-mix``."""
 
 # The digits of accepted and of rejected steps: of all distributions over 7 to 9 and over 0 to 6 with the means 7.5 and 4.0 of
-# those 167 runs the least assuming ones (benchmarks/fit_world.py). 88 % of drafts would then pass at threshold 3.
+# those 167 runs the least assuming ones (benchmarks/studies/fit_world.py). 88 % of drafts would then pass at threshold 3.
 _ACCEPTED = {7: 0.616, 8: 0.268, 9: 0.116}
 _REJECTED = {0: 0.057, 1: 0.074, 2: 0.096, 3: 0.125, 4: 0.162, 5: 0.212, 6: 0.274}
 _OTHER_DIGITS = math.log(0.1 / 9)  # a tenth of the probability beside the digit: assumed
@@ -104,10 +104,10 @@ _LOGPROB_MEDIAN, _LOGPROB_SPREAD = 0.2, 0.85
 _ENTROPY_MEDIAN, _ENTROPY_SPREAD = 1.0, 0.85
 
 _WORDS = "the and sum mod let set now put add try use see get two one six ten all odd any".split()  # noqa: SIM905
-_GOOD, _BAD = " so ", " hm "  # what each paragraph but the last begins with, and nothing else holds
+_GOOD, _BAD = " so ", " hm "  # begins each paragraph but the last, and occurs nowhere else
 _NUMBER = re.compile(r" [a-z]{3}")
 _PARAGRAPH_MIN = 4  # ids: the mark's two, the number and the blank line
-_SCAN = 64  # ids that are looked through at a time; most paragraphs have fewer
+_SCAN = 64  # ids that are searched at a time; most paragraphs have fewer
 _NORMAL = NormalDist()
 _IMPOSSIBLE = -30.0
 
@@ -317,7 +317,7 @@ class SimulatedWorld:
             return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
         mark = self._good if good or role != "draft" else self._bad
         words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
-        # Its number ends it: no two paragraphs are the same by chance, and what comes next can be read from it.
+        # It ends with its number, so no two paragraphs are equal, and the context shows what comes next.
         return [*mark, *words, *self.tokenizer.encode(f" {_letters(number)}"), self._blank_line]
 
     def _answer(self, where: Place, context: Sequence[int]) -> str:
