@@ -33,7 +33,6 @@ is filled at the very next iteration instead of one round trip later."""
 CAP_INTERVAL_S = 0.25
 """Seconds between two adaptations of the number of requests in flight to the engine's statistics."""
 
-
 RESERVE_SHARE = 8
 """One in this many of an engine's sequences, and at least one, is kept free of writes while there are short requests."""
 
@@ -41,8 +40,8 @@ RESERVE_S = 10.0
 """Seconds for which that lasts after the last short request, at least; at most twice as long."""
 
 STALL_LIMIT_S = 600.0
-"""Seconds without progress after which an engine that somebody reads from has stalled. A long prompt on a slow CPU
-takes minutes, never ten."""
+"""Seconds without progress after which an engine that somebody reads from has stalled: more than a long prompt on a
+slow CPU takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,7 @@ class LaneStats:
 class Stay:
     """A request's time in its lane: the block around it, and the iterator over its deltas.
 
-    A class instead of two shorter generators: the loop keeps a weak reference to every generator, which was a tenth of
-    a step's cost.
+    A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
 
     __slots__ = ("_flight", "_queue", "_reader", "_stalled", "_started", "_stream")
