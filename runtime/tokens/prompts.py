@@ -31,7 +31,7 @@ def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
 
 
 def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
-    """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
+    """Returns the question with its answer opened. A model that thinks is shown empty, closed thoughts."""
     reply = tokenizer.encode(question.reply)
     if question.raw:
         return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]

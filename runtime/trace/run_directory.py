@@ -55,7 +55,7 @@ class RunRecord(Attempt):
 
 
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
-    """The record of a run that starts now on this machine. The run's id is its time and four random bytes."""
+    """Makes the record of a run that starts now on this machine. The run's id is its time and four random bytes."""
     now = datetime.now(UTC)
     machine: dict[str, JsonValue] = {
         "system": platform.platform(),
@@ -74,7 +74,9 @@ def new_record(config: dict[str, JsonValue]) -> RunRecord:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    """Of what this process runs. Read once: that takes longer than all else of a short attempt at a problem."""
+    """Returns the versions of what this process runs. Read once: that takes longer than all else of a short attempt at
+    a problem.
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

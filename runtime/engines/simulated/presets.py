@@ -115,7 +115,7 @@ def write_preset(preset: Preset, path: Path) -> None:
 
 
 def preset_digest(name: str) -> str | None:
-    """What tells an engine of a file from one of another file; None for a built-in one. Raises ModelError."""
+    """Returns a digest of an engine from a preset's file; None for a built-in one. Raises ModelError."""
     short = name.removeprefix(PREFIX)
     if short in PRESETS:
         return None
