@@ -1,9 +1,9 @@
-"""The break-even controller: which tracks speculate, from running estimates of what it costs and brings.
+"""Decides which tracks speculate, from running estimates of what speculation costs and brings (the break-even controller).
 
-All that it knows comes from events (how long steps are, what was kept, what was read) and from the engines' own statistics
-(what an iteration costs). It decides by problem, since acceptance is a matter of the problem and the pair of models: of the
-problems at work, those whose acceptance is above the break-even of the moment speculate, the others are written by the target
-alone. A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+It knows only events (how long steps are, what was kept, what was read) and the engines' own statistics (what an
+iteration costs). It decides by problem, since acceptance depends on the problem and the pair of models: of the problems
+at work, those whose acceptance is above the break-even of the moment speculate, and the target alone writes the others.
+A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Record(Protocol):
         ...
 
     def decided(self, track: str, step: int) -> Decision | None:
-        """What was decided for a step; None where the trace does not say."""
+        """Returns what was decided for a step; None if the trace does not say."""
         ...
 
 
@@ -83,8 +83,8 @@ class _Mean:
 class _Problem:
     """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
 
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
-    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is probed again; ``tried_at``:
+    the lowest break-even at which it was probed again or turned on. ``changes``: times that it was turned on or off.
     """
 
     kept: float = 0.0
@@ -115,8 +115,8 @@ class _Problem:
 
 @dataclass(slots=True)
 class _Window:
-    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
-    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
+    """A period in which predictions are compared with results: whether most tracks ``speculates``, the ``tokens``
+    committed at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
     """
 
     speculates: bool
@@ -127,10 +127,10 @@ class _Window:
 
 
 class Controller:
-    """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
+    """One for a runtime: call ``see`` with every event of its samples, and ``decide`` before each step of a track.
 
-    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which is an
-    event, too. So a run that goes on from its trace goes on with what it had learned (``recall``).
+    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which
+    is an event, too. So a run that continues from its trace continues with what it had learned (``recall``).
 
     On constant input it turns a problem on or off at most ``changes_free + 2 * log2(1 + steps / probe_again)`` times (of its
     settings): what was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
@@ -182,7 +182,7 @@ class Controller:
 
     @property
     def problems(self) -> int:
-        """Problems that are known now: those with a track at work."""
+        """Problems with a track at work."""
         return len(self._problems)
 
     # ------------------------------------------------------------------------------------------------------- what is seen
@@ -207,7 +207,7 @@ class Controller:
                 self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
                 self._drafted = True
-                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
             case StepGated(verdict="doubtful"):
@@ -247,19 +247,19 @@ class Controller:
             del self._problems[name]
 
     def forget(self, name: str, repeat: int) -> None:
-        """The sample is not at work any more, though its tracks have not ended: its run could not be gone on with."""
+        """Removes a sample whose tracks have not ended but which is no longer at work, because its run could not continue."""
         if (problem := self._problems.get(name)) is not None:
             for track in [track for track in problem.tracks if track[0] == repeat]:
                 self._forget(name, track)
 
     def recall(self, events: Iterable[Event]) -> None:
-        """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
+        """Learns from a whole trace that a run continues, without what only an attempt's end did to its tracks."""
         for event in events:
             self.see(event, event.t)
         self._restart()
 
     def _restart(self) -> None:
-        """Other engines from here on: their counters begin anew, and so does the time."""
+        """Starts again for other engines: their counters begin anew, and so does the time."""
         self._seen.clear()
         self._window = None
         self._looked_s = self._decided_s = float("-inf")
@@ -269,7 +269,7 @@ class Controller:
             if operation.output_tokens > 1:
                 self._token_s[role].add(operation.engine_s / operation.output_tokens)
         if name is not None:
-            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            # A track that released its KV cache reads its whole context again, which is no cost of a step.
             mean = self._shape[name]
             mean.add(
                 min(
@@ -312,7 +312,7 @@ class Controller:
         return now_s() - self._looked_s >= self._settings.look_s
 
     def observe(self) -> EnginesObserved:
-        """What is to be seen of the engines now: an event to publish, which ``see`` takes up."""
+        """Returns what the engines show now, as an event to publish, which ``see`` then reads."""
         counters: dict[str, EngineCounters] = {}
         for role, lane in self._lanes.items():
             stats = lane.stats()
@@ -330,7 +330,7 @@ class Controller:
         )
 
     def decide(self, name: str, repeat: int, track: str) -> Decision:
-        """What this track does next. Raises KeyError for a track that was not seen to start."""
+        """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
         problem = self._problems[name]
         if problem.speculates:
             eager = self._eager and self._acceptance(problem) >= self._settings.eager_acceptance
@@ -395,7 +395,7 @@ class Controller:
     # ------------------------------------------------------------------------------------------------------------- inside
 
     def _observed(self, event: EnginesObserved, now: float) -> None:
-        """Takes the engines' counters since the last look into what their iterations cost, and decides anew when due."""
+        """Adds the engines' counters since the last look to the estimates of their costs, and decides again when due."""
         self._looked_s = now
         self._context, self._waiting = event.context, event.waiting
         for role in self._lanes:
@@ -518,7 +518,7 @@ class Controller:
         return f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
 
     def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
-        """All tracks at work, put together by acceptance in steps of 0.05."""
+        """Groups all tracks at work by acceptance in steps of 0.05."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
@@ -526,7 +526,7 @@ class Controller:
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
     def _measure(self, now: float) -> None:
-        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
+        """Compares what was committed with what was predicted for the tracks at work, from decision to decision."""
         if (window := self._window) is None:
             return
         window.predicted += window.rate * (now - window.since_s)
@@ -537,7 +537,7 @@ class Controller:
             self._window = None
 
     def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
-        """What will be compared with what comes from now on."""
+        """Sets what results will be compared with from now on."""
         everyone = sum(group.tracks for group in groups)
         speculating = sum(group.tracks for group in groups if group.acceptance is not None)
         if not everyone or 0 < speculating < everyone / 2:
