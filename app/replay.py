@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
-from speclrm.app.progress import Notify, quiet
+from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.resolve import Resolved, recorded_strategy, resolved
 from speclrm.app.resume import check_problems
 from speclrm.app.runs import RunReport, run_in
@@ -101,7 +101,7 @@ async def replay(
     ``settings``: options of the recipe that are to be others (what-if). ``engines``: whose tokenizers are used.
     """
     run_directory.read_record(directory)
-    past = read_past(directory, lambda text: notify(text, None, None), whole=True)
+    past = read_past(directory, lambda text: note(notify, text), whole=True)
     with resolved(recorded_options(past.config), notify, engines) as found:
         check_problems(past, found.problems)
         before, now = SummarySink(), SummarySink()

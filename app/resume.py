@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from speclrm.app.engines import MakeEngines, make_engines
-from speclrm.app.progress import Notify, quiet
+from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.resolve import recorded_strategy, resolved
 from speclrm.app.runs import RunReport, run_in
 from speclrm.app.settings_diff import changed_weights, changes, recorded_options, refuse
@@ -49,17 +49,17 @@ async def resume(
         ResumeError: something was changed that must not be, or the trace does not fit.
     """
     run_directory.read_record(directory)
-    with run_directory.locked(directory, lambda text: notify(text, None, None)):
-        past = read_past(directory, lambda text: notify(text, None, None))
+    with run_directory.locked(directory, lambda text: note(notify, text)):
+        past = read_past(directory, lambda text: note(notify, text))
         options = (asked or recorded_options(past.config)).model_copy(
             update={"output_dir": directory, **(harmless or {})}
         )
         with resolved(options, notify, engines) as found:
             differing = changes(past.config, found.config)
             differing |= changed_weights(past.config, await weights(found.options))
+            check_problems(past, found.problems)  # which no option allows
             if differing and not override:
                 refuse(directory, differing, asked=asked is not None)
-            check_problems(past, found.problems)
             names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
             if past.finished and len(done) == len(names) and None not in done:

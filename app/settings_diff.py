@@ -117,10 +117,10 @@ def changed_weights(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonV
 def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
     """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
     advice = (
-        "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+        f"Give what is recorded (`speclrm resume {directory}` does), or --override, which goes on and records the change."
         if asked
-        else "Put back what was there then, or start a new run. `speclrm run ... --resume --override` with the run's settings "
-        "goes on all the same and records the change."
+        else f"Put back what was there then, or start a new run. `speclrm resume {directory} --override` goes on all the same "
+        "and records the change."
     )
     raise ResumeError(
         f"{directory}: the run was started otherwise, and its results would not be comparable.\n{table(found)}\n{advice}"

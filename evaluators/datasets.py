@@ -15,6 +15,7 @@ from speclrm.evaluators.benchmarks import (
     GPQA_COLUMNS,
     Benchmark,
     HubFile,
+    answer_of,
     canonical,
     final_number,
     text_of,
@@ -33,6 +34,8 @@ ANSWER_COLUMNS = ("answer", "gold", "expected")
 ID_COLUMNS = ("id", "unique_id", "problem_id")
 _ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_PART_ID = re.compile(r".+-\d+")
+"""A row's id that names the split of its benchmark."""
 DEFAULT_ROWS = 30
 
 
@@ -67,11 +70,13 @@ def load(
     data_dir: Path | None = None,
     columns: Columns | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Problem]:
     """The problems of a benchmark (``aime``, ``livemathbench:AMC_en``), of ``reasoning-gym:TASK``, or of a file.
 
     ``limit`` is short for a selection of nothing but that. ``seed`` makes generated problems, shuffles choices, and
-    draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub.
+    draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub. ``notify`` is told what is being
+    fetched; ``note``, what of the rows decides what a run of them is worth.
 
     Raises:
         DatasetError: naming the file and line, or what there is instead, or how to get what is not there.
@@ -87,9 +92,11 @@ def load(
         problems = _load_benchmark(benchmark, canonical(name).partition(":")[2], data_dir, seed, notify)
         default_ids = benchmark.default_ids
     else:
-        problems = _load_file(name, columns or Columns())
-    if not problems:
-        raise DatasetError(f"{name} holds no problem.")
+        columns = columns or Columns()
+        problems, there = _load_file(name, columns)
+        problems = select(name, problems, selection, seed)
+        _tell_ungraded(name, problems, columns, there, note)
+        return problems
     return select(name, problems, selection, seed, default_ids)
 
 
@@ -106,6 +113,8 @@ def select(
     name: str, problems: list[Problem], selection: Selection, seed: int, default_ids: str | None = None
 ) -> list[Problem]:
     """What the selection takes of the problems of a dataset. Raises DatasetError."""
+    if not problems:
+        raise DatasetError(f"{name} holds no problem.")
     if selection.problem_ids is not None:
         problems = _named(name, problems, selection.problem_ids)
     elif default_ids is not None and len(problems) > DEFAULT_ROWS:  # a folder may hold only what is the default
@@ -169,7 +178,28 @@ def _ranges(numbers: Iterable[int]) -> str:
 # ------------------------------------------------------------------------------------------------------------- own files
 
 
-def _load_file(name: str, columns: Columns) -> list[Problem]:
+def _tell_ungraded(
+    name: str, problems: Sequence[Problem], columns: Columns, there: Iterable[str], note: Callable[[str], None]
+) -> None:
+    """Says it where problems have no right answer to be graded by, before anything is spent on them."""
+    without = sum(problem.answer is None for problem in problems)
+    if without == len(problems):
+        asked = (columns.answer,) if columns.answer else ANSWER_COLUMNS
+        note(
+            f"{name}: no row has a right answer in {_or(asked)}, so every sample will be ungraded. The rows have the "
+            f"columns {', '.join(map(repr, there))}; say which one holds the answers with --answer-column"
+        )
+    elif without:
+        note(f"{name}: {without} of {len(problems)} problems have no right answer; their samples will be ungraded")
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(map(repr, names[:-1])), repr(names[-1])]))
+
+
+def _load_file(name: str, columns: Columns) -> tuple[list[Problem], dict[str, None]]:
+    """The problems of a file, and the names of all its columns."""
+    there: dict[str, None] = {}
     path = Path(name).expanduser()
     if not path.exists():
         known = ", ".join([*BENCHMARKS, *ALIASES])
@@ -181,29 +211,25 @@ def _load_file(name: str, columns: Columns) -> list[Problem]:
         )
 
     def make(row: Row, number: int, place: str) -> Problem:
-        text = _column(row, columns.problem, PROBLEM_COLUMNS)
-        if text is None or not text.strip():
-            names = (
-                f"the column {columns.problem!r}"
-                if columns.problem
-                else f"one of {', '.join(map(repr, PROBLEM_COLUMNS))}"
-            )
+        there.update(dict.fromkeys(row))
+        usual = (columns.problem,) if columns.problem else PROBLEM_COLUMNS
+        text = text_of(row, usual)
+        if text is None:
+            if blank := [name for name in usual if name in row]:
+                raise DatasetError(f"no problem: {' and '.join(map(repr, blank))} is blank")
+            names = f"the column {columns.problem!r}" if columns.problem else f"one of {', '.join(map(repr, usual))}"
             raise DatasetError(
                 f"no problem. A row needs {names}; this one has {', '.join(map(repr, row)) or 'nothing'}"
             )
-        answer = _column(row, columns.answer, ANSWER_COLUMNS)
+        answer = answer_of(row, (columns.answer,) if columns.answer else ANSWER_COLUMNS)
         if columns.answer and columns.answer not in row:
             raise DatasetError(f"no column {columns.answer!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
         if columns.id and columns.id not in row:
             raise DatasetError(f"no column {columns.id!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
-        identity = _column(row, columns.id, ID_COLUMNS) or place.rpartition(" ")[2]
-        return Problem(identity, text, None if answer is None or not answer.strip() else final_number(answer))
+        identity = text_of(row, (columns.id,) if columns.id else ID_COLUMNS) or place.rpartition(" ")[2]
+        return Problem(identity, text, None if answer is None else final_number(answer))
 
-    return _unique(path, _made(path, make))
-
-
-def _column(row: Row, asked: str | None, usual: tuple[str, ...]) -> str | None:
-    return text_of(row, (asked,) if asked else usual)
+    return _unique(path, _made(path, make)), there
 
 
 def _made(path: Path, make: Callable[[Row, int, str], Problem]) -> Iterator[tuple[str, Problem]]:
@@ -242,9 +268,9 @@ def _load_benchmark(
     wanted = (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
     if data_dir is not None:
         path = _local(benchmark, data_dir)
-        made = _made(path, lambda row, number, _: benchmark.make(row, number, "", seed))
+        made = _made(path, lambda row, number, _: benchmark.make(row, number, part, seed))
         whole = _unique(path, made)
-        return [one for one in whole if not benchmark.parts or one.id.rpartition("-")[0] in wanted]
+        return _of_parts(benchmark, path, whole, part, wanted) if benchmark.parts else whole
     problems: list[Problem] = []
     for file in benchmark.hub:
         if not file.part or file.part in wanted:
@@ -253,6 +279,24 @@ def _load_benchmark(
                 path, _made(path, lambda row, number, _, file=file: benchmark.make(row, number, file.part, seed))
             )
     return problems
+
+
+def _of_parts(
+    benchmark: Benchmark, path: Path, whole: list[Problem], part: str, wanted: Sequence[str]
+) -> list[Problem]:
+    """Of a file of one's own: the problems of the splits that are wanted, as their ids say. Raises DatasetError."""
+    taken = [one for one in whole if one.id.rpartition("-")[0] in wanted]
+    if taken or not whole:
+        return taken
+    if part and not any(_PART_ID.fullmatch(one.id) for one in whole):
+        return whole  # rows that say nothing of a split belong to the one that is named
+    ids = [one.id for one in whole if not one.id.startswith("-")]
+    shown = f"ids such as {', '.join(ids[:3])}" if ids else "no ids"
+    named = "" if part else f", or name the split that all rows belong to: --dataset {benchmark.name}:{wanted[0]}"
+    raise DatasetError(
+        f"{path} has no row of {', '.join(wanted)}: a row's id says its split, as in {wanted[0]}-0, and these have "
+        f"{shown}. Add such ids{named}."
+    )
 
 
 def _local(benchmark: Benchmark, data_dir: Path) -> Path:

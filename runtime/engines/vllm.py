@@ -398,7 +398,7 @@ def check_arguments(settings: EngineSettings, known: set[str]) -> None:
         if name in OURS:
             raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
+            close = difflib.get_close_matches(name, known - OURS, n=3)
             meant = f" Close to it: {', '.join(close)}." if close else ""
             raise SettingsError(f"{settings.name}: vLLM has no engine argument {name!r}.{meant}")
 
