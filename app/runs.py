@@ -6,7 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,9 +127,14 @@ async def _write_reports(directory: Path) -> RunSummary:
 
 
 def new_folder(name: str) -> Path:
-    """A folder named after the time, where none is given."""
+    """A folder named after the time, where none is given; a number tells those of one second apart."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
-    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
+    return next(
+        folder
+        for number in count(1)
+        if not (folder := RUNS_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists()
+    )
 
 
 class _Began:

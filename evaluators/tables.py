@@ -61,11 +61,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _jsonl(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Row]]:
     first = True
     for number, line in enumerate(file, start=1):
-        if not line.strip():
+        if not (line.removeprefix(BOM_UTF8) if number == 1 else line).strip():
             continue
         place = f"line {number}"
         if first and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-            if (rows := _array(path, b"\n" * (number - 1) + line + file.read())) is not None:
+            if (rows := _array(path, b"\n" * (number - 1) + line.removeprefix(BOM_UTF8) + file.read())) is not None:
                 yield from rows
                 return
             raise DatasetError(
@@ -87,7 +87,7 @@ def _jsonl(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Row]]:
 def _array(path: Path, text: bytes) -> Iterator[tuple[str, Row]] | None:
     """The rows of a file that is one JSON array, or None where it is none."""
     try:
-        rows = json.loads(text.decode("utf-8-sig"))
+        rows = json.loads(text.decode())
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not UTF-8 ({error.reason}). Convert the file.") from error
     except (ValueError, RecursionError) as error:
