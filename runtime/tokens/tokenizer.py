@@ -123,7 +123,7 @@ class HFTokenizer:
         except Exception as error:  # a template is a program, and may fail in any way
             frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"]
             raise ModelError(
-                _template_error(self._found_template.place, frames[-1].lineno if frames else 1, error)
+                _template_error(self._found_template.place, frames[-1].lineno or 1 if frames else 1, error)
             ) from error
         shown = _CONTINUED if continue_final else turns[-1]["content"].strip()
         if shown not in text and json.dumps(shown, ensure_ascii=False)[1:-1] not in text:
