@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from speclrm.api import RunOptions, RunReport, Runtime, resume, run, solve, strategy
     from speclrm.evaluators.answers import find_answer
     from speclrm.runtime.clock import run_virtual
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
     from speclrm.runtime.errors import SpecLRMError
     from speclrm.runtime.events import Event, FinishReason
-    from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy, Track
+    from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy, Track
     from speclrm.strategies.family import Family
     from speclrm.strategies.recipe import Recipe
 

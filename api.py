@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.protocols import Engine, Equivalence, Role
+    from speclrm.runtime.engine import Engine
+    from speclrm.runtime.protocols import Equivalence, Role
     from speclrm.runtime.settings import EngineDtype
     from speclrm.runtime.state import SampleState
 

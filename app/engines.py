@@ -18,9 +18,9 @@ from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.sizing import check_gpus, check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import Engine, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
-from speclrm.runtime.tokens.context import judge_of, open_prompt, question_ids
+from speclrm.runtime.tokens.prompts import judge_of, open_prompt, question_ids
 from speclrm.strategies.methods import LONGEST_METHOD
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
+    from speclrm.runtime.engine import Engine, Tokenizer
     from speclrm.runtime.engines.simulated.engine import SimulatedEngine
     from speclrm.runtime.machine.sizing import Work
-    from speclrm.runtime.protocols import Problem, Tokenizer
+    from speclrm.runtime.protocols import Problem
     from speclrm.runtime.settings import EngineSettings
     from speclrm.strategies.family import Family
 
@@ -227,9 +228,11 @@ def with_prompts(
     prompts: list[int] = []
     questions: list[int] = []
     for problem in problems:
-        plans = [*strategy.plan(problem, 0, 0)]
+        plans = [*strategy.plan(problem, 0, 0).tracks]
         if (question := strategy.question(problem)) is not None:
-            plans += strategy.plan(problem, 0, 0, [LONGEST_METHOD])  # whatever the target will choose, it is no longer
+            plans += strategy.plan(
+                problem, 0, 0, LONGEST_METHOD
+            ).tracks  # whatever the target will choose, it is no longer
             # The question stands alone: no budget of steps follows it, only the reply.
             questions.append(len(question_ids(target, question)) + question.max_tokens)
         prompts += [

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from speclrm.app.options import CalibrateOptions
     from speclrm.app.thresholds import Calibration
     from speclrm.evaluators.metrics import RunSummary
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.machine.hardware import Machine
-    from speclrm.runtime.protocols import Engine, Role
+    from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
     from speclrm.runtime.state import SampleState
 

@@ -13,15 +13,15 @@ from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.machine.sizing import check_context, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from speclrm.app.resolve import Resolved
+    from speclrm.runtime.engine import Message, Tokenizer
     from speclrm.runtime.machine.sizing import ModelFacts
-    from speclrm.runtime.protocols import Message, Tokenizer
 
 
 class Preview(Options):
@@ -74,7 +74,7 @@ def _prompts(found: Resolved, tokenizers: Mapping[Role, Tokenizer]) -> dict[str,
     chosen = found.strategy
     first = found.problems[0]
     question = chosen.question(first)
-    plan = chosen.plan(first, 0, found.seed)[0]
+    plan = chosen.plan(first, 0, found.seed).tracks[0]
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
         tokenizer = tokenizers.get(role)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from speclrm.evaluators.metrics import SampleRow
-    from speclrm.runtime.protocols import Engine, Role, Sink
+    from speclrm.runtime.engine import Engine
+    from speclrm.runtime.protocols import Role, Sink
     from speclrm.runtime.replay.playback import Playback
 
 

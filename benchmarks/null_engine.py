@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.protocols import Delta, EngineStats, Request, Vocabulary
+from speclrm.runtime.engine import Delta, EngineStats, Request, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 _BLANK_LINE, _END = 0x1E, 0x04
 """Control characters that no text has stand for a blank line and for the end of a turn."""

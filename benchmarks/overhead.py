@@ -257,7 +257,7 @@ class Gauge:
 
 def _problems(tracks: int, context: int, strategy: Family) -> list[Problem]:
     """Problems whose prompts have ``context`` ids for the models that read them."""
-    shell = len(CheapTokenizer().render(strategy.plan(Problem("p", ""), 0, 0)[0].messages))
+    shell = len(CheapTokenizer().render(strategy.plan(Problem("p", ""), 0, 0).tracks[0].messages))
     text = "x" * max(1, context - shell)
     return [Problem(f"p{number}", text) for number in range(-(-tracks // strategy.recipe.tracks))]
 

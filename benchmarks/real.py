@@ -18,7 +18,7 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.strategies.family import Family
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import RunOptions
     from speclrm.benchmarks.modes import Mode
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Engine, Problem, Track
+    from speclrm.runtime.protocols import Problem, Track
     from speclrm.runtime.runtime import Runtime
 
 CPU_SHARE_MAX = 0.05
@@ -140,7 +141,7 @@ async def take_turns(
     engine = runtime.scheduler.lanes[Role.TARGET].engine
     first = next(iter(families.values())).recipe
     unending = Unending(first.model_copy(update={"tracks": 1, "plan": "plain", "methods": ()}), lambda _: None)
-    prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0)[0]) for problem in problems]
+    prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0).tracks[0]) for problem in problems]
     by_name = {mode.name: mode for mode in modes}
 
     async def turn(name: str, number: int) -> Turns:

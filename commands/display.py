@@ -36,7 +36,7 @@ from speclrm.runtime.events import (
     TrackResumed,
     TrackStarted,
 )
-from speclrm.runtime.ledger import EngineUse, Ledger
+from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -128,7 +128,8 @@ class Monitor:
         self._clear()
 
     def _clear(self) -> None:
-        self.ledger = Ledger()
+        self.steps: Counter[str] = Counter()
+        """Committed ones, by who wrote them: ``draft``, ``rewrite``, ``write``, ``closing``."""
         self.outcomes: Counter[str] = Counter()
         self.tracks = 0
         self.ended = 0
@@ -147,7 +148,6 @@ class Monitor:
         if isinstance(event, RunStarted):
             self._clear()
             self._started = time.monotonic()
-        self.ledger.add(event)
         match event:
             case StepDrafted() | StepWritten():
                 if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
@@ -165,6 +165,7 @@ class Monitor:
                 pass
 
     def _commit(self, event: StepCommitted) -> None:
+        self.steps[event.origin] += 1
         track = self.busy.get((event.problem, event.repeat, event.track))
         sample = self._samples.get((event.problem, event.repeat))
         if track is None or sample is None:
@@ -297,15 +298,16 @@ def headline(monitor: Monitor) -> str:
     """One line: how many problems are done, how it goes, how fast, and how long it will take."""
     if not monitor.running:
         return f"{monitor.stage} ({_seconds(monitor.elapsed_s)})"
-    steps, outcomes = monitor.ledger.steps(), monitor.outcomes
+    accepted, rewritten, written = (monitor.steps[origin] for origin in ("draft", "rewrite", "write"))
+    outcomes = monitor.outcomes
     parts = [f"{monitor.finished}/{monitor.total or '?'} samples"]
     if graded := monitor.finished - outcomes["ungraded"]:
         parts.append(f"accuracy {outcomes['correct'] / graded:.0%}")
     parts.append(f"tracks {monitor.ended}/{monitor.tracks}")
-    if steps.acceptance is not None:
-        parts.append(f"accepted {steps.accepted} rewritten {steps.rewritten} ({steps.acceptance:.0%} kept)")
-    elif steps.written:
-        parts.append(f"{steps.written} steps")
+    if decided := accepted + rewritten:
+        parts.append(f"accepted {accepted} rewritten {rewritten} ({accepted / decided:.0%} kept)")
+    elif written:
+        parts.append(f"{written} steps")
     parts += [f"{role} {rate:.0f} tok/s" for role, rate in sorted(monitor.rates().items())]
     left = monitor.left_s()
     parts.append(f"{_seconds(monitor.elapsed_s)}, {'estimating' if left is None else f'about {_seconds(left)} left'}")

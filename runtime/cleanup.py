@@ -16,6 +16,32 @@ CLEAN_UP_LIMIT_S = 60.0
 """How long one clean-up may take. Each part of one has a far shorter limit of its own; this is the last resort."""
 
 
+class Leaving:
+    """Tasks that are ended and that nobody asks about any more, until they are gone."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def add(self, task: asyncio.Task[Any], *, cancel: bool = True) -> None:
+        """Takes a task over, which is cancelled unless it ends by itself. May be called again with the same one."""
+        if task in self._tasks:
+            return
+        if cancel:
+            task.cancel()
+        self._tasks.add(task)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it, and what failed was told by what it failed with
+
+    async def gone(self) -> None:
+        """Waits, whoever cancels, until all of them are done."""
+        if self._tasks:
+            await to_its_end(asyncio.wait(tuple(self._tasks)))
+
+
 async def to_its_end(clean_up: Coroutine[Any, Any, Any], *, limit_s: float = CLEAN_UP_LIMIT_S) -> None:
     """Awaits a clean-up in a task of its own, however often the caller is cancelled meanwhile.
 

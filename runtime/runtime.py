@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy
+    from speclrm.runtime.engine import Engine
+    from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.replay.recorded_run import Past
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.scheduling.requests import Flights
 
 T = TypeVar("T")
 

@@ -22,18 +22,18 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.state import SampleState, apply
-from speclrm.runtime.tokens.context import judge_of, prompt_ids
+from speclrm.runtime.tokens.prompts import judge_of, prompt_ids
 from speclrm.runtime.track.method_choice import ask
 from speclrm.runtime.track.track import RuntimeTrack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from speclrm.runtime.protocols import Equivalence, Problem, Strategy, TrackPlan
+    from speclrm.runtime.protocols import Equivalence, Plan, Problem, Strategy, TrackPlan
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.scheduling.requests import Flights
     from speclrm.runtime.scheduling.scheduler import Scheduler
-    from speclrm.runtime.tokens.context import JudgeSuffix
+    from speclrm.runtime.tokens.prompts import JudgeSuffix
     from speclrm.runtime.trace.bus import EventBus
 
 log = structlog.get_logger(__name__)
@@ -83,7 +83,7 @@ class Sample:
         strategy = self._strategy
         started = self._publish(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
         # An iterator keeps nothing that it has given: a plan holds the whole prompt, which may be long, as text.
-        plans = iter(await self._plan())
+        plans = iter((await self._plan()).tracks)
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
         try:
@@ -118,7 +118,7 @@ class Sample:
         )
         return self.state
 
-    async def _plan(self) -> Sequence[TrackPlan]:
+    async def _plan(self) -> Plan:
         """How the tracks start, after the target was asked where the strategy wants that.
 
         A reply that cannot be had is one without a code in it: the choice is advice, no sample fails for it.
@@ -126,10 +126,9 @@ class Sample:
         strategy = self._strategy
         question = strategy.question(self.problem)
         if question is None:
-            plans = strategy.plan(self.problem, self.repeat, self._seed)
-            codes = tuple(plan.code for plan in plans)
-            self._emit(MethodsChosen(**self._where, codes=codes, chosen_by=strategy.methods_by))
-            return plans
+            plan = strategy.plan(self.problem, self.repeat, self._seed)
+            self._emit(MethodsChosen(**self._where, codes=_codes(plan), chosen_by=plan.chosen_by))
+            return plan
         reply = await ask(
             question,
             self.problem.id,
@@ -140,19 +139,19 @@ class Sample:
             emit=self._emit,
             room=self._bus.room,
         )
-        choice = strategy.read_choice(reply.text or "")
+        plan = strategy.plan(self.problem, self.repeat, self._seed, reply.text or "")
         self._emit(
             MethodsChosen(
                 **self._where,
-                codes=choice.codes,
-                chosen_by="target",
+                codes=_codes(plan),
+                chosen_by=plan.chosen_by,
                 text=reply.text,
-                padded=choice.padded,
+                padded=plan.padded,
                 operations=reply.operations,
                 error=reply.error,
             )
         )
-        return strategy.plan(self.problem, self.repeat, self._seed, choice.codes)
+        return plan
 
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in self._strategy.roles}
@@ -282,6 +281,10 @@ class Sample:
     @property
     def _name(self) -> str:
         return f"{self.problem.id}/{self.repeat}"
+
+
+def _codes(plan: Plan) -> tuple[str, ...]:
+    return tuple(track.code for track in plan.tracks)
 
 
 class _Where(TypedDict):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, TrackPlan
+from speclrm.runtime.protocols import Limits, Plan, Role, Score
 from speclrm.strategies import original
 from speclrm.strategies.acceptance import Gate
 from speclrm.strategies.method_choice import ask_for_methods, read_methods
@@ -51,26 +51,24 @@ class Family(ABC):
     # ------------------------------------------------------------------------------------------------------- the start
 
     @property
-    def methods_by(self) -> Literal["seed", "target", "fixed"]:
+    def _chosen_by(self) -> Literal["seed", "target", "fixed"]:
         if self.recipe.methods or self.recipe.plan in ("plain", "roles"):
             return "fixed"
         return "target" if self.recipe.plan == "chosen" else "seed"
 
     def question(self, problem: Problem) -> Question | None:
-        if self.methods_by != "target":
+        if self._chosen_by != "target":
             return None
         return ask_for_methods(problem, self.recipe.tracks, raw=self._raw, original=self._original)
 
-    def read_choice(self, reply: str) -> Choice:
-        recipe = self.recipe
-        return read_methods(reply, recipe.tracks, duplicates=recipe.duplicates, original=self._original)
-
-    def plan(
-        self, problem: Problem, repeat: int, seed: int | None, codes: Sequence[str] | None = None
-    ) -> Sequence[TrackPlan]:
-        if codes is None:
+    def plan(self, problem: Problem, repeat: int, seed: int | None, reply: str | None = None) -> Plan:
+        recipe, padded = self.recipe, 0
+        if reply is None:
             codes = self._codes(problem, repeat, seed)
-        return tracks_for(problem, codes, raw=self._raw, opening=self.raw_opening if self._raw else "")
+        else:
+            codes, padded = read_methods(reply, recipe.tracks, duplicates=recipe.duplicates, original=self._original)
+        tracks = tracks_for(problem, codes, raw=self._raw, opening=self.raw_opening if self._raw else "")
+        return Plan(tracks, self._chosen_by, padded)
 
     def _codes(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[str]:
         recipe = self.recipe
@@ -89,10 +87,6 @@ class Family(ABC):
         return self.recipe.prompt_style == "raw"
 
     # -------------------------------------------------------------------------------------------------------- the tracks
-
-    @property
-    def speculate(self) -> Speculate:
-        return self.recipe.speculate
 
     @property
     def prompts(self) -> StepPrompts:
@@ -114,6 +108,7 @@ class Family(ABC):
             min_step_tokens=recipe.min_step_tokens,
             confidence=recipe.gate != Gate(),
             first_entropy=recipe.gate_entropy is not None,
+            speculate=recipe.speculate,
         )
 
     @abstractmethod

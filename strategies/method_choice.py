@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.protocols import Choice, Question
+from speclrm.runtime.protocols import Question
 from speclrm.strategies.methods import METHODS, NO_METHOD
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) 
     )
 
 
-def read_methods(reply: str, count: int, *, duplicates: bool, original: bool) -> Choice:
-    """The first ``count`` codes of the reply, filled up with M. ``duplicates``: whether a method may come twice.
+def read_methods(reply: str, count: int, *, duplicates: bool, original: bool) -> tuple[tuple[str, ...], int]:
+    """The first ``count`` codes of the reply, filled up with M, and how many M that took. ``duplicates``: whether a method may
+    come twice.
 
     ``original``: any capital letter A to M counts, wherever it stands.
     """
@@ -53,4 +54,4 @@ def read_methods(reply: str, count: int, *, duplicates: bool, original: bool) ->
         codes = list(dict.fromkeys(codes))
     codes = codes[:count]
     padded = count - len(codes)
-    return Choice((*codes, *[NO_METHOD] * padded), padded)
+    return (*codes, *[NO_METHOD] * padded), padded

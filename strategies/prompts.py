@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import Message, StepPrompts
+from speclrm.runtime.protocols import StepPrompts
 
 if TYPE_CHECKING:
+    from speclrm.runtime.engine import Message
     from speclrm.runtime.protocols import Problem
 
 INSTRUCTION = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.protocols import LOGPROB_MIN, Score
+from speclrm.runtime.engine import LOGPROB_MIN
+from speclrm.runtime.protocols import Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -39,9 +39,11 @@ import numpy as np
 from speclrm import api
 from speclrm.evaluators.answers import find_answer
 from speclrm.evaluators.datasets import load
+from speclrm.runtime.engine import Request
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import Request, Role, StepPrompts
-from speclrm.runtime.tokens.context import Context, judge_suffix, translate
+from speclrm.runtime.protocols import Role, StepPrompts
+from speclrm.runtime.tokens.context import Context, translate
+from speclrm.runtime.tokens.prompts import judge_suffix
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.family import Family
 from speclrm.strategies.prompts import INLINE_PROMPTS, STEP_PROMPTS
@@ -192,7 +194,7 @@ class Both(Family):
     async def run_track(self, track: Any) -> Any:
         # What was written last is what the track's state would take for the step; so the end is told from the step.
         for place in range(self.recipe.step_limit or 0):
-            contexts = {role.value: context.ids() for role, context in track._contexts.items()}
+            contexts = {role.value: context.ids() for role, context in track.contexts.items()}
             draft = await track.draft()
             target = await track.rewrite(draft)
             self.pairs.append(

@@ -11,13 +11,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import EngineStalledError
-from speclrm.runtime.protocols import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.protocols import Engine
+    from speclrm.runtime.engine import Engine
 
 MEASURE_LIMIT_S = 180.0
 """For one group of requests."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.protocols import Delta, EngineStats, Finish, Message, Request, Vocabulary
+from speclrm.runtime.engine import Delta, EngineStats, Finish, Message, Request, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Tokenizer
+    from speclrm.runtime.engine import Tokenizer
 
 _SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<think>", "</think>")
 _FIRST_SPECIAL = 256

@@ -11,35 +11,41 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
-import json
 import logging
 import math
-import multiprocessing
-import multiprocessing.spawn
-import os
-import re
-import shutil
-import sys
 import tempfile
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import structlog
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.engines import reaper
+from speclrm.runtime.engine import Delta, EngineStats, Finish, Request
+from speclrm.runtime.engines.vllm_processes import (
+    CHILD_POLL_S,
+    Watchdog,
+    common_values,
+    engine_cores,
+    environment,
+    executable,
+    kill,
+    own_values,
+    see_off,
+    shell_script,
+    start_error,
+    with_children,
+)
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
-from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Tokenizer
+    from speclrm.runtime.engine import Tokenizer
+    from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -63,14 +69,6 @@ GIVE_UP_LIMIT_S = 30.0
 SHUTDOWN_S = 1.0
 CLOSE_LIMIT_S = 8.0
 """How long vLLM may wait for its processes to end, and how long we wait for vLLM."""
-
-GONE_LIMIT_S = 3.0
-"""How long the kernel may take to end a killed process: it has gigabytes to give back."""
-
-CHILD_POLL_S = 0.05
-
-_ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
-"""The last line of a traceback."""
 
 
 async def start_engines(
@@ -110,7 +108,7 @@ async def start_engines(
             for engine in started.values():
                 await to_its_end(engine.aclose())
             if isinstance(error, Exception) and not isinstance(error, SettingsError):
-                raise _start_error(error, log_path, start.log_offset) from error
+                raise start_error(error, log_path, start.log_offset) from error
             raise
     return started
 
@@ -127,12 +125,12 @@ class _Start:
         self, settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path, notify: Callable[[str], None]
     ) -> None:
         self.log_offset = log_path.stat().st_size
-        self.watchdog = _Watchdog()
+        self.watchdog = Watchdog()
         self._settings = settings
         self._folder = folder
         self._log_path = log_path
         self._notify = notify
-        self._known = _cores()
+        self._known = engine_cores()
         self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
         self._given_up = False
         self._spawning = asyncio.ensure_future(self._spawn())
@@ -144,29 +142,29 @@ class _Start:
         for thread in done:
             thread.result()
         # With their workers: a worker whose core died before us is below nobody.
-        self.watchdog.name(_tree(_cores() - self._known))
+        self.watchdog.name(with_children(engine_cores() - self._known))
         return {role: thread.result() for role, thread in self._threads.items()}
 
     async def _spawn(self) -> None:
         with (
-            _environment(_common_values(self._folder, self._log_path)),
-            _executable(_shell(self._folder, self._log_path)),
+            environment(common_values(self._folder, self._log_path)),
+            executable(shell_script(self._folder, self._log_path)),
         ):
             for role, chosen in self._settings.items():
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with _environment(_own_values(chosen)):
+                with environment(own_values(chosen)):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
                         return
-                    before = len(_cores())
+                    before = len(engine_cores())
                     thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
                     self._threads[role] = thread
-                    while not thread.done() and len(_cores()) <= before:  # noqa: ASYNC110
+                    while not thread.done() and len(engine_cores()) <= before:  # noqa: ASYNC110
                         await asyncio.sleep(CHILD_POLL_S)
-                    self.watchdog.name(_cores() - self._known)
+                    self.watchdog.name(engine_cores() - self._known)
 
     async def give_up(self) -> None:
         """Ends every process of this start, also one that is only about to be there. Takes ``GIVE_UP_LIMIT_S``."""
@@ -175,182 +173,18 @@ class _Start:
         tasks: set[asyncio.Task[Any]] = set()
         killed: set[psutil.Process] = set()
         while asyncio.get_running_loop().time() < deadline:
-            killed.update(_kill(_cores() - self._known))
+            killed.update(kill(engine_cores() - self._known))
             # The threads see their engines' death and come back; until then they hold sockets.
             tasks = {self._spawning, *self._threads.values()}
             if all(task.done() for task in tasks):
                 break
             await asyncio.wait({task for task in tasks if not task.done()}, timeout=CHILD_POLL_S)
-        killed.update(_kill(_cores() - self._known))
-        await _see_off(killed)
+        killed.update(kill(engine_cores() - self._known))
+        await see_off(killed)
         for task in tasks:
             if task.done() and not task.cancelled() and task.exception() is None and task is not self._spawning:
                 await asyncio.to_thread(task.result()[0].shutdown, 0.0)
         self.watchdog.end()
-
-
-def _cores() -> set[psutil.Process]:
-    """The engine processes of this program. Anything else that was started meanwhile is none of our business."""
-    found: set[psutil.Process] = set()
-    for child in multiprocessing.active_children():
-        if child.name.startswith("EngineCore") and child.pid is not None:
-            with contextlib.suppress(psutil.Error):
-                found.add(psutil.Process(child.pid))
-    return found
-
-
-def _tree(cores: set[psutil.Process]) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for core in cores:
-        with contextlib.suppress(psutil.Error):
-            found += [core, *core.children(recursive=True)]
-    return found
-
-
-def _kill(cores: set[psutil.Process]) -> list[psutil.Process]:
-    """Kills engines with what they started; the workers of a killed core that still load would go on loading."""
-    for core in cores:
-        with contextlib.suppress(psutil.Error):
-            core.suspend()  # or it starts another worker between the look and the kill
-    processes = _tree(cores)
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    return processes
-
-
-async def _see_off(processes: Collection[psutil.Process]) -> None:
-    """Waits until killed processes are gone, for ``GONE_LIMIT_S`` at most, and removes what they leave."""
-    deadline = asyncio.get_running_loop().time() + GONE_LIMIT_S
-    while any(map(_runs, processes)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-        await asyncio.sleep(CHILD_POLL_S)
-    reaper.sweep({process.pid for process in processes})
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
-    """One paragraph from what the engines logged since ``offset`` (bytes): a log may hold earlier starts.
-
-    The first error there says more than the last exception here.
-    """
-    lines = log_path.read_bytes()[offset:].decode(errors="replace").splitlines()
-    causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
-    cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
-    return EngineError(
-        f"An engine did not start: {cause[:400]}. `speclrm doctor` says what this machine can run; the engines' own log "
-        f"is {log_path}."
-    )
-
-
-class _Watchdog:
-    """The reaper process, shared by the engines of one start; it ends with the last of them."""
-
-    def __init__(self) -> None:
-        self._popen = reaper.start(os.getpid())
-        self._users = 0
-
-    def name(self, processes: Iterable[psutil.Process]) -> None:
-        reaper.name(self._popen, {process.pid for process in processes})
-
-    def hold(self) -> None:
-        self._users += 1
-
-    def release(self) -> None:
-        self._users -= 1
-        if self._users <= 0:
-            self.end()
-
-    def end(self) -> None:
-        if self._popen.poll() is None:
-            self._popen.kill()
-            self._popen.wait()
-        if self._popen.stdin is not None:
-            self._popen.stdin.close()
-
-
-def _common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
-    """What all engines' processes find in their environment; None: nothing.
-
-    vLLM spawns its processes (it does so on CPU anyway, and on CUDA a fork would inherit pipes and threads), so what
-    stands there at that moment is all they see.
-    """
-    logging_config = folder / "logging.json"
-    logging_config.write_text(
-        json.dumps(
-            {
-                "version": 1,
-                "disable_existing_loggers": False,
-                "formatters": {"plain": {"format": "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"}},
-                "handlers": {"file": {"class": "logging.FileHandler", "filename": str(log_path), "formatter": "plain"}},
-                "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
-            }
-        )
-    )
-    return {
-        reaper.MARK: reaper.mark(os.getpid()),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the models are folders by now
-        "TOKENIZERS_PARALLELISM": "false",
-        # It would be read at configuration time and override the bytes of both engines (platforms/cpu.py).
-        "VLLM_CPU_KVCACHE_SPACE": None,
-        "KMP_BLOCKTIME": None,  # 1 was measured to cost 40 % system time
-    }
-
-
-def _own_values(settings: EngineSettings) -> dict[str, str | None]:
-    """What only this engine's processes find. vLLM reads the cores in the process that it spawns."""
-    values: dict[str, str | None] = {}
-    if settings.device == "cpu" and settings.cores:
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
-    if settings.preload:
-        values["LD_PRELOAD"] = ":".join(settings.preload)
-    return values
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str | None]) -> Generator[None, None, None]:
-    """Sets variables, None removes one; all of it is put back afterwards, vLLM's own changes too."""
-    saved = dict(os.environ)
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - saved.keys():
-            del os.environ[name]
-        os.environ.update(saved)
-
-
-def _shell(folder: Path, log_path: Path) -> Path:
-    """The script that the processes run under: it gives them a session of their own, so that Ctrl-C reaches only us
-    and we end them, and sends what they print to the log.
-    """
-    shell = folder / "engine.sh"
-    setsid = "setsid " if shutil.which("setsid") else ""
-    shell.write_text(f'#!/bin/sh\nexec {setsid}{quote(sys.executable)} "$@" 2>>{quote(str(log_path))} >&2\n')
-    shell.chmod(0o700)
-    return shell
-
-
-@contextlib.contextmanager
-def _executable(path: Path) -> Generator[None, None, None]:
-    saved = multiprocessing.spawn.get_executable()
-    multiprocessing.set_executable(str(path))
-    try:
-        yield
-    finally:
-        multiprocessing.set_executable(os.fsdecode(saved))
 
 
 def _config(settings: EngineSettings) -> Any:
@@ -502,7 +336,7 @@ class VllmEngine:
         tokenizer: Tokenizer,
         engine: Any,
         counters: _Counters,
-        watchdog: _Watchdog,
+        watchdog: Watchdog,
         log_path: Path,
     ) -> None:
         self.name = settings.name
@@ -757,7 +591,7 @@ class VllmEngine:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        processes = _tree(self._cores())
+        processes = with_children(self._cores())
         # Its own way first: it closes sockets and shared memory. What is left after that is killed.
         shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
@@ -768,7 +602,7 @@ class VllmEngine:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            await _see_off(processes)
+            await see_off(processes)
             self._watchdog.release()
 
     def _cores(self) -> set[psutil.Process]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.clock import VirtualTimeLoop, now_s
+from speclrm.runtime.engine import Delta
 from speclrm.runtime.errors import ResumeError, retold
 from speclrm.runtime.events import (
     SCHEMA_VERSION,
@@ -36,22 +37,22 @@ from speclrm.runtime.events import (
     TrackResumed,
     VoteUpdated,
 )
-from speclrm.runtime.protocols import Delta
 from speclrm.runtime.replay.differences import Difference, describe
 from speclrm.runtime.replay.recorded_replies import answers
 from speclrm.runtime.replay.recorded_run import Past, PastSample, by_the_end
 from speclrm.runtime.scheduling.controller import Decision
-from speclrm.runtime.scheduling.lanes import digest
+from speclrm.runtime.scheduling.requests import digest
 from speclrm.runtime.trace.bus import EventBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 
+    from speclrm.runtime.engine import Engine, Request
     from speclrm.runtime.events import Operation, Outcome
-    from speclrm.runtime.protocols import Engine, Equivalence, Problem, Request, Sink
+    from speclrm.runtime.protocols import Equivalence, Problem, Sink
     from speclrm.runtime.replay.recorded_replies import Share
     from speclrm.runtime.replay.recorded_run import SampleKey
-    from speclrm.runtime.scheduling.lanes import Flight, Flights
+    from speclrm.runtime.scheduling.requests import Flight, Flights
 
 Mode = Literal["resume", "replay"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speclrm.runtime.engine import Delta, EngineStats, Request, Tokenizer
 from speclrm.runtime.errors import RequestError
-from speclrm.runtime.protocols import Delta, EngineStats, Request, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -10,8 +10,8 @@ from speclrm.runtime.events import MethodsChosen, OperationDropped, StepDrafted,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Event, Operation
-    from speclrm.runtime.protocols import Request
 
 
 @dataclass(frozen=True, slots=True)

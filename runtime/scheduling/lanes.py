@@ -9,27 +9,22 @@ where a more urgent one can pass and one that became useless never reaches it.
 from __future__ import annotations
 
 import asyncio
-import base64
-from array import array
 from collections import Counter
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import EngineStalledError, RequestError
-from speclrm.runtime.events import Operation
-from speclrm.runtime.protocols import LOGPROB_MIN
+from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.scheduling.waiting import Waiting
-from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
+    from speclrm.runtime.engine import Delta, Engine, EngineStats
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.scheduling.requests import Flight
 
 SURPLUS = 1.25
 """In-flight requests for each sequence that the engine runs. The surplus waits inside the engine, so that a place that
@@ -38,8 +33,6 @@ falls free is filled at the very next iteration instead of one round trip later.
 CAP_INTERVAL_S = 0.25
 """How often the engine's statistics are asked for the bound of requests in flight."""
 
-RANK_WIDTH = 1_000_000
-"""Priorities below it are those of requests that are short and that a whole track waits for (``scheduler.priority``)."""
 
 RESERVE_SHARE = 8
 """Of the sequences that an engine runs, one in so many, but one at least, is kept from writes while there are short requests."""
@@ -49,194 +42,6 @@ RESERVE_S = 10.0
 
 STALL_LIMIT_S = 600.0
 """How long an engine that somebody reads from may show no progress. A long prompt on a slow CPU takes minutes, never ten."""
-
-
-def digest(request: Request) -> str:
-    """Twelve characters that are equal for equal requests: all that an engine's answer may depend on, but for its limits.
-
-    Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
-    """
-    rest = (
-        request.temperature,
-        request.top_p,
-        request.seed,
-        request.stop_ids,
-        request.allowed_ids,
-        request.logprob_ids,
-        request.sampled_logprobs,
-        request.first_entropy,
-        request.likelihood_from,
-    )
-    ids = request.prompt_ids
-    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
-    state.update(repr(rest).encode())
-    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
-
-
-@dataclass(slots=True)
-class Flight:
-    """One request and what has become of it so far; complete enough to be accounted for at any moment.
-
-    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``cut``: the
-    stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: what a trace says in
-    place of a report made here, where the request is answered from one.
-    """
-
-    request: Request
-    engine: str
-    place: int = 0
-    ready_s: float | None = None
-    ids: list[int] = field(default_factory=list[int])
-    finish: Finish | None = None
-    logprobs: Mapping[int, float] | None = None
-    cached_tokens: int = 0
-    sampled_logprobs: list[float] = field(default_factory=list[float])
-    first_entropy: float | None = None
-    prompt_logprobs: Sequence[float] | None = None
-    queue_s: float = 0.0
-    engine_s: float = 0.0
-    answered: bool = False
-    cut: bool = False
-    recorded: RecordedReports | None = None
-    _reports: int = 0
-    _reported_tokens: int = 0
-    _reported_s: float = 0.0
-
-    def take(self, delta: Delta) -> None:
-        """Raises RequestError where an engine leaves out log-probabilities that were asked for."""
-        request = self.request
-        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
-            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
-        self.ids.extend(delta.ids)
-        self.finish = delta.finish
-        self.answered = True
-        if delta.logprobs is not None:
-            self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
-        if delta.cached_tokens is not None:
-            self.cached_tokens = delta.cached_tokens
-        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
-        if delta.first_entropy is not None:
-            self.first_entropy = delta.first_entropy
-        if delta.prompt_logprobs is not None:
-            self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
-        if request.likelihood_from is not None and self.prompt_logprobs is None:
-            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it brings step after step: no step's end stops a write, which may keep its place for minutes."""
-        return self.request.priority >= RANK_WIDTH and not self.request.stop_ids and self.request.max_tokens > 1
-
-    @property
-    def over(self) -> bool:
-        """Whether everything that will come has come and was reported."""
-        return self.finish is not None and not self.unreported_tokens
-
-    @property
-    def unreported_tokens(self) -> int:
-        return len(self.ids) - self._reported_tokens
-
-    @property
-    def owes_report(self) -> bool:
-        """Whether closing the request now leaves something to account for. A trace knows better than what came from it:
-        it may have tokens that had arrived after the last share was made, or say that the request died unaccounted for.
-        """
-        if self.recorded is not None and self.recorded.left:
-            return self.recorded.dropped_next
-        return self.unreported_tokens > 0
-
-    def report(
-        self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
-    ) -> Operation:
-        """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
-
-        The sum over all reports of a flight is the flight's whole cost. ``kept``: the ids of the step that the share goes
-        to, from where it begins; what came beside them is put into the operation, so that a replay can answer the request
-        with all that the loop saw. None where the request was given up: no replay will answer it. ``digits``: whether the
-        event tells the log-probabilities of the request's ``logprob_ids``.
-        """
-        start = self._reported_tokens
-        first = not self._reports
-        self._reports += 1
-        tokens = self.unreported_tokens if tokens is None else tokens
-        seconds = self.engine_s - self._reported_s
-        self._reported_tokens += tokens
-        self._reported_s = self.engine_s
-        operation = Operation(
-            id=self.request.id,
-            engine=self.engine,
-            seed=self.request.seed,
-            # What was given up before the first token may never have been read: nothing is known of it.
-            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
-            cached_tokens=self.cached_tokens if first else 0,
-            output_tokens=tokens,
-            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
-            engine_s=round(seconds, 6),
-            digest=digest(self.request) if first else "",
-            **({} if kept is None else self._beside(kept, start, tokens, digits)),
-        )
-        return operation if self.recorded is None else self.recorded.report(operation)
-
-    def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
-        """The fields of an operation that a replay needs beside the step that it went to."""
-        share = self.ids[start : start + tokens]
-        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
-        logprobs = () if digits else tuple((self.logprobs or {}).values())
-        return {
-            "finish": self.finish,
-            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
-            "ahead": tuple(self.ids[start + tokens :]),
-            "logprobs": logprobs if start == 0 else (),
-            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
-            "first_entropy": self.first_entropy if start == 0 else None,
-            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
-        }
-
-
-class RecordedReports(Protocol):
-    """The reports of one request that a trace has, in order."""
-
-    @property
-    def left(self) -> int:
-        """How many have not been made again."""
-        ...
-
-    @property
-    def dropped_next(self) -> bool:
-        """Whether the next one says that the request was given up."""
-        ...
-
-    def report(self, now: Operation) -> Operation:
-        """The next one: what only the engine could know is taken from the trace, the rest from ``now``."""
-        ...
-
-
-def _finite(logprob: float) -> float:
-    """Also what is not a number is no evidence for anything."""
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
-
-
-class Flights(Protocol):
-    """Where a track's requests go: a lane, or a trace with a lane behind it."""
-
-    @property
-    def engine(self) -> Engine: ...
-
-    @property
-    def engines(self) -> Sequence[Engine]: ...
-
-    def recall(self, flight: Flight) -> None:
-        """Gives a new flight what a trace says of its request, before it is sent or given up."""
-        ...
-
-    def wants_place(self, flight: Flight) -> bool:
-        """Whether a more urgent request waits for a place such as this one in flight holds."""
-        ...
-
-    def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
-
-    async def run(self, flight: Flight) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
-from speclrm.runtime.scheduling.lanes import RANK_WIDTH, STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.scheduling.requests import RANK_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Engine
+    from speclrm.runtime.engine import Engine
 
 Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
 """What an operation is for."""

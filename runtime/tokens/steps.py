@@ -15,7 +15,7 @@ from speclrm.runtime.protocols import Confidence
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from speclrm.runtime.protocols import Tokenizer, Vocabulary
+    from speclrm.runtime.engine import Tokenizer, Vocabulary
 
 _THINK_CLOSE = "</think>"
 _NEWLINES = re.compile(r"\n+")

@@ -16,14 +16,14 @@ from hashlib import blake2b
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
+from speclrm.runtime.engine import Vocabulary
 from speclrm.runtime.errors import ModelError, TurnNotShownError
-from speclrm.runtime.protocols import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"

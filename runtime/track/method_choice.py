@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError, told
 from speclrm.runtime.events import Event, Operation, OperationDropped
-from speclrm.runtime.protocols import Question, Request
-from speclrm.runtime.scheduling.lanes import Flight
+from speclrm.runtime.scheduling.requests import Flight
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
-from speclrm.runtime.tokens.context import question_ids
+from speclrm.runtime.tokens.prompts import question_ids
 from speclrm.runtime.tokens.steps import split_ending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.protocols import Question
+    from speclrm.runtime.scheduling.requests import Flights
 
 PLAN_TRACK = "plan"
 """Stands in for a track's name in the operation: there is no track yet."""

@@ -15,13 +15,14 @@ import pytest
 from support import Collector, make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
+from speclrm.runtime.engine import Delta, Request
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, EngineFacts, MethodsChosen, StepDrafted, StepScored
-from speclrm.runtime.protocols import Delta, Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.state import SampleState, apply
-from speclrm.runtime.tokens.context import judge_suffix
+from speclrm.runtime.tokens.prompts import judge_suffix
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.prompts import STEP_PROMPTS
 

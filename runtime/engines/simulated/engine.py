@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from pydantic import Field
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.engine import Delta, EngineStats, Finish, Request, Tokenizer
 from speclrm.runtime.engines.simulated.kv_blocks import BlockKeys, Blocks
 from speclrm.runtime.engines.simulated.tokenizer import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
-from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -27,7 +27,7 @@ from speclrm.runtime.protocols import Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from speclrm.runtime.protocols import Request
+    from speclrm.runtime.engine import Request
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]

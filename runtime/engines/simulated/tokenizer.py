@@ -8,12 +8,12 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.protocols import Message, Vocabulary
+from speclrm.runtime.engine import Message, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.protocols import Finish, Request, Tokenizer
+    from speclrm.runtime.engine import Finish, Request, Tokenizer
 
 _ASCII_BITS = 7
 _LETTERS = 26

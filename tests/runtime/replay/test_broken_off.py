@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Engine, Request
+    from speclrm.runtime.engine import Engine, Request
 
 
 def speculative(*, problems: int = 1, steps: float = 6.0, **options: Any) -> Setup:

@@ -14,7 +14,7 @@ from support import PROBLEM, make_strategy
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import RequestError, ResumeError
 from speclrm.runtime.events import OperationDropped, RunStarted, StepCommitted, TrackFinished
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.replay.recorded_run import past_of, read_past
 from speclrm.runtime.runtime import Resumption
 from speclrm.runtime.trace.reader import read_trace
@@ -22,7 +22,7 @@ from speclrm.runtime.trace.reader import read_trace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from speclrm.runtime.protocols import Engine
+    from speclrm.runtime.engine import Engine, Request
 
 TRACES = Path(__file__).parents[2] / "traces"
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "\n\n", "Third, é is cut.\n\n", "So it is \\boxed{4}."]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Engine, Request
+    from speclrm.runtime.engine import Engine, Request
 
 
 def on_world(name: str, *, problems: int = 1, steps: float = 3.0, **options: Any) -> Setup:

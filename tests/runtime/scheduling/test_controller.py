@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support import Collector, make_strategy, parts
 
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import EngineStats
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
@@ -28,7 +29,7 @@ from speclrm.runtime.events import (
     TrackFinished,
     TrackStarted,
 )
-from speclrm.runtime.protocols import EngineStats, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import CHANGES_FREE, PROBE_AGAIN, PROBES, Controller, Decision

@@ -34,16 +34,18 @@ from workloads import (
 )
 
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import EngineDeadError, RequestError, TraceError
 from speclrm.runtime.events import (
     StepCommitted,
     TrackFinished,
 )
-from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import ROOM_SHARE, SPARE_TOKENS, Admission, Seat
-from speclrm.runtime.scheduling.lanes import Flight, Lane
+from speclrm.runtime.scheduling.lanes import Lane
+from speclrm.runtime.scheduling.requests import Flight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

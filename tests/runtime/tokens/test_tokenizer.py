@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Question, TrackPlan
-from speclrm.runtime.tokens.context import Context, judge_suffix, open_prompt, question_ids, translate
+from speclrm.runtime.tokens.context import Context, translate
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.tokens.tokenizer import HFTokenizer, load_tokenizer
 from speclrm.strategies.prompts import INLINE_IDS_MAX, INLINE_PROMPTS, STEP_PROMPTS
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 TALK: list[Message] = [
     {"role": "user", "content": "What is 2 + 2?"},
