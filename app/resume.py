@@ -8,7 +8,7 @@ from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.resolve import recorded_strategy, resolved
 from speclrm.app.runs import RunReport, run_in
-from speclrm.app.settings_diff import changed_weights, changes, recorded_options, refuse
+from speclrm.app.settings_diff import changed_models, changes, recorded_options, refuse, table
 from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
@@ -23,6 +23,8 @@ from speclrm.runtime.trace.reader import read_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from speclrm.app.options import RunOptions
     from speclrm.runtime.protocols import Problem, Sink
@@ -56,10 +58,16 @@ async def resume(
         )
         with resolved(options, notify, engines) as found:
             differing = changes(past.config, found.config)
-            differing |= changed_weights(past.config, await weights(found.options))
+            differing |= changed_models(past.config, await weights(found.options))
             check_problems(past, found.problems)  # which no option allows
             if differing and not override:
                 refuse(directory, differing, asked=asked is not None)
+            if differing:
+                note(
+                    notify,
+                    f"{directory} goes on with other settings for samples that had not begun:\n{table(differing)}",
+                )
+            note_surroundings(past, notify)
             names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
             if past.finished and len(done) == len(names) and None not in done:
@@ -80,6 +88,28 @@ async def resume(
             )
             async with found.runtime(notify) as runtime:
                 return await run_in(runtime, found, directory, sinks, resumption=resumption)
+
+
+def note_surroundings(past: Past, notify: Notify) -> None:
+    """Tells what is not asked for, and decides what engines answer all the same: versions and the machine."""
+    last = past.attempts[-1]
+    now = {**run_directory.versions(), **_machine(run_directory.machine())}
+    before = {**last.versions, **_machine(last.machine)}
+    names = (*run_directory.DECISIVE, *_MACHINE)
+    differing = [
+        f"{name} {before[name]} -> {now[name]}"
+        for name in names
+        if name in before and name in now and before[name] != now[name]
+    ]
+    if differing:
+        note(notify, f"goes on with others than before: {'; '.join(differing)}")
+
+
+_MACHINE = ("system", "processor")
+
+
+def _machine(machine: Mapping[str, JsonValue]) -> dict[str, str]:
+    return {name: str(machine[name]) for name in _MACHINE if name in machine}
 
 
 def check_problems(past: Past, problems: Sequence[Problem]) -> None:

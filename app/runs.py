@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
+from speclrm.app.provenance import provenance
 from speclrm.app.resolve import Resolved, resolved
-from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.errors import SpecLRMError
@@ -92,7 +92,7 @@ async def run_in(
             seed=found.seed,
             concurrency=options.concurrency,
             directory=directory,
-            config=found.config | await weights(options) | dict(extra or {}),
+            config=found.config | await provenance(found) | dict(extra or {}),
             sinks=[*sinks, began],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import random
 import re
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ from speclrm.runtime.protocols import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from pydantic import JsonValue
 
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "gold", "expected")
@@ -98,6 +102,34 @@ def load(
         _tell_ungraded(name, problems, columns, there, note)
         return problems
     return select(name, problems, selection, seed, default_ids)
+
+
+def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
+    """Where the rows of a dataset are from: a file with its sha256, files of the hub with their commits, or a task."""
+    if name.startswith(GYM_PREFIX):
+        return {"task": name.removeprefix(GYM_PREFIX), "package": f"reasoning-gym {_version('reasoning-gym')}"}
+    full, _, part = canonical(name).partition(":")
+    benchmark = BENCHMARKS.get(full)
+    if benchmark is not None and data_dir is None:
+        wanted = [file for file in benchmark.hub if file.part in _wanted(benchmark, part)]
+        return {"hub": [f"{file.repository}@{file.revision}/{file.path}" for file in wanted]}
+    path = Path(name).expanduser() if benchmark is None or data_dir is None else _local(benchmark, data_dir)
+    with path.open("rb") as file:
+        return {"file": str(path.resolve()), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _wanted(benchmark: Benchmark, part: str) -> tuple[str, ...]:
+    """The splits that are taken; the empty name stands for a benchmark that has none."""
+    if not benchmark.parts:
+        return ("",)
+    return (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -265,7 +297,7 @@ def _load_benchmark(
     if part and part not in benchmark.parts:
         parts = f"It has: {', '.join(benchmark.parts)}" if benchmark.parts else "It has none"
         raise DatasetError(f"{benchmark.name} has no split {part!r}. {parts}.")
-    wanted = (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
+    wanted = _wanted(benchmark, part)
     if data_dir is not None:
         path = _local(benchmark, data_dir)
         made = _made(path, lambda row, number, _: benchmark.make(row, number, part, seed))
@@ -273,7 +305,7 @@ def _load_benchmark(
         return _of_parts(benchmark, path, whole, part, wanted) if benchmark.parts else whole
     problems: list[Problem] = []
     for file in benchmark.hub:
-        if not file.part or file.part in wanted:
+        if file.part in wanted:
             path = _fetch(benchmark, file, notify)
             problems += _unique(
                 path, _made(path, lambda row, number, _, file=file: benchmark.make(row, number, file.part, seed))

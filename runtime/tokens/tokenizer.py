@@ -12,7 +12,7 @@ import re
 import secrets
 from datetime import datetime
 from functools import cache, cached_property
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -67,6 +67,23 @@ def load_tokenizer(path: Path) -> HFTokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ModelError(f"{file} cannot be read: {error}. Fetch the model again.") from error
     return HFTokenizer(tokenizer, raw, path)
+
+
+def tokenizer_digest(path: Path) -> str:
+    """The sha256 of all that decides which ids a text has in a model's folder, and which of them end it."""
+    config = {
+        name: value for name, value in _read_json(path / "tokenizer_config.json").items() if name != "chat_template"
+    }
+    ends = _read_json(path / "generation_config.json").get("eos_token_id")
+    state = sha256((path / "tokenizer.json").read_bytes())
+    state.update(json.dumps([config, ends], sort_keys=True).encode())
+    return state.hexdigest()
+
+
+def template_digest(path: Path) -> str | None:
+    """The sha256 of a model's chat template, or None where it has none. Raises ModelError."""
+    found = _find_template(path, _read_json(path / "tokenizer_config.json"))
+    return None if found.lost else sha256(found.text.encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
