@@ -303,6 +303,15 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
         lock.release()
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process that lives on this machine holds the folder, or one of another machine is said to."""
+    try:
+        content = json.loads((directory / LOCK_FILE).read_text(encoding="utf-8"))
+        return content["host"] != socket.gethostname() or psutil.pid_exists(content["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _holder(lock: Path) -> str | None:
     try:
         content = json.loads(lock.read_text(encoding="utf-8"))
