@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from speclrm.app.engines import Engines
     from speclrm.app.resolve import Resolved
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
@@ -35,21 +36,18 @@ SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 async def provenance(found: Resolved) -> dict[str, JsonValue]:
     """What a run's configuration says beside the settings. The engines must have been sized."""
-    return await weights(found.options) | await asyncio.to_thread(_facts, found)
-
-
-def _facts(found: Resolved) -> dict[str, JsonValue]:
-    settings = found.engines.settings
-    facts: dict[str, JsonValue] = {
-        "reproducibility": reproducibility(settings, found.seed, simulated=found.engines.simulated),
-    }
+    facts = await weights(found.options) | await asyncio.to_thread(engine_facts, found.engines, found.seed)
     options = found.options
     if not is_simulated_dataset(options.dataset):
-        facts["data"] = origin(options.dataset, options.data_dir)
-    if settings:
-        facts["engines"] = _engines(settings)
-        facts |= read_devices()
+        facts["data"] = await asyncio.to_thread(origin, options.dataset, options.data_dir)
     return facts
+
+
+def engine_facts(engines: Engines, seed: int | None) -> dict[str, JsonValue]:
+    """Of engines that have been sized: how far a run on them can be had again, what they were started with, and on what."""
+    settings = engines.settings
+    level: dict[str, JsonValue] = {"reproducibility": reproducibility(settings, seed, simulated=engines.simulated)}
+    return level | ({"engines": _engines(settings), **read_devices()} if settings else {})
 
 
 def reproducibility(settings: Mapping[Role, EngineSettings], seed: int | None, *, simulated: bool) -> Reproducibility:

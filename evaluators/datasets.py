@@ -113,9 +113,17 @@ def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
     if benchmark is not None and data_dir is None:
         wanted = [file for file in benchmark.hub if file.part in _wanted(benchmark, part)]
         return {"hub": [f"{file.repository}@{file.revision}/{file.path}" for file in wanted]}
-    path = Path(name).expanduser() if benchmark is None or data_dir is None else _local(benchmark, data_dir)
-    with path.open("rb") as file:
-        return {"file": str(path.resolve()), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if benchmark is None or data_dir is None:
+        paths = [Path(name).expanduser()]
+    else:
+        paths = _as_on_the_hub(benchmark, data_dir, _wanted(benchmark, part)) or [_local(benchmark, data_dir)]
+    files: list[JsonValue] = [str(path.resolve()) for path in paths]
+    state = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                state.update(piece)
+    return {"file": files[0] if len(files) == 1 else files, "sha256": state.hexdigest()}
 
 
 def _version(package: str) -> str:
@@ -298,7 +306,7 @@ def _load_benchmark(
         parts = f"It has: {', '.join(benchmark.parts)}" if benchmark.parts else "It has none"
         raise DatasetError(f"{benchmark.name} has no split {part!r}. {parts}.")
     wanted = _wanted(benchmark, part)
-    if data_dir is not None:
+    if data_dir is not None and not _as_on_the_hub(benchmark, data_dir, wanted):
         path = _local(benchmark, data_dir)
         made = _made(path, lambda row, number, _: benchmark.make(row, number, part, seed))
         whole = _unique(path, made)
@@ -306,11 +314,17 @@ def _load_benchmark(
     problems: list[Problem] = []
     for file in benchmark.hub:
         if file.part in wanted:
-            path = _fetch(benchmark, file, notify)
+            path = _fetch(benchmark, file, notify) if data_dir is None else data_dir / file.path
             problems += _unique(
                 path, _made(path, lambda row, number, _, file=file: benchmark.make(row, number, file.part, seed))
             )
     return problems
+
+
+def _as_on_the_hub(benchmark: Benchmark, folder: Path, wanted: Sequence[str]) -> list[Path]:
+    """The files of the splits, where the folder is a copy of a dataset's that has one for each of them."""
+    files = [folder / file.path for file in benchmark.hub if file.part and file.part in wanted]
+    return files if files and all(path.is_file() for path in files) else []
 
 
 def _of_parts(

@@ -111,18 +111,19 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows = iter(reader)
+        begin = 1  # the line in which a row begins: cells may hold ends of lines, the header's too
         try:
+            begin = 1 + (reader.line_num if reader.fieldnames else 0)
             while (row := _next_row(rows)) is not None:
-                place = f"line {reader.line_num}"
                 if None in row or None in row.values():
                     raise DatasetError(
-                        f"{path} {place}: the row has not as many cells as the header has names. Put cells that hold commas "
-                        "or line ends between double quotes."
+                        f"{path} line {begin}: the row has not as many cells as the header has names. Put cells that hold "
+                        "commas or line ends between double quotes."
                     )
-                yield place, dict(row)
+                yield f"line {reader.line_num}", dict(row)
+                begin = reader.line_num + 1
         except csv.Error as error:
-            # The outer reader counts a row's lines only once it has the row.
-            raise DatasetError(f"{path} line {reader.reader.line_num}: not CSV ({error}).") from error
+            raise DatasetError(f"{path} line {begin}: not CSV ({error}).") from error
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} behind line {reader.line_num}: not UTF-8. Convert the file.") from error
 

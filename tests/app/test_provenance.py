@@ -13,6 +13,7 @@ import pytest
 from cli_runner import Done, speclrm
 from engines.tiny_models import make_tokenizer
 
+from speclrm.api import Runtime, strategy
 from speclrm.app.options import EngineOptions, RunOptions
 from speclrm.app.provenance import BATCH_INVARIANT, provenance, reproducibility
 from speclrm.app.resolve import resolve
@@ -22,7 +23,7 @@ from speclrm.evaluators.datasets import load, origin
 from speclrm.runtime.engines.vllm import arguments
 from speclrm.runtime.machine import hardware
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.settings import EngineSettings
 from speclrm.runtime.trace import run_directory
 from speclrm.runtime.trace.reader import read_run
@@ -321,3 +322,13 @@ def test_runs_of_older_versions_are_compared_by_what_they_recorded() -> None:
     assert (
         changes(new, {**other, "engines": {}, "devices": [], "driver": "1", "data": {}, "reproducibility": "?"}) == {}
     )
+
+
+async def test_a_program_records_the_same_of_its_engines(tmp_path: Path) -> None:
+    async with Runtime(target="sim/qwq-32b", draft="sim/r1-1.5b") as runtime:
+        chosen = strategy("baseline", token_budget=64, max_step_tokens=32)
+        await runtime.run([Problem("one", "1+1?", "2")], chosen, directory=tmp_path / "r", config={"mine": 1})
+    config: Any = run_directory.read_record(tmp_path / "r").config
+    assert config["reproducibility"] == "simulated: byte for byte"
+    assert set(config["models"]) == {"target", "draft"}
+    assert config["mine"] == 1

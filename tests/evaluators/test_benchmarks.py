@@ -12,7 +12,7 @@ import pytest
 
 from speclrm.evaluators import datasets
 from speclrm.evaluators.benchmarks import ALIASES, BENCHMARKS, final_number
-from speclrm.evaluators.datasets import Columns, Selection, load
+from speclrm.evaluators.datasets import Columns, Selection, load, origin
 from speclrm.evaluators.grading import Grader
 from speclrm.runtime.errors import DatasetError
 from speclrm.runtime.protocols import Problem
@@ -372,3 +372,18 @@ async def test_two_options_with_the_same_words_are_both_right_or_both_wrong() ->
             "wrong",
         ]
         assert await grader.grade("six", Problem("p", "?", "C", "choice", energies.details)) == "correct"
+
+
+def test_a_copy_of_the_datasets_own_folder_is_read_split_by_split(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    for part in ("AMC_en", "CCEE_en", "CNMO_en", "WLPMC_en"):
+        folder = tmp_path / f"v202412_{part}" / "test"
+        folder.mkdir(parents=True)
+        parquet.write_table(arrow.table({"question": [part], "answer": ["1"]}), folder / "0000.parquet")
+    assert [(one.id, one.text) for one in load("live", data_dir=tmp_path)] == [("AMC_en-0", "AMC_en")]
+    whole = load("livemathbench", data_dir=tmp_path)
+    assert [one.id for one in whole] == ["AMC_en-0", "CCEE_en-0", "CNMO_en-0", "WLPMC_en-0"]
+    assert len(origin("livemathbench", tmp_path)["file"]) == 4  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="livemathbench is not in"):
+        load("livemathbench:hard_en", data_dir=tmp_path)

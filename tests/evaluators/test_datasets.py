@@ -175,3 +175,17 @@ def test_a_cell_is_as_long_as_a_chain_of_thought(tmp_path: Path) -> None:
     assert csv.field_size_limit() == before  # it is the whole program's
     with pytest.raises(DatasetError, match=r"line 3: not CSV \(unexpected end"):
         load(write(tmp_path / "d.csv", 'problem,answer\nx,1\n"y,2\n'))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('"a\nb",1\n"c\nd\n,2\n', "line 4: not CSV"),
+        ('"a\nb",1\n"c\nd",2,3\n', "line 4: the row has not as many cells"),
+        ('"a\nb",1\n"c\nd"x,3\n', "line 4: not CSV"),
+    ],
+)
+def test_a_row_of_several_lines_is_named_by_its_first(tmp_path: Path, rows: str, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        load(write(tmp_path / "d.csv", f"problem,answer\n{rows}"))
+    assert message in str(caught.value)
