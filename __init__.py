@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from speclrm.strategies.recipe import Recipe
 
 _HOMES = {
-    "Engine": "runtime.protocols",
+    "Engine": "runtime.engine",
     "Equivalence": "runtime.protocols",
     "Event": "runtime.events",
     "Family": "strategies.family",

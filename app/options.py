@@ -165,6 +165,16 @@ class RunOptions(EngineOptions, DataOptions):
     concurrency: Annotated[int, Field(ge=1), Option("Maximum number of samples in progress.", RUN, "place")] = (
         CONCURRENCY
     )
+    sinks: Annotated[
+        tuple[str, ...],
+        Option(
+            "Sinks of other packages that get the run's events, separated by commas: a name, MODULE:NAME or FILE.py:NAME.",
+            RUN,
+            "place",
+            name="sink",
+            metavar="NAMES",
+        ),
+    ] = ()
     compress_trace: Annotated[
         bool, Option("Compress closed segments of a long trace (docs/trace.md).", RUN, "place")
     ] = False

@@ -13,6 +13,7 @@ from speclrm.app.resolve import Resolved, recorded_strategy, resolved
 from speclrm.app.resume import check_problems, note_surroundings
 from speclrm.app.runs import RunReport, run_in
 from speclrm.app.settings_diff import changed_models, recorded_options, refuse_models, table
+from speclrm.app.sinks import named_sinks
 from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators.grading import ExactEquivalence
@@ -171,6 +172,7 @@ async def go_on(
         if plan is not None:
             plan(found.samples)
         resumption = Resumption(past, lambda _: (found.strategy, found.seed), anew=True)
+        sinks = [*sinks, *named_sinks(found.options.sinks)]
         async with found.runtime(notify) as runtime:
             extra: dict[str, JsonValue] = {"continued_from": past.run}
             if differing:

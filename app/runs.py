@@ -15,6 +15,7 @@ from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.provenance import provenance
 from speclrm.app.resolve import Resolved, resolved
+from speclrm.app.sinks import named_sinks
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.errors import SpecLRMError
@@ -65,6 +66,7 @@ async def run(
         run_directory.check_free(directory)
         if plan is not None:
             plan(found.samples)
+        sinks = [*sinks, *named_sinks(found.options.sinks)]
         async with found.runtime(notify) as runtime:
             return await run_in(runtime, found, directory, sinks)
 

@@ -31,9 +31,9 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_dataset(incomplete: str) -> list[str]:
-    from speclrm.evaluators.benchmarks import ALIASES, BENCHMARKS
+    from speclrm.evaluators.datasets import names
 
-    return [name for name in (*BENCHMARKS, *ALIASES) if name.startswith(incomplete)]
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 def complete_strategy(incomplete: str) -> list[str]:

@@ -24,6 +24,7 @@ from speclrm.evaluators.benchmarks import (
 )
 from speclrm.evaluators.reasoning_gym import GYM_PREFIX, GYM_SIZE, make_problems
 from speclrm.evaluators.tables import FORMATS, Row, read_rows
+from speclrm.runtime import plugins
 from speclrm.runtime.errors import DatasetError
 from speclrm.runtime.models.online import HUB_TIMEOUT_S, hub_answers
 from speclrm.runtime.protocols import Problem
@@ -37,6 +38,9 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "gold", "expected")
 ID_COLUMNS = ("id", "unique_id", "problem_id")
 _ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+GROUP = "speclrm.datasets"
+"""Entry points of packages that bring datasets: a name each, and what is called with ``seed`` and gives the problems."""
+_CODE = re.compile(r"[\w./~-]+\.py:\w+|[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _PART_ID = re.compile(r".+-\d+")
 """A row's id that names the split of its benchmark."""
@@ -89,25 +93,39 @@ def load(
     for option, value in (("--limit", selection.limit), ("--sample", selection.sample)):
         if value is not None and value < 1:
             raise DatasetError(f"{option} {value} leaves no problem. Give 1 or more.")
-    default_ids = None
-    if name.startswith(GYM_PREFIX):
+    default_ids, columns_told = None, ""
+    if name in plugins.installed(GROUP):
+        problems = _from_code(name, seed)
+    elif name.startswith(GYM_PREFIX):
         problems = make_problems(name, _gym_size(selection), seed)
     elif (benchmark := BENCHMARKS.get(canonical(name).partition(":")[0])) is not None:
         problems = _load_benchmark(benchmark, canonical(name).partition(":")[2], data_dir, seed, notify)
         default_ids = benchmark.default_ids
+    elif _CODE.fullmatch(name) and not Path(name).exists():
+        problems = _from_code(name, seed)
     else:
         columns = columns or Columns()
         problems, there = _load_file(name, columns)
-        problems = select(name, problems, selection, seed)
-        _tell_ungraded(name, problems, columns, there, note)
-        return problems
-    return select(name, problems, selection, seed, default_ids)
+        asked = (columns.answer,) if columns.answer else ANSWER_COLUMNS
+        columns_told = (
+            f" in {_or(asked)}. The rows have the columns {', '.join(map(repr, there))}; say which one holds the answers with "
+            "--answer-column"
+        )
+    problems = select(name, problems, selection, seed, default_ids)
+    without = sum(problem.answer is None for problem in problems)
+    if without == len(problems):
+        note(f"{name}: every sample will be ungraded, because no row has a right answer{columns_told}")
+    elif without:
+        note(f"{name}: {without} of {len(problems)} problems have no right answer; their samples will be ungraded")
+    return problems
 
 
 def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
     """Where the rows of a dataset are from: a file with its sha256, files of the hub with their commits, or a task."""
     if name.startswith(GYM_PREFIX):
         return {"task": name.removeprefix(GYM_PREFIX), "package": f"reasoning-gym {_version('reasoning-gym')}"}
+    if name in plugins.installed(GROUP) or (_CODE.fullmatch(name) and not Path(name).exists()):
+        return {"code": name} | _file_of(name)
     full, _, part = canonical(name).partition(":")
     benchmark = BENCHMARKS.get(full)
     if benchmark is not None and data_dir is None:
@@ -117,6 +135,16 @@ def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
         paths = [Path(name).expanduser()]
     else:
         paths = _as_on_the_hub(benchmark, data_dir, _wanted(benchmark, part)) or [_local(benchmark, data_dir)]
+    return _digest(paths)
+
+
+def _file_of(name: str) -> dict[str, JsonValue]:
+    """Of code that stands in a file: which one, and its sha256."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return _digest([path]) if path.suffix == ".py" and path.is_file() else {}
+
+
+def _digest(paths: Sequence[Path]) -> dict[str, JsonValue]:
     files: list[JsonValue] = [str(path.resolve()) for path in paths]
     state = hashlib.sha256()
     for path in paths:
@@ -138,6 +166,26 @@ def _wanted(benchmark: Benchmark, part: str) -> tuple[str, ...]:
     if not benchmark.parts:
         return ("",)
     return (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
+
+
+def names() -> list[str]:
+    """What a dataset may be called, beside tasks and files: benchmarks, aliases, and those of installed packages."""
+    builtin = [*BENCHMARKS, *ALIASES]
+    return [*builtin, *sorted(set(plugins.installed(GROUP)) - set(builtin))]
+
+
+def _from_code(name: str, seed: int) -> list[Problem]:
+    """What another package, or a Python file, makes under that name."""
+    found = plugins.find(GROUP, "dataset", name, {*BENCHMARKS, *ALIASES})
+    assert found is not None
+    make, what = found
+    try:
+        problems = list(make(seed=seed))
+    except Exception as error:  # whatever that code raises is its own affair, and told as such
+        raise DatasetError(f"{what} cannot be made: {type(error).__name__}: {error}.") from error
+    if strange := [one for one in problems if not isinstance(one, Problem)]:
+        raise DatasetError(f"{what} gives a {type(strange[0]).__name__}; it must give speclrm.Problem objects.")
+    return _unique(what, ((f"problem {place}", one) for place, one in enumerate(problems)))
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -218,21 +266,6 @@ def _ranges(numbers: Iterable[int]) -> str:
 # ------------------------------------------------------------------------------------------------------------- own files
 
 
-def _tell_ungraded(
-    name: str, problems: Sequence[Problem], columns: Columns, there: Iterable[str], note: Callable[[str], None]
-) -> None:
-    """Says it where problems have no right answer to be graded by, before anything is spent on them."""
-    without = sum(problem.answer is None for problem in problems)
-    if without == len(problems):
-        asked = (columns.answer,) if columns.answer else ANSWER_COLUMNS
-        note(
-            f"{name}: no row has a right answer in {_or(asked)}, so every sample will be ungraded. The rows have the "
-            f"columns {', '.join(map(repr, there))}; say which one holds the answers with --answer-column"
-        )
-    elif without:
-        note(f"{name}: {without} of {len(problems)} problems have no right answer; their samples will be ungraded")
-
-
 def _or(names: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(map(repr, names[:-1])), repr(names[-1])]))
 
@@ -242,8 +275,8 @@ def _load_file(name: str, columns: Columns) -> tuple[list[Problem], dict[str, No
     there: dict[str, None] = {}
     path = Path(name).expanduser()
     if not path.exists():
-        known = ", ".join([*BENCHMARKS, *ALIASES])
-        close = difflib.get_close_matches(name, [*BENCHMARKS, *ALIASES], n=1)
+        known = ", ".join(names())
+        close = difflib.get_close_matches(name, names(), n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         raise DatasetError(
             f"There is no dataset {name!r}.{meant} Give one of {known}; {FORMATS} with a problem and an answer a row; or "
@@ -282,7 +315,7 @@ def _made(path: Path, make: Callable[[Row, int, str], Problem]) -> Iterator[tupl
         yield place, problem
 
 
-def _unique(path: Path, made: Iterable[tuple[str, Problem]]) -> list[Problem]:
+def _unique(path: Path | str, made: Iterable[tuple[str, Problem]]) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     for place, problem in made:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {
     f"speclrm.runtime.{name}"
-    for name in ("engine", "errors", "events", "files", "ledger", "models.online", "protocols", "state")
+    for name in ("engine", "errors", "events", "files", "ledger", "models.online", "plugins", "protocols", "state")
 }
 """What strategies and evaluators may know of the runtime."""
 SHARED = (
@@ -26,6 +26,7 @@ SHARED = (
     "files",
     "gc_tuning",
     "ledger",
+    "plugins",
     "protocols",
     "seeds",
     "settings",
@@ -163,7 +164,7 @@ def test_only_the_vllm_engine_imports_vllm() -> None:
         if not name.startswith("speclrm.benchmarks.studies")
         and any(other.partition(".")[0] == "vllm" for other in imports(path))
     }
-    assert users == {"speclrm.runtime.engines.vllm"}
+    assert users == {"speclrm.runtime.engines.vllm", "speclrm.runtime.engines.vllm_plugin"}
 
 
 def test_strategies_touch_no_clock_no_files_and_no_global_random_state() -> None:

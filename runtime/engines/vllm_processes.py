@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from speclrm.runtime.engines import reaper
+from speclrm.runtime.engines import reaper, vllm_plugin
 from speclrm.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
 def own_values(settings: EngineSettings) -> dict[str, str | None]:
     """What only this engine's processes find. vLLM reads the cores in the process that it spawns."""
     values: dict[str, str | None] = {}
+    values[vllm_plugin.ASKED] = "1" if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
     if settings.preload:

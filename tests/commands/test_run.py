@@ -310,7 +310,7 @@ def test_what_the_data_do_not_say_is_said_before_anything_is_loaded(tmp_path: Pa
         done = speclrm(*arguments, "--output-dir", kind, "--display", kind, cwd=tmp_path)
         assert done.returncode == 0
         note, _, rest = done.stderr.partition("\n")
-        assert note.startswith(f"note: {file}: no row has a right answer")
+        assert note.startswith(f"note: {file}: every sample will be ungraded, because no row has a right answer in")
         assert "'question', 'final'" in note
         assert "note:" not in rest
     done = speclrm(*arguments, "--dry-run", "--answer-column", "final", cwd=tmp_path)
