@@ -47,7 +47,9 @@ def engine_facts(engines: Engines, seed: int | None) -> dict[str, JsonValue]:
     """Of engines that have been sized: how far a run on them can be had again, what they were started with, and on what."""
     settings = engines.settings
     level: dict[str, JsonValue] = {"reproducibility": reproducibility(settings, seed, simulated=engines.simulated)}
-    return level | ({"engines": _engines(settings), **read_devices()} if settings else {})
+    if not settings:
+        return level
+    return {**level, "engines": _engines(settings), **read_devices()}
 
 
 def reproducibility(settings: Mapping[Role, EngineSettings], seed: int | None, *, simulated: bool) -> Reproducibility:
@@ -79,4 +81,6 @@ def _engines(settings: Mapping[Role, EngineSettings]) -> dict[str, JsonValue]:
         }
         for role, one in settings.items()
     }
-    return found | ({"environment": environment} if environment else {})
+    if environment:
+        found["environment"] = environment
+    return found

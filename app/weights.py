@@ -26,6 +26,7 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
     """
     digests: dict[str, JsonValue] = {}
     models: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = {MODELS: models}
     for role, name in model_names(options).items():
         found: dict[str, JsonValue] = {"name": name}
         with suppress(ModelError):  # an engine of the caller's own has a name that is nowhere else
@@ -34,7 +35,9 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
             if digest is not None:
                 digests[role.value] = digest
         models[role.value] = found
-    return ({WEIGHTS: digests} if digests else {}) | ({MODELS: models} if models else {})
+    if digests:
+        config[WEIGHTS] = digests
+    return config
 
 
 def _facts(name: str) -> tuple[str | None, dict[str, JsonValue]]:

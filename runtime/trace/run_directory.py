@@ -83,9 +83,14 @@ def machine() -> dict[str, JsonValue]:
     }
 
 
-@cache
 def versions() -> Mapping[str, str]:
-    """Of what this process runs. Read once: that takes longer than all else of a short attempt at a problem."""
+    """Of what this process runs: packages, and the commit of this one where that is known."""
+    return _versions()
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Read once: that takes longer than all else of a short attempt at a problem."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

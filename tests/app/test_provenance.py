@@ -210,6 +210,10 @@ def other_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[:-4] + b"\xff\0\0\0")
 
 
+def lost_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("")
+
+
 CHANGES: dict[str, Callable[[Path], None]] = {
     "draft's weights": lambda base: other_weights(base / "d"),
     "target's weights": lambda base: other_weights(base / "t"),
@@ -220,7 +224,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "target's chat template": lambda base: edit(
         "tokenizer_config.json", lambda content: content.update(chat_template="{{ messages }}")
     )(base / "t"),
-    "draft's chat template": lambda base: (base / "d" / "chat_template.jinja").write_text("") and None,
+    "draft's chat template": lambda base: lost_template(base / "d"),
 }
 
 
