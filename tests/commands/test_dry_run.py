@@ -71,11 +71,12 @@ def test_a_lost_template_is_noted(lose: Callable[[Path], None], reason: str, mod
 async def test_a_lost_template_is_noted_before_engines_are_loaded(model: Path) -> None:
     without_template(model)
     said: list[str] = []
-    asked: dict[str, Any] = {"target": str(model), "dataset": str(model.parent / "data.jsonl")}
-    found = resolve(RunOptions(strategy="baseline", token_budget=64, max_step_tokens=64, **asked))
+    recipe: dict[str, Any] = {"token_budget": 64, "max_step_tokens": 64}
+    data = str(model.parent / "data.jsonl")
+    found = resolve(RunOptions(strategy="baseline", target=str(model), dataset=data, recipe=recipe))
     engines = found.engines
     assert isinstance(engines, RealEngines)
-    await engines.size(found.strategy, found.work, found.problems, lambda stage, *_: said.append(stage))
+    await engines.size(found.strategy, found.work, found.problems, lambda stage, done, total: said.append(stage))
     assert [line.partition(",")[0] for line in said] == [
         "note: the target is spoken to in plain turns (User: ... Assistant: ...)"
     ]
