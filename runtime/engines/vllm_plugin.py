@@ -1,13 +1,13 @@
-"""What vLLM's processes do otherwise on a CPU. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
+"""Changes vLLM's processes on a CPU. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
 
-Only engines of SpecLRM are changed, which name it in their environment, and only where vLLM is as expected: another version
-works as it is. What was changed stands in the engines' log.
+It changes only engines of SpecLRM, which name it in their environment, and only if vLLM is as expected: another version
+runs unchanged. The engines' log says what was changed.
 
 - Readers of the shared-memory queue spin for a second after each message (vLLM 0.32,
-  distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). Beside two engines on few cores these loops take the
+  distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). With two engines on few cores these loops take the
   time of the threads that compute, so they wait for the notice after ``SPIN_S``.
-- A nucleus (top-p) is found by sorting the whole vocabulary (v1/sample/ops/topk_topp_sampler.py). It nearly always lies among
-  the few most probable tokens, which are selected; where it does not, the rows concerned are sorted as before.
+- vLLM finds a nucleus (top-p) by sorting the whole vocabulary (v1/sample/ops/topk_topp_sampler.py). It is nearly always among
+  the few most probable tokens, which are selected; otherwise the rows concerned are sorted as before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ASKED = "SPECLRM_CPU_ENGINE"
 """Set in the environment of the processes that are to be changed."""
 SPIN_S = 0.002
 FEW = (256, 4096)
-"""So many of the most probable tokens are looked at, one after the other, before a row is sorted."""
+"""Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
 
 
 def register() -> None:

@@ -1,9 +1,9 @@
-"""The break-even controller: which tracks speculate, from running estimates of what it costs and brings.
+"""Decides which tracks speculate, from running estimates of what speculation costs and brings (the break-even controller).
 
-All that it knows comes from events (how long steps are, what was kept, what was read) and from the engines' own statistics
-(what an iteration costs). It decides by problem, since acceptance is a matter of the problem and the pair of models: of the
-problems at work, those whose acceptance is above the break-even of the moment speculate, the others are written by the target
-alone. A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+It knows only events (how long steps are, what was kept, what was read) and the engines' own statistics (what an
+iteration costs). It decides by problem, since acceptance depends on the problem and the pair of models: of the problems
+at work, those whose acceptance is above the break-even of the moment speculate, and the target alone writes the others.
+A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
 """
 
 from __future__ import annotations
@@ -41,45 +41,45 @@ Mode = Literal["write", "speculate", "eager"]
 
 PROBE_REASON = "one step, to see whether drafts pay"
 LOOK_S = 0.25
-"""Between two looks at the engines."""
+"""Seconds between two looks at the engines."""
 LOOK_ITERATIONS = 16
-"""Fewer than these tell too little of what one costs."""
+"""Iterations of an engine below which a look says too little about the cost of one."""
 LOOK_AGAIN = 128
-"""Steps of all problems after which one is drafted though none seems to pay; twice as many after each time."""
+"""Steps of all problems after which one step is drafted though none seems to pay; twice as many after each time."""
 DECIDE_S = 1.0
-"""Between two decisions, so that what one changed can be seen before the next."""
+"""Seconds between two decisions, so that the effect of one can be seen before the next."""
 PROBES = 6
-"""Verdicts on a problem's drafts before it is decided on: the spread of its acceptance is 0.2 then, and they cost about one
+"""Verdicts on a problem's drafts before it is decided: its acceptance then has a spread of 0.2, and they cost about one
 step of a track in 150."""
 PROBE_AGAIN = 64
-"""Steps of a problem after which one that did not pay is probed again; twice as many after each time in vain."""
+"""Steps of a problem after which one that did not pay is probed again; twice as many after each failure."""
 GAIN_ON = 1.02
-"""The predicted gain over the target alone at which speculation begins at all."""
+"""Predicted gain over the target alone from which speculation begins at all."""
 MARGIN = 0.05
-"""A problem that speculates ends where its acceptance falls this far under the break-even at which it would begin."""
+"""A problem stops speculating when its acceptance falls this far below the break-even at which it would begin."""
 CHANGES_FREE = 4
 """Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
 MOVED = 0.1
-"""A break-even this much under all at which a problem was tried is reason to look at it again at once."""
+"""A problem is probed again at once if the break-even falls this far below every one at which it was tried."""
 HOPEFUL = 0.95
-"""The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
+"""Optimistic acceptance assumed for an unknown problem; if even this does not pay, nothing is probed."""
 ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
-"""What is thought of a problem before its first verdicts, and how many verdicts that counts. The mean of the problems so far
-takes the place of 0.5, and how little they differ, beyond what chance does to so few verdicts, that of 4."""
+"""Acceptance assumed before a problem's first verdicts, and its weight in verdicts. The mean of the problems so far
+replaces 0.5. The weight grows from 4 to 64 the less the problems differ beyond chance."""
 FORGET = 0.995
-"""How the mean acceptance of all problems forgets, a verdict."""
+"""Factor by which the mean acceptance of all problems forgets at each verdict."""
 KNOWN_MIN = 3
-"""Problems from which on their differences say something."""
+"""Problems from which on their differences are meaningful."""
 VERDICTS_MAX = 64.0
 """Verdicts that are remembered of a problem: acceptance changes along a track."""
 RATE_TOKENS = 2_000
-"""Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
+"""Committed tokens over which a rate is measured before it corrects predictions: some 60 steps."""
 CORRECTION_WEIGHT, CORRECTION_MAX = 0.1, 1.5
 OUTLIER = 4.0
-"""Times the mean beyond which what one request read counts no more."""
+"""Multiple of the mean to which a request's uncached tokens are capped."""
 EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.25
-"""Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
-grows with the load is under this share of what an iteration costs by itself."""
+"""Work ahead of scores needs at least this acceptance, and engines for which one more request makes iterations hardly
+longer: all that grows with the load is under this share of an iteration's fixed cost."""
 
 
 class Decision(NamedTuple):
@@ -98,7 +98,7 @@ class Record(Protocol):
         ...
 
     def decided(self, track: str, step: int) -> Decision | None:
-        """What was decided for a step; None where the trace does not say."""
+        """Returns what was decided for a step; None if the trace does not say."""
         ...
 
 
@@ -118,8 +118,8 @@ class _Mean:
 class _Problem:
     """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
 
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
-    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is probed again; ``tried_at``:
+    the lowest break-even at which it was probed again or turned on. ``changes``: times that it was turned on or off.
     """
 
     kept: float = 0.0
@@ -147,8 +147,8 @@ class _Problem:
 
 @dataclass(slots=True)
 class _Window:
-    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
-    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
+    """A period in which predictions are compared with results: whether most tracks ``speculates``, the ``tokens``
+    committed at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
     """
 
     speculates: bool
@@ -159,13 +159,13 @@ class _Window:
 
 
 class Controller:
-    """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
+    """One for a runtime: call ``see`` with every event of its samples, and ``decide`` before each step of a track.
 
-    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which is an
-    event, too. So a run that goes on from its trace goes on with what it had learned (``recall``).
+    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which
+    is an event, too. So a run that continues from its trace continues with what it had learned (``recall``).
 
-    On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times: what
-    was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
+    On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times:
+    what was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
     """
 
     def __init__(self, lanes: Mapping[Role, Lane], admission: Admission, overlap: Overlap) -> None:
@@ -198,7 +198,7 @@ class Controller:
 
     @property
     def problems(self) -> int:
-        """Problems that are known now: those with a track at work."""
+        """Problems with a track at work."""
         return len(self._problems)
 
     # ------------------------------------------------------------------------------------------------------- what is seen
@@ -221,7 +221,7 @@ class Controller:
                 self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
                 self._drafted = True
-                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
             case StepScored():
@@ -247,19 +247,19 @@ class Controller:
             del self._problems[name]
 
     def forget(self, name: str, repeat: int) -> None:
-        """The sample is not at work any more, though its tracks have not ended: its run could not be gone on with."""
+        """Removes a sample whose tracks have not ended but which is no longer at work, because its run could not continue."""
         if (problem := self._problems.get(name)) is not None:
             for track in [track for track in problem.tracks if track[0] == repeat]:
                 self._forget(name, track)
 
     def recall(self, events: Iterable[Event]) -> None:
-        """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
+        """Learns from a whole trace that a run continues, without what only an attempt's end did to its tracks."""
         for event in events:
             self.see(event, event.t)
         self._restart()
 
     def _restart(self) -> None:
-        """Other engines from here on: their counters begin anew, and so does the time."""
+        """Starts again for other engines: their counters begin anew, and so does the time."""
         self._seen.clear()
         self._window = None
         self._looked_s = self._decided_s = float("-inf")
@@ -269,7 +269,7 @@ class Controller:
             if operation.output_tokens > 1:
                 self._token_s[role].add(operation.engine_s / operation.output_tokens)
         if name is not None:
-            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            # A track that released its KV cache reads its whole context again, which is no cost of a step.
             mean = self._shape[name]
             mean.add(min(sum(one.prompt_tokens - one.cached_tokens for one in operations), OUTLIER * mean.value))
 
@@ -298,7 +298,7 @@ class Controller:
         return now_s() - self._looked_s >= LOOK_S
 
     def observe(self) -> EnginesObserved:
-        """What is to be seen of the engines now: an event to publish, which ``see`` takes up."""
+        """Returns what the engines show now, as an event to publish, which ``see`` then reads."""
         counters: dict[str, EngineCounters] = {}
         for role, lane in self._lanes.items():
             stats = lane.stats()
@@ -316,7 +316,7 @@ class Controller:
         )
 
     def decide(self, name: str, repeat: int, track: str) -> Decision:
-        """What this track does next. Raises KeyError for a track that was not seen to start."""
+        """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
         problem = self._problems[name]
         if problem.speculates:
             eager = self._eager and self._acceptance(problem) >= EAGER_ACCEPTANCE
@@ -330,12 +330,12 @@ class Controller:
 
     def _may_probe(self, problem: _Problem) -> bool:
         if not self._drafted:
-            # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
+            # The first draft shows what drafts and scores cost; no other track tries until that is known.
             return not any(other.probing for other in self._problems.values())
         if self._fits[Role.DRAFT].costs is None:
             return False
         if self._hopeless:
-            # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
+            # The cost of a draft may have been measured at a bad moment: draft one step of all problems now and then.
             return self._steps >= self._look_again and not any(other.probing for other in self._problems.values())
         if problem.verdicts + len(problem.probing) < PROBES:
             return True
@@ -358,7 +358,7 @@ class Controller:
         return (problem.kept + mean * self._prior_weight) / (problem.verdicts + self._prior_weight)
 
     def _weigh(self) -> None:
-        """How much the mean of all problems says of a single one: a Beta prior by the method of moments."""
+        """Computes how much the mean of all problems says about a single one: a Beta prior by the method of moments."""
         known = [problem for problem in self._problems.values() if problem.verdicts >= PROBES]
         mean = self._kept / self._verdicts
         if len(known) < KNOWN_MIN:
@@ -371,7 +371,7 @@ class Controller:
     # ------------------------------------------------------------------------------------------------------------- inside
 
     def _observed(self, event: EnginesObserved, now: float) -> None:
-        """Takes the engines' counters since the last look into what their iterations cost, and decides anew when due."""
+        """Adds the engines' counters since the last look to the estimates of their costs, and decides again when due."""
         self._looked_s = now
         self._context, self._waiting = event.context, event.waiting
         for role in self._lanes:
@@ -380,7 +380,7 @@ class Controller:
             totals = _Totals(counters.busy_s, counters.iterations, counters.new_tokens, counters.batched, event.both_s)
             before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
             if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
-                continue  # of a few, a large part may lie on the other side of this moment
+                continue  # of a few iterations, a large part may lie after this moment
             self._seen[role] = totals
             busy_s = totals.busy_s - before.busy_s
             iterations = float(totals.iterations - before.iterations)
@@ -430,7 +430,7 @@ class Controller:
 
     def _turn(self, problem: _Problem) -> None:
         """Turns a problem on or off by the break-even of the moment."""
-        accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
+        accepted = round(self._acceptance(problem) * 20) / 20  # as in the groups
         rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
         if problem.speculates and accepted < self.threshold - MARGIN:
             problem.speculates = False
@@ -442,7 +442,7 @@ class Controller:
                 return
             problem.speculates = True
             problem.changes += 1
-            # A break-even that only goes back and forth has not moved.
+            # A break-even that only oscillates has not moved.
             problem.tried_at = min(problem.tried_at, self.threshold)
         problem.reason = (
             f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
@@ -451,7 +451,7 @@ class Controller:
         )
 
     def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
-        """All tracks at work, put together by acceptance in steps of 0.05."""
+        """Groups all tracks at work by acceptance in steps of 0.05."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
@@ -459,7 +459,7 @@ class Controller:
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
     def _measure(self, now: float) -> None:
-        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
+        """Compares what was committed with what was predicted for the tracks at work, from decision to decision."""
         if (window := self._window) is None:
             return
         window.predicted += window.rate * (now - window.since_s)
@@ -469,7 +469,7 @@ class Controller:
             self._window = None
 
     def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
-        """What will be compared with what comes from now on."""
+        """Sets what results will be compared with from now on."""
         everyone = sum(group.tracks for group in groups)
         speculating = sum(group.tracks for group in groups if group.acceptance is not None)
         if not everyone or 0 < speculating < everyone / 2:

@@ -1,8 +1,9 @@
-"""What an engine's iterations cost, learned while it works.
+"""Estimates what an engine's iterations cost, while it works.
 
-An iteration takes ``w + p * new tokens + k * context tokens``, and longer where another engine works on the same device. Between
-two looks at an engine, the seconds in which it was busy are that, summed over the iterations there were: four unknowns and one
-equation a look. They are fitted by least squares with old looks fading, and none is ever negative.
+An iteration takes ``w + p * new tokens + k * context tokens``, and longer while another engine works on the same
+device. Between two looks at an engine, the seconds in which it was busy are that, summed over its iterations: four
+unknowns and one equation a look. They are fitted by least squares, with older looks counting less; no constant is ever
+negative.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MEMORY = 0.98
-"""What a look counts after the next one."""
+"""Weight of a look relative to the next one."""
 PRIOR = 4.0
-"""How many looks the first guess counts: that an iteration's cost is all its own, whatever is in it."""
+"""Weight of the first guess, in looks: that an iteration's cost is constant, whatever is in it."""
 HOLD, HOLD_SLOWDOWN = 0.05, 0.02
-"""How hard the guess holds, beside the weight of a column. It lets go with time, but for the slowdown: an engine that never
-worked alone cannot be told from a slow one, and is better taken for that.
-"""
+"""Weights that pull the constants towards the guess, relative to a column's weight. They fade with time, except that of
+the slowdown: an engine that never worked alone cannot be told from a slow one, and is taken for that."""
 SLOWDOWN_MAX = 10.0
 
 
@@ -61,10 +61,10 @@ class CostFit:
         return self._costs
 
     def add(self, look: Look) -> None:
-        """Looks without an iteration say nothing."""
+        """Adds a look; one without an iteration changes nothing."""
         if look.iterations <= 0 or look.busy_s <= 0:
             return
-        # Each look counts the same, however long it took: all is taken per iteration.
+        # Each look counts the same, however long it took: all numbers are per iteration.
         scale = 1.0 / look.iterations
         row = [1.0, look.new_tokens * scale, look.context * scale, 0.0]
         seconds = look.busy_s * scale
@@ -78,7 +78,7 @@ class CostFit:
         self._costs = self._solve(seconds)
 
     def _solve(self, seconds: float) -> EngineCosts:
-        # A look's columns differ by orders of magnitude: scale them, and hold each unknown near its guess.
+        # A look's columns differ by orders of magnitude: scale them, and pull each unknown towards its guess.
         scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
         guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
         letting_go = HOLD * PRIOR / (PRIOR + self._looks)
@@ -104,7 +104,9 @@ class CostFit:
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gaussian elimination with pivots; the matrices are small and, by what is added to their diagonal, regular."""
+    """Solves the equations by Gaussian elimination with pivots; the matrices are small, and regular because of what is
+    added to their diagonal.
+    """
     size = len(right)
     rows = [[*matrix[i], right[i]] for i in range(size)]
     for i in range(size):
