@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pydantic import ValidationError
@@ -154,10 +155,11 @@ def _short(digest: JsonValue) -> JsonValue:
 
 def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
     """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
+    command = f"speclrm resume {quote(str(directory))}"
     advice = (
-        f"Give what is recorded (`speclrm resume {directory}` does), or --override, which goes on and records the change."
+        f"Give what is recorded (`{command}` does), or --override, which goes on and records the change."
         if asked
-        else f"Put back what was there then, or start a new run. `speclrm resume {directory} --override` goes on all the same "
+        else f"Put back what was there then, or start a new run. `{command} --override` goes on all the same "
         "and records the change."
     )
     raise ResumeError(

@@ -74,7 +74,7 @@ class Screen:
         from speclrm.commands.display import visible
 
         if what.startswith(NOTE):  # a live display would draw the next stage over it
-            self.console.print(visible(what, keep=""), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(visible(what, keep="\n"), markup=False, highlight=False, soft_wrap=True)
         else:
             self.monitor.notify(what, done, total)
 
