@@ -109,6 +109,8 @@ async def replay(
     past = read_past(directory, lambda text: note(notify, text), whole=True)
     with resolved(recorded_options(past.config), notify, engines) as found:
         check_problems(past, found.problems)
+        if differing := changed_models(past.config, await weights(found.options)):
+            note(notify, f"the models that are here are others than those of the record:\n{table(differing)}")
         before, now = SummarySink(), SummarySink()
         for event in read_trace(directory / TRACE_FILE):
             before.add(event)

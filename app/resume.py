@@ -15,6 +15,7 @@ from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import ProblemStarted
+from speclrm.runtime.machine.hardware import read_devices
 from speclrm.runtime.replay.recorded_run import Past, read_past
 from speclrm.runtime.runtime import Resumption
 from speclrm.runtime.trace import run_directory
@@ -63,12 +64,6 @@ async def resume(
             check_problems(past, found.problems)  # which no option allows
             if differing and not override:
                 refuse(directory, differing, asked=asked is not None)
-            if differing:
-                note(
-                    notify,
-                    f"{directory} goes on with other settings for samples that had not begun:\n{table(differing)}",
-                )
-            note_surroundings(past, notify)
             names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
             if past.finished and len(done) == len(names) and None not in done:
@@ -79,6 +74,12 @@ async def resume(
                 if report.stale_reports(directory, summary):  # the disk may have been full at the run's end
                     report.write_reports(directory, summary)
                 return RunReport(directory=directory, summary=summary, done_before=True)
+            if differing:
+                note(
+                    notify,
+                    f"{directory} goes on with other settings for samples that had not begun:\n{table(differing)}",
+                )
+            note_surroundings(past, notify)
             if plan is not None:
                 plan(len(names))
             resumption = Resumption(
@@ -97,7 +98,9 @@ def note_surroundings(past: Past, notify: Notify) -> None:
     last = past.attempts[-1]
     now = {**run_directory.versions(), **_machine(run_directory.machine())}
     before = {**last.versions, **_machine(last.machine)}
-    names = (*run_directory.DECISIVE, *_MACHINE)
+    if "engines" in last.config:  # else they are simulated, or the caller's own
+        before["devices"], now["devices"] = _devices(last.config), _devices(read_devices())
+    names = (*run_directory.DECISIVE, *_MACHINE, "devices")
     differing = [
         f"{name} {before[name]} -> {now[name]}"
         for name in names
@@ -105,6 +108,12 @@ def note_surroundings(past: Past, notify: Notify) -> None:
     ]
     if differing:
         note(notify, f"goes on with others than before: {'; '.join(differing)}")
+
+
+def _devices(facts: Mapping[str, JsonValue]) -> str:
+    devices, driver = facts.get("devices"), facts.get("driver")
+    names = [str(one.get("name")) for one in devices if isinstance(one, dict)] if isinstance(devices, list) else []
+    return f"{', '.join(names)} with driver {driver}" if names else "no GPU"
 
 
 _MACHINE = ("system", "processor")

@@ -231,7 +231,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 def listed(done: Done) -> list[str]:
     """The names in the table of changes."""
     lines = done.stderr.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("setting"))
+    start = max(number for number, line in enumerate(lines) if line.startswith("setting"))
     return [line.partition("  ")[0] for line in lines[start + 1 :] if "  " in line]
 
 
@@ -255,6 +255,8 @@ def test_a_changed_model_is_told_by_what_changed_of_it(what: str, run: tuple[str
     assert refused.returncode == 2
     assert listed(refused) == [what]
     assert "`speclrm resume r --override`" in refused.stderr
+    played = speclrm("replay", "r", "--display", "plain", cwd=tmp_path)
+    assert listed(played) == [what]
     again = speclrm("replay", "r", "--continue", "--output-dir", "c", "--display", "plain", cwd=tmp_path)
     assert again.returncode == 2
     assert listed(again) == [what]
@@ -307,11 +309,13 @@ def test_other_versions_and_another_machine_are_told_and_hold_nothing_up(run: tu
     content = json.loads(first)
     content["versions"] |= {"speclrm": "0.0.9", "python": "3.0"}
     content["machine"]["processor"] = "another"
+    content["config"] |= {"engines": {}, "devices": [{"name": "Card X", "memory_bytes": 1}], "driver": "570.1"}
     (tmp_path / "r" / "trace.jsonl").write_bytes(json.dumps(content).encode() + b"\n" + b"".join(rest[:-1]))
     done = speclrm(*run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: goes on with others than before: speclrm 0.0.9 -> " in done.stderr
     assert "; processor another -> " in done.stderr
+    assert "; devices Card X with driver 570.1 -> " in done.stderr
     assert "python" not in done.stderr
 
 
