@@ -90,9 +90,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}. Fetch the model again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is no JSON object but {type(content).__name__}. Fetch the model again.")
+    return cast("dict[str, Any]", content)
 
 
 class HFTokenizer:
@@ -135,8 +138,6 @@ class HFTokenizer:
                 documents=None,
                 **self._named_marks,
             )
-        except ModelError:
-            raise
         except Exception as error:  # a template is a program, and may fail in any way
             frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"]
             raise ModelError(
@@ -380,8 +381,14 @@ def _find_template(path: Path, config: Mapping[str, Any]) -> _Template:
     return _Template(template, place)
 
 
+class _Refused(Exception):
+    """Raised by a template on purpose."""
+
+
 def _template_error(place: str, line: int, error: Exception) -> str:
     reason = " ".join(str(error).split()) or "no reason given"
+    if isinstance(error, _Refused):
+        return f"The model's chat template refuses the conversation: {reason.rstrip('.')[:300]} ({place} line {line})."
     return (
         f"{place} line {line}: the chat template cannot be used ({type(error).__name__}: {reason.rstrip('.')[:300]}). Put "
         "the model's own template there, or use --prompt-style raw."
@@ -415,7 +422,7 @@ def _tojson(
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise ModelError(f"The model's chat template refuses the conversation: {message}")
+    raise _Refused(message)
 
 
 def _strftime_now(form: str) -> str:

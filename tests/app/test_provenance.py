@@ -340,3 +340,14 @@ async def test_a_program_records_the_same_of_its_engines(tmp_path: Path) -> None
     assert config["reproducibility"] == "simulated: byte for byte"
     assert set(config["models"]) == {"target", "draft"}
     assert config["mine"] == 1
+
+
+def test_runs_by_other_models_of_the_same_name_are_evaluated_separately(run: tuple[str, ...], tmp_path: Path) -> None:
+    models = ("--target", str(tmp_path / "t"), "--draft", str(tmp_path / "d"))
+    words = ("run", "speculative", *models, "--dataset", str(tmp_path / "data.jsonl"), "--display", "none")
+    assert speclrm(*words, "--output-dir", "same", cwd=tmp_path).returncode == 0
+    CHANGES["draft's weights"](tmp_path)
+    assert speclrm(*words, "--output-dir", "other", cwd=tmp_path).returncode == 0
+    done = speclrm("eval", "r", "same", "other", "--json", cwd=tmp_path)
+    assert [one["runs"] for one in json.loads(done.stdout)["evaluations"]] == [["r", "same"], ["other"]]
+    assert "other has the settings of r, but not its models (draft's weights)" in done.stderr

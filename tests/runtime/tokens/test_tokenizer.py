@@ -190,6 +190,7 @@ def test_what_a_template_marks_for_trainers_is_written_as_if_it_were_not_marked(
         ("x\n{{ messages[0].content + 1 }}", 2, "TypeError"),
         ("x\n\n{{ 1 // 0 }}", 3, "ZeroDivisionError"),
         ("{% include 'other' %}", 1, "TypeError"),
+        ("\n{{ raise_exception('Roles\nmust alternate.') }}", 2, "refuses the conversation: Roles must alternate"),
         ("{{ messages.__class__.__mro__ }}{{ raise_exception }}{{ ''.__class__.mro() }}", 1, "SecurityError"),
     ],
 )
@@ -199,7 +200,7 @@ def test_a_template_that_fails_is_one_line_with_its_file_and_line(
     with pytest.raises(ModelError) as caught:
         with_template(folder, tmp_path, template).render(TALK)
     message = str(caught.value)
-    assert f"{tmp_path / 'chat_template.jinja'} line {line}: " in message
+    assert f"{tmp_path / 'chat_template.jinja'} line {line}" in message
     assert reason in message
     assert "\n" not in message
 
@@ -283,6 +284,10 @@ def test_a_template_is_found_wherever_a_family_writes_it(folder: Path, tmp_path:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"a": 1}}))
     with pytest.raises(ModelError, match=r"tokenizer_config\.json \(chat_template\) is no text but dict"):
         load_tokenizer(tmp_path).render(TALK)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is no JSON object but list"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
         load_tokenizer(tmp_path).render(TALK)
