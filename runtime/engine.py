@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -184,3 +184,24 @@ class Tokenizer(Protocol):
         and is left open.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """Seconds: ``w`` an iteration, ``p`` a new token, ``k`` a token of context in an iteration.
+
+    ``slowdown``: by what share an iteration takes longer while another engine works.
+    """
+
+    w: float
+    p: float = 0.0
+    k: float = 0.0
+    slowdown: float = 0.0
+
+
+@runtime_checkable
+class KnowsItsCosts(Protocol):
+    """An engine of which it is known, before it has worked, what its iterations cost."""
+
+    @property
+    def known_costs(self) -> EngineCosts: ...

@@ -311,6 +311,8 @@ class Runtime:
             {**self.facts(seed), **(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats}
         )
         go_on = resumption is not None and not resumption.anew
+        if self.scheduler.controller is not None:
+            self.scheduler.controller.budget = strategy.limits.token_budget
         async with AsyncExitStack() as stack:
             must: list[Sink] = [_ErrorGuard(), *required]
 

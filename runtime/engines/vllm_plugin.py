@@ -39,7 +39,8 @@ def register() -> None:
 def _spin_less() -> str:
     from vllm.distributed.device_communicators import shm_broadcast
 
-    start: Any = shm_broadcast.SpinCondition.__init__
+    condition: Any = shm_broadcast.SpinCondition
+    start = condition.__init__
     names = start.__code__.co_varnames[: start.__code__.co_argcount]
     if names[-1] != "busy_loop_s" or start.__defaults__ is None or len(start.__defaults__) != 1:
         raise TypeError("SpinCondition is another one than expected")
@@ -48,14 +49,19 @@ def _spin_less() -> str:
 
 
 def _select_the_nucleus() -> str:
-    from vllm.v1.sample.ops import topk_topp_sampler as sampler
+    from vllm.v1.sample.ops import topk_topp_sampler
 
+    sampler: Any = topk_topp_sampler
     by_sorting = sampler.apply_top_k_top_p_pytorch
 
     def select(logits: Any, k: Any, p: Any, allow_cpu_sync: bool = False) -> Any:
         if p is None or k is not None:
             return by_sorting(logits, k, p, allow_cpu_sync)
-        return nucleus(logits, p, lambda some, masses: by_sorting(some, None, masses, allow_cpu_sync))
+
+        def sorted_out(some: Any, masses: Any) -> Any:
+            return by_sorting(some, None, masses, allow_cpu_sync)
+
+        return nucleus(logits, p, sorted_out)
 
     sampler.apply_top_k_top_p_pytorch = select
     return "nuclei are selected"

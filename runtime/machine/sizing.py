@@ -65,7 +65,7 @@ class ModelFacts:
     context: int
 
     def kv_bytes(self, dtype_bytes: int) -> int:
-        """Bytes of keys and values of one token."""
+        """Returns the bytes of keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_size * dtype_bytes
 
 
@@ -187,9 +187,9 @@ def engine_settings(
     tensor_parallel: int = 1,
     gpu_share: float | None = None,
 ) -> dict[Role, EngineSettings]:
-    """The settings of all engines together, within the memory that is free now.
+    """Computes the settings of all engines together, within the memory that is free now.
 
-    ``kv_cache_bytes``: for each engine, instead of what the work would like. ``tensor_parallel``: GPUs that share each
+    ``kv_cache_bytes``: for each engine, instead of what the work needs. ``tensor_parallel``: GPUs that share each
     engine. ``gpu_share``: the part of a GPU's memory, 0 to 1, that all engines together may take.
 
     Raises:

@@ -149,10 +149,10 @@ def check_folder(folder: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """What two folders have in common only if they hold the same model: of its configuration, its tokenizer, and of what its
-    weights are called, their shapes, and a piece of each, which a further training changes. Cheap whatever their size.
+    """Returns a digest that two folders share only if they hold the same model: of configuration, tokenizer, the
+    tensors' names and shapes, and a piece of each, which further training changes. Cheap whatever their size.
 
-    Raises ModelError where a file is broken.
+    Raises ModelError if a file is broken.
     """
     return _digest(folder, "config.json", "tokenizer.json")[:16]
 

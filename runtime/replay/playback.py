@@ -430,7 +430,8 @@ class SamplePlayback:
         """Returns how the trace says that the step was made; None if it does not say: then the live controller decides."""
         changes, made = self._decisions.get(track, ((), -1))
         last = next((change for change in reversed(changes) if change.step <= step), None)
-        mode, reason = ("speculate", "") if last is None else (last.mode, last.reason)
+        mode = "speculate" if last is None else last.mode
+        reason = last.reason if last is not None and last.step == step else ""  # what was said earlier is said
         if step <= made or (last is not None and last.step == step) or self._streams.get(track):
             return Decision(mode, reason)
         # In a replay nothing else can decide; the next request is not in the trace anyway.

@@ -15,14 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.scheduling.iteration_costs import EngineCosts
+    from speclrm.runtime.engine import EngineCosts
 
 ROUNDS = 40
 DAMPING = 0.5
-SLOWED_MAX, SLOWED_SHARE = 0.01, 0.1
-"""How much slower a group may become for the others' sake: that, plus this share of what all together gain."""
-EVEN = 0.02
-"""Rates that differ by less than this share are equal: predictions are no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,44 +112,8 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
         if draft is not None:
             seen_d = max(1.0, 1.0 + drafting * beside)
             next_d = draft.w + draft.p * (seen_d + draft_reads * d) + draft.k * shape.context * seen_d
-            next_t *= 1.0 + target.slowdown * min(1.0, drafting)
-            next_d *= 1.0 + draft.slowdown * target_busy
+            next_t *= 1.0 + target.slowdown * min(1.0, drafting * beside)
+            next_d *= 1.0 + draft.slowdown * target_busy * beside
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
     return Prediction(rate, written, slowest, t, d, drafting, decoding)
-
-
-def best_threshold(
-    groups: Sequence[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts, *, correction: float = 1.0
-) -> tuple[float, float]:
-    """Returns the break-even acceptance at this load, and the gain over no speculation at all (1 if none is better).
-
-    ``groups``: all tracks with their acceptances; None for those that never speculate. Groups at or above the threshold
-    should speculate; 2.0 means none. No group may become noticeably slower than without any speculation: the others
-    would pay for its scores, and the whole run would end later. Of about equally good thresholds the lowest is
-    returned, so that similar problems are treated alike. ``correction``: measured over predicted rates with
-    speculation.
-    """
-    everyone = sum(group.tracks for group in groups)
-    if not everyone:
-        return 2.0, 1.0
-    alone = predict([Group(group.tracks, None) for group in groups], shape, target, None)
-    rates = {2.0: alone.rate}
-    for bound in {group.acceptance for group in groups if group.acceptance is not None}:
-        split = [
-            group if group.acceptance is not None and group.acceptance >= bound else Group(group.tracks, None)
-            for group in groups
-        ]
-        share = sum(group.tracks for group in split if group.acceptance is not None) / everyone
-        corrected = 1 + share * (correction - 1)
-        found = predict(split, shape, target, draft)
-        rate = found.rate * corrected
-        slowed = SLOWED_MAX + SLOWED_SHARE * max(0.0, rate / alone.rate - 1)
-        # The correction was measured with speculation, so it does not hold for tracks without.
-        if min(found.writing, found.slowest * correction) >= alone.writing * (1 - slowed):
-            rates[bound] = rate
-    best = max(rates.values())
-    if not best:
-        return 2.0, 1.0
-    bound = min(bound for bound, rate in rates.items() if rate >= best * (1 - EVEN))
-    return bound, rates[bound] / alone.rate

@@ -43,7 +43,7 @@ def _closed_thinking(tokenizer: Tokenizer, ids: Sequence[int], last: str) -> boo
 
 
 def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
-    """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
+    """Returns the question with its answer opened. A model that thinks is shown empty, closed thoughts."""
     reply = tokenizer.encode(question.reply)
     if question.raw:
         return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]

@@ -62,7 +62,7 @@ class RunRecord(Attempt):
 
 
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
-    """The record of a run that starts now on this machine. The run's id is its time and four random bytes."""
+    """Makes the record of a run that starts now on this machine. The run's id is its time and four random bytes."""
     now = datetime.now(UTC)
     return RunRecord(
         run=f"{now:%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}",

@@ -21,6 +21,7 @@ from speclrm.runtime.events import (
     TrackPaused,
 )
 from speclrm.runtime.protocols import Role, Score, Step
+from speclrm.runtime.scheduling.controller import PROBE_REASON
 from speclrm.runtime.tokens.steps import (
     split_ending,
     whole_characters,
@@ -155,7 +156,7 @@ class RuntimeTrack:
                 self._events.emit(self._controller.observe())
             decided = self._controller.decide(self.problem.id, self.repeat, self._requests.track)
         mode, reason = decided
-        if mode != self.state.mode:
+        if mode != self.state.mode or reason == PROBE_REASON:  # a run that goes on must know what was tried
             self._events.emit(ModeChanged(**self._events.where, step=self._requests.index, mode=mode, reason=reason))
         return mode != "write"
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from pydantic import Field
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.engine import Delta, EngineStats, Finish, Request, Tokenizer
+from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request, Tokenizer
 from speclrm.runtime.engines.simulated.kv_blocks import BlockKeys, Blocks
 from speclrm.runtime.engines.simulated.tokenizer import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
@@ -96,6 +96,8 @@ class Device:
     """The device that engines share: one that works alone has full speed, each of two that work has its own ``share``."""
 
     def __init__(self) -> None:
+        self.engines = 0
+        """How many are on it."""
         self._busy: list[SimulatedEngine] = []
 
     def speed(self, engine: SimulatedEngine) -> float:
@@ -192,6 +194,7 @@ class SimulatedEngine:
         self.max_num_seqs = cost.max_num_seqs
         self._world = world
         self._device = device or Device()
+        self._device.engines += 1
         self._blocks = Blocks(cost.kv_tokens // cost.block_size)
         self._keys = BlockKeys(cost.block_size)
         self._waiting: list[tuple[tuple[int, int], _Sequence]] = []
@@ -211,6 +214,13 @@ class SimulatedEngine:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.busy_s = 0.0
+
+    @property
+    def known_costs(self) -> EngineCosts:
+        """As its cost model has them."""
+        cost = self.cost
+        slowdown = 1 / self.share - 1 if self._device.engines > 1 else 0.0
+        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown)
 
     @property
     def kv_tokens(self) -> int:

@@ -24,12 +24,11 @@ PREFIX = "sim/"
 DATA_PREFIX = "sim:"
 
 PRESETS: dict[str, EngineCost] = {
-    # Assumed from first principles for a card of the H200 class, not measured: 65.5 GB of bfloat16 weights read at about 4.1 TB/s
-    # make w; 2 * 32.8e9 operations a token at about 500 TFLOP/s make p; 256 KiB of keys and values a token (64 layers, 8 heads of
-    # 128, two bytes, both) read at about 4.8 TB/s make k. Room for keys and values: what 141 GB leave.
-    "qwq-32b": EngineCost(w=16.1e-3, p=0.13e-3, k=5.5e-8, kv_tokens=240_000),
-    # The same for 1.8e9 parameters; its iterations are bound by the host rather than by memory, hence 3.6 ms.
-    "r1-1.5b": EngineCost(w=3.6e-3, p=0.006e-3, k=0.6e-8, kv_tokens=400_000),
+    # Measured on one H200 with vLLM 0.26.0 (bfloat16, CUDA graphs, models of these shapes with random weights, 2026-11-26), by
+    # what `speclrm calibrate` does: 16 and 15 measurements, each engine by itself. Room for keys and values, not measured: what
+    # 141 GB leave beside the weights.
+    "qwq-32b": EngineCost(w=18.4e-3, p=87e-6, k=1.4e-7, kv_tokens=240_000, s=1.9e-6, request_s=6.0e-3),
+    "r1-1.5b": EngineCost(w=2.4e-3, p=25e-6, k=0.0, kv_tokens=400_000, s=1.4e-6, request_s=9.9e-3),
 }
 """By the name after ``sim/``."""
 
@@ -37,9 +36,9 @@ PARAMETERS = {"qwq-32b": 32_800_000_000, "r1-1.5b": 1_800_000_000}
 """Of the models that the built-in costs stand for, Qwen/QwQ-32B and deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: 32.76e9 and
 1.78e9 as stored on the hub (sizing.py has them in full), rounded as the costs above are."""
 
-SHARED = {"draft": 0.40, "target": 0.75}
-"""The speed of each role's engine on a shared device while the other works: time slicing, in which the draft, bound by
-its host, leaves gaps. Assumed; a measured preset brings its own."""
+SHARED = {"draft": 0.55, "target": 0.45}
+"""The speed of each role's engine on a shared device while the other works, measured with the costs above: two processes share a
+GPU by time slices. A measured preset brings its own."""
 
 
 class EngineFit(BaseModel):
@@ -115,7 +114,7 @@ def write_preset(preset: Preset, path: Path) -> None:
 
 
 def preset_digest(name: str) -> str | None:
-    """What tells an engine of a file from one of another file; None for a built-in one. Raises ModelError."""
+    """Returns a digest of an engine from a preset's file; None for a built-in one. Raises ModelError."""
     short = name.removeprefix(PREFIX)
     if short in PRESETS:
         return None
