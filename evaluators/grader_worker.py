@@ -65,10 +65,14 @@ def by_choice(letter: str, options: str, answer: str) -> bool:
     import json
 
     named = notation.choice(answer)
-    texts: dict[str, str] = json.loads(options)
+    texts: dict[str, str] = {name: notation.words(text) for name, text in json.loads(options).items()}
+    right = texts.get(letter.upper(), "")
     if named in texts:
-        return named == letter.upper()
-    return notation.words(answer).casefold() == notation.words(texts.get(letter, "")).casefold() != ""
+        return named == letter.upper() or texts[named] == right != ""  # two options may read the same
+    said = notation.words(answer)
+    if said in texts.values():  # MeV and meV are told apart where both are there
+        return said == right
+    return said.casefold() == right.casefold() != ""
 
 
 def by_task(rule: str, gold: str, answer: str) -> bool:

@@ -69,8 +69,13 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
             ALIASES.get(name, name),
         )
     except ValidationError as error:
-        problems = "; ".join(_told(dict(item)) for item in error.errors())
-        raise SettingsError(f"Strategy {name}: {problems}.") from error
+        raise SettingsError(f"Strategy {name}: {_all_told(error)}.") from error
+
+
+def _all_told(error: ValidationError) -> str:
+    """All that is wrong. A default that is made from other options fails with them, and nobody gave it."""
+    items = [dict(item) for item in error.errors()]
+    return "; ".join(_told(item) for item in items if item["type"] != "default_factory_not_called")
 
 
 def _told(item: dict[str, Any]) -> str:
@@ -106,5 +111,4 @@ def _family(found: Any, what: str) -> tuple[type[Family], Recipe]:
     try:
         return found, Recipe.model_validate(dict(found.defaults))
     except ValidationError as error:
-        problems = "; ".join(_told(dict(item)) for item in error.errors())
-        raise SettingsError(f"{what}: its defaults are wrong: {problems}.") from error
+        raise SettingsError(f"{what}: its defaults are wrong: {_all_told(error)}.") from error

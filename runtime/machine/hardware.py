@@ -8,9 +8,16 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +91,40 @@ def _container_memory() -> tuple[int, int]:
 
 
 def _gpus() -> tuple[Gpu, ...]:
+    try:
+        rows = _ask_gpus("name", "memory.total", "memory.free")
+        return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
+    except ValueError:
+        return ()
+
+
+def _ask_gpus(*fields: str) -> list[list[str]]:
+    """The fields of each GPU as nvidia-smi knows them, or nothing."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return ()
-    query = [command, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+        return []
+    query = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
-        rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
-        return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+@cache
+def read_devices() -> Mapping[str, JsonValue]:
+    """What does not change of this machine's GPUs: ``devices`` with names and memory, and their ``driver``; nothing
+    where there are none.
+    """
+    rows = _ask_gpus("name", "memory.total", "driver_version")
+    if not rows:
+        return {}
+    try:
+        devices: list[JsonValue] = [{"name": name, "memory_bytes": int(total) << 20} for name, total, _ in rows]
+    except ValueError:
+        return {}
+    return {"devices": devices, "driver": rows[0][2]}
 
 
 def _preload() -> tuple[str, ...]:
