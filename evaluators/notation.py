@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 
 DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
+_WIDE_GROUPS = re.compile(r"(?<=\d)(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)(?=\d{3}(?!\d))")
+"""A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
+_SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 PERCENT = re.compile(r"\\?%\s*$")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
@@ -24,60 +27,118 @@ _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?\.?")
 _LABELLED = re.compile(r"\(?([A-Za-z])\)(?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
 """A letter that labels an option, with the option's text behind it: ``(C) 12``, ``B) 12``, ``B. 12``."""
-_MEASURE = re.compile(
-    r"[-+]?[\d.,/]+(?:\\frac\{\d+\}\{\d+\})?(?:\s|\\[,;: ]|~)*(?P<unit>[A-Za-z]+)(?:\s*\^\s*\{?(?P<power>\d)\}?)?"
-)
 
-_UNITS = {
-    name: unit
-    for unit, names in {
-        "mm": "mm millimeter millimetre",
-        "cm": "cm centimeter centimetre",
-        "m": "m meter metre",
-        "km": "km kilometer kilometre",
-        "in": "in inch inche",
-        "ft": "ft foot feet",
-        "yd": "yd yard",
-        "mi": "mi mile",
-        "s": "s sec second",
-        "min": "min minute",
-        "h": "h hr hour",
-        "day": "day",
-        "week": "week",
-        "month": "month",
-        "year": "year",
-        "g": "g gram",
-        "kg": "kg kilogram",
-        "lb": "lb pound",
-        "oz": "oz ounce",
-        "ml": "ml milliliter millilitre",
-        "l": "l liter litre",
-        "gal": "gal gallon",
-        "mph": "mph",
-        "cent": "cent",
-        "dollar": "dollar",
-    }.items()
-    for name in names.split()
-}
-"""Units that are told apart, with their names in the singular. A word that is none of them is no unit: apples."""
+_SIGNS = str.maketrans(
+    {
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+        **dict.fromkeys("\u2009\u202f\u2008\u2007\u2002\u2003\u2005\u2006\u00a0\u3000", " "),
+        **dict.fromkeys("\u200b\u2060\ufeff\u2061\u2062", ""),
+        **dict.fromkeys("−‐‑‒—", "-"),
+        **{"、": ",", "。": ".", "「": "", "」": "", "’": "'", "′": "'", "″": "''", "∣": "\\mid ", "∶": ":", "⁄": "/", "∕": "/", "µ": "μ"},
+        **{sign: f"\\{name} " for sign, name in {
+            "×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "•": "cdot", "∗": "ast", "÷": "div", "≤": "le", "⩽": "le",
+            "≥": "ge", "⩾": "ge", "≠": "ne", "≈": "approx", "≡": "equiv", "∈": "in", "∉": "notin", "∪": "cup", "∩": "cap",
+            "∞": "infty", "±": "pm", "∓": "mp", "∅": "emptyset", "→": "to", "∠": "angle", "△": "triangle", "¬": "neg",
+            "∧": "land", "∨": "lor", "ℏ": "hbar", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "∖": "setminus",
+            "∂": "partial", "∇": "nabla", "∑": "sum", "∏": "prod", "∫": "int", "⊂": "subset", "⊆": "subseteq", "∥": "parallel",
+            "⊥": "perp", "∝": "propto", "∼": "sim", "≅": "cong", "⊕": "oplus", "⊗": "otimes", "∀": "forall", "∃": "exists",
+            "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ϵ": "epsilon", "ζ": "zeta", "η": "eta",
+            "θ": "theta", "ϑ": "vartheta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi",
+            "ρ": "rho", "σ": "sigma", "ς": "varsigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "ϕ": "phi", "χ": "chi",
+            "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi",
+            "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
+        }.items()},
+        **{sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℚℂℕ", "RZQCN", strict=True)},
+        **{sign: f"\\frac{{{top}}}{{{below}}}" for sign, top, below in (
+            ("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅕", 1, 5), ("⅖", 2, 5), ("⅗", 3, 5), ("⅘", 4, 5),
+            ("⅙", 1, 6), ("⅚", 5, 6), ("⅛", 1, 8), ("⅜", 3, 8), ("⅝", 5, 8), ("⅞", 7, 8),
+        )},
+    }
+)  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₑ", "0123456789+-=()nixae")
+_RAISED_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_LOWERED_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₑ]+")
+_PLAIN_NAMES = re.compile(
+    r"(?<![a-zA-Z\\])(?P<name>(?:arcsin|arccos|arctan|arccot|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|asin|acos|atan|sinh|cosh|tanh"
+    r"|coth|sin|cos|tan|cot|exp|ln|log|lg|sqrt|cbrt|pi|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|rho|tau|mu)"
+    r"(?=[xyr]?(?![a-zA-Z]))|(?:sec|csc|floor|ceil|abs|max|min|gcd|lcm|binom)(?=\s*[({^]))"
+)
+"""A function's name or that of a letter as programs write it, also with one letter behind it (sinx)."""
+_INFINITY = re.compile(r"(?<![a-zA-Z\\])(?:infinity|oo|inf)(?![a-zA-Z])", re.IGNORECASE)
+_OPERATOR_NAME = re.compile(
+    r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|sec|csc)h?|exp|ln|log|lg|"
+    r"max|min|gcd|lcm|det|ker|arg|deg|dim|sup|inf|Pr)\s*\}"
+)
+_COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+[a-z]+")
+_DRESS = re.compile(
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|bf|it|rm|tiny|small|large"
+    r"|Large|LARGE|huge|Huge|normalsize|boldmath|phantom\{\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
+)
+_DRESSED = re.compile(r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)")
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|textbf|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}")
+"""Bold type around more than a letter. A bold letter may be a vector, and stays one."""
+_TEXT_IN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*\\(?:textbf|textit|text|emph|mathrm|mathbf)\s*\{([^{}]*)\}\s*\}")
+
+
+def in_latex(text: str) -> str:
+    """The answer without decoration, its signs and plain names as commands of LaTeX."""
+    text = text.strip()
+    before = None
+    while before != text:  # marks of Markdown and of formulas around it
+        before = text
+        for left, right in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
+            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right) and (
+                left != "$" or not text.endswith("\\$")
+            ):
+                text = text[len(left) : -len(right)].strip()
+    text = text.strip("$").strip() if not text.endswith("\\$") else text.lstrip("$")
+    text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
+    text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
+    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}", text)
+    text = text.translate(_SIGNS)
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    text = text.replace("\\varnothing", "\\emptyset").replace("\\lvert", "|").replace("\\rvert", "|").replace("\\vert", "|")
+    text = text.replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge").replace("\\leq", "\\le").replace("\\geq", "\\ge")
+    text = text.replace("\\neq", "\\ne").replace("\\lt", "<").replace("\\gt", ">").replace("\\colon", ":") if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text else text
+    text = _WIDE_GROUPS.sub("", text)
+    text = _COLOURED.sub("", text)
+    text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
+    text = _DRESSED.sub("", text)
+    text = _BOLD.sub(r"{\1}", text)
+    text = _OPERATOR_NAME.sub(r"\\\1 ", text)
+    text = _UPRIGHT.sub(r" \1 ", text)
+    return _DRESS.sub(" ", text).strip()
+
+
+def plain_names(text: str) -> str:
+    """With backslashes before the names of functions and Greek letters, outside of words."""
+    parts = _WORDS.split(text)
+    return "".join(part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part)) for at, part in enumerate(parts))
+
+
+_WORDS = re.compile(r"(\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\})")
 
 
 def clean(text: str) -> str:
-    """The answer without decoration, in the notation that the parser reads."""
-    text = text.strip().strip("$").strip()
-    text = text.replace("−", "-").replace("π", "\\pi ").replace("\\varnothing", "\\emptyset")
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _UPRIGHT.sub(r" \1", text)
-    text = text.replace("\\!", "").replace("\\$", "").removeprefix("$")
-    text = _REPEATING.sub(_exact, text)
-    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].strip('(){}')}}}", text)
+    """The answer in the notation that is compared, without degrees and a percent sign."""
+    text = plain_names(in_latex(text))
+    text = text.replace("\\$", "").removeprefix("$")
     text = _ANGLE.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
     text = _DEGREES.sub("", text)
+    return PERCENT.sub("", numbers(text)).strip().rstrip(".")
+
+
+def numbers(text: str) -> str:
+    """With numbers written in one piece, and those of programs as powers of ten."""
+    text = _REPEATING.sub(_exact, text)
+    if _SPACE_GROUPS.fullmatch(text):
+        text = text.replace(" ", "")
     if "(" not in text and "{" not in text.replace("{,}", ""):
         text = DIGIT_GROUPS.sub("", text)  # in a tuple the comma may be one between numbers
     if match := _SCIENTIFIC.fullmatch(text):
         text = f"{match[1]} \\times 10^{{{match[2]}}}"
-    return PERCENT.sub("", text).strip().rstrip(".")
+    return text
 
 
 def _exact(match: re.Match[str]) -> str:
@@ -123,13 +184,3 @@ def in_base(text: str) -> tuple[str, int] | None:
     """Digits and base of a number such as ``101_2``."""
     match = _IN_BASE.fullmatch(text.replace(" ", ""))
     return (match[1].lower(), int(match[2])) if match else None
-
-
-def measure(text: str) -> tuple[str, int] | None:
-    """The unit behind a number and its power, where it is one that we know."""
-    match = _MEASURE.fullmatch(words(text).strip("$ "))
-    if match is None:
-        return None
-    name = match["unit"].casefold()
-    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
-    return None if unit is None else (unit, int(match["power"] or 1))

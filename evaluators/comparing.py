@@ -1,0 +1,834 @@
+"""Whether two answers mean the same: part by part where they have parts, as formulas where they are one.
+
+What is not understood is compared as it is written, and never left out. Used in a grader's worker alone.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, NamedTuple, cast
+
+import sympy as _sympy
+
+from speclrm.evaluators import formulas, notation, units
+from speclrm.evaluators.formulas import Unknown
+
+sympy: Any = _sympy
+
+FLOAT_DIGITS = 12
+"""Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
+TINY = 1e-3
+"""Under it numbers are compared by their leading digits instead."""
+EXACT_BITS = 53
+"""What sympy must be sure of in a number, for its digits to count against it."""
+PARTS_MAX = 60
+DEPTH_MAX = 8
+
+_TEXTS = r"\\(?:text|textrm|textnormal|mbox|mathrm|textit|rm|operatorname)"
+_JOINT = re.compile(rf"{_TEXTS}\s*\{{\s*,?\s*(and|or|und|oder)\s*,?\s*\}}|\\(land|lor)(?![a-zA-Z])")
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[A-Za-z]+|.", re.DOTALL)
+_SPACE = re.compile(r"(?<!\d)(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+(?!\d)")
+_ONE_IN_BRACES = re.compile(r"\{(\w|\\[a-zA-Z]+)\}")
+_OPENS, _CLOSES = {"(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle"}, {")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle"}
+_RELATIONS = {
+    "=": "=", ":=": "=", "==": "=", "\\approx": "~", "\\simeq": "~", "\\doteq": "~", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "<=": "<=",
+    ">=": ">=", "\\ne": "!=", "!=": "!=", "\\in": "in", "\\equiv": "mod",
+}  # fmt: skip
+_OTHER_RELATIONS = re.compile(
+    r"\\(?:not|n?mid|n?parallel|perp|sim|cong|propto|to|iff|implies|impliedby|mapsto|n?subset\w*|n?supset\w*|notin|ni|nleq?|ngeq?|nless"
+    r"|prec\w*|succ\w*|(?:long|Long|left|Left|right|Right)\w*arrow|land|lor|wedge|vee|models|vdash|ll|gg|asymp)(?![a-zA-Z])"
+)
+_LEAD_WORDS = re.compile(
+    rf"^(?:{_TEXTS}\s*\{{)?\s*(?:(?:so|thus|hence)\s+)?(?:(?:the|a|an)\s+)?(?:(?:(?:final|correct)\s+)?answer\s*(?::|is\b|=)|approximately\b|approx\b\.?|about\b|roughly\b|"
+    rf"exactly\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b)\s*:?\s*(?P<close>\}})?",
+    re.IGNORECASE,
+)
+_QUALIFIER = re.compile(
+    rf"[\s,;~]*(?:{_TEXTS}\s*\{{[\s,~]*|(?<=[\s,])\(?)(?=(?:for\s+(?:all|any|every|each|some|arbitrary|integers?|real|positive|natural)\b|for\s*\}}\s*\w"
+    r"|where\b|with\s+[a-zA-Z]\b|with\s*\}))",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(rf"\s*(?:{_TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={_TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$")
+_CONDITION = re.compile(r"\b(?:if|when|unless|only|mod|or|otherwise|and)\b|[=<>]|\\(?:ne|le|ge|in|equiv)\b", re.IGNORECASE)
+_DOMAIN = re.compile(r"\s*([a-zA-Z](?:\s*,\s*[a-zA-Z])*)\s*\\in\s*(\\(?:mathbb|mathbf)\s*\{?\s*[A-Z]\}?.*)")
+_UNIT_TAIL = re.compile(
+    rf"(?:(?:{_TEXTS}\s*\{{[^{{}}]*\}}|\\(?:mu|Omega|AA|degree)(?![a-zA-Z])|\^\s*\{{?\s*\\circ\s*\}}?|°|\\%|%|(?<![a-zA-Z\d])[A-Za-zΩÅ]{{1,3}}(?=\s*(?:/|\\cdot|$)))"
+    rf"(?:\s*\^\s*(?:\{{\s*[-+]?\d\s*\}}|-?\d))?|[\s~/*()]|1(?=\s*/)|\\[,;:! ]|\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])|-(?=\\text))+$"
+)
+_FRACTION_UNIT = re.compile(rf"\\frac\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}}(?:\s*\^\s*\{{?\d\}}?)?)\s*\}}\s*$")
+_NUMERIC = re.compile(
+    r"[-+±\s]*(?:\\pm\s*)?(?:\d[\d.,]*(?:[eE][-+]?\d+)?|\.\d+|\\frac\s*(?:\{[-+\d.\s]*\}|\d)\s*(?:\{[\d.\s]*\}|\d)|\\sqrt\s*(?:\{[\d.\s]*\}|\d)|\\pi(?![a-zA-Z])"
+    r"|\\(?:times|cdot)(?![a-zA-Z])|\^\s*(?:\{[-+\d\s]*\}|-?\d+)|[-+/*]|\([-+\d.,\s/]*\)|\s|\\[,;:! ]|~|\{[-\d.,]*\})+"
+)
+_PLAIN_TAIL = re.compile(r"[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
+_MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
+_NO_UNIT = frozenset(
+    "or more less fewer least most not no none than up over under at but and if only unless to between except minus plus times nor above below "
+    "greater smaller larger bigger either neither both half quarter third double twice mod for when of a an the is are in by with without from "
+    "isn't".split()
+)
+"""Words that say more of a number than what is counted."""
+_COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
+_OPAQUE_UNITS = frozenset("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mm mN mV mA mW mJ kN kV kA kW kJ mT mH in at h".split()) - {"mm"}
+"""Signs that are products of letters where they stand plainly behind a number."""
+_ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
+
+
+class Side(NamedTuple):
+    """A part of an answer without what stands around its value.
+
+    ``unit``: of it, if it has one that is known. ``words``: what else stands behind the number. ``lone``: the unit is a sign that may be a
+    letter.
+    """
+
+    value: str
+    unit: units.Unit | None = None
+    words: str = ""
+    lone: bool = False
+
+
+class Comparison:
+    """Of one pair: how ``i`` is read, and whether letters are real, depends on both."""
+
+    def __init__(self, gold: str, answer: str) -> None:
+        alone = formulas.letters(gold) | formulas.letters(answer)
+        both = gold + answer
+        indexed = re.search(r"\\(?:sum|prod)\s*_\s*\{?\s*i\b", both)
+        self._imaginary = not indexed and "j" not in alone
+        complex_ = self._imaginary and ("i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both))
+        self._real: bool | None = None if complex_ else True
+        self._parsed: dict[str, Any] = {}
+
+    # ----------------------------------------------------------------------------------------------------- any text
+
+    def same(self, gold: str, answer: str, depth: int = 0) -> bool:
+        if depth > DEPTH_MAX:
+            return False
+        gold, answer = _bare(gold), _bare(answer)
+        if squeezed(gold) == squeezed(answer):
+            return squeezed(gold) != ""
+        if not gold or not answer:
+            return False
+        if (found := self._qualified(gold, answer, depth)) is not None:
+            return found
+        texts = _names(gold), _names(answer)
+        if all(texts):
+            return sorted(cast("list[str]", texts[0])) == sorted(cast("list[str]", texts[1]))
+        rules = (self._spread, self._congruence, self._sets, self._lists, self._relations, self._brackets, self._measures)
+        for rule in rules:
+            if (found := rule(gold, answer, depth)) is not None:
+                return found
+        return self._formulas(gold, answer)
+
+    def _qualified(self, gold: str, answer: str, depth: int) -> bool | None:
+        """Answers with words that say for what they hold, which may be left out but not differ in their numbers."""
+        sides, said = zip(*(_split_qualifier(text) for text in (gold, answer)), strict=True)
+        if not any(said):
+            return None
+        if all(said) and squeezed(said[0]) != squeezed(said[1]):
+            numbers = [re.findall(r"\d+|[<>]|\\(?:le|ge|ne)|odd|even|\\mathbb\{?\s*[A-Z]", text) for text in said]
+            if numbers[0] != numbers[1]:
+                return False
+        return self.same(sides[0], sides[1], depth + 1)
+
+    def _spread(self, gold: str, answer: str, depth: int) -> bool | None:
+        """Plus or minus as the two answers that it stands for."""
+        if "\\pm" not in gold + answer and "\\mp" not in gold + answer:
+            return None
+        sides = [_both_signs(text) for text in (gold, answer)]
+        if None in sides:
+            return False
+        return self.same(str(sides[0]), str(sides[1]), depth + 1)
+
+    # ------------------------------------------------------------------------------------------------------- lists
+
+    def _lists(self, gold: str, answer: str, depth: int) -> bool | None:
+        lists = _listed(gold), _listed(answer)
+        if not lists[0].several and not lists[1].several:
+            if lists[0].kind == lists[1].kind == "":
+                return None
+            return self.same(lists[0].parts[0], lists[1].parts[0], depth + 1) if lists[0].parts and lists[1].parts else False
+        if max(len(lists[0].parts), len(lists[1].parts)) > PARTS_MAX:
+            return False
+        (ours, domain), (theirs, other) = _without_domain(lists[0].parts), _without_domain(lists[1].parts)
+        if domain and other and squeezed(domain) != squeezed(other):
+            return False
+        if (domain or other) and min(len(ours), len(theirs)) == 1:
+            return len(ours) == len(theirs) and self.same(ours[0], theirs[0], depth + 1)
+        # A list beside one thing: named coordinates and the like beside a tuple.
+        for many, one, turned in ((ours, theirs, False), (theirs, ours, True)):
+            if len(many) > 1 and len(one) == 1:
+                inside = _in_brackets(_right_side(one[0]))
+                if inside is None or inside[0] + inside[2] not in ("()", "[]") or len(inside[1]) != len(many):
+                    return False
+                if inside[0] == "[" or {"\\{"} & {lists[turned].kind}:
+                    return False
+                values = _coordinates(many)
+                pairs = zip(inside[1], values, strict=True)
+                return all(self.same(*((b, a) if turned else (a, b)) if not turned else (a, b), depth + 1) for a, b in pairs)
+        ours, theirs = _shared_name(ours), _shared_name(theirs)
+        return self._each_in(ours, theirs, depth) and self._each_in(theirs, ours, depth, turned=True) and (
+            len(ours) == len(theirs) or bool(lists[0].kind or lists[1].kind)
+        )
+
+    def _each_in(self, ours: list[str], theirs: list[str], depth: int, *, turned: bool = False) -> bool:
+        return all(any(self.same(*((two, one) if turned else (one, two)), depth + 1) for two in theirs) for one in ours)
+
+    def _brackets(self, gold: str, answer: str, depth: int) -> bool | None:
+        """Tuples, points and intervals: in order, with the same brackets."""
+        sides = _in_brackets(gold), _in_brackets(answer)
+        if sides[0] is None and sides[1] is None:
+            return None
+        if sides[0] is None or sides[1] is None:
+            return False
+        (opening, ours, closing), (other_opening, theirs, other_closing) = sides
+        if (opening, closing) != (other_opening, other_closing) or len(ours) != len(theirs):
+            return False
+        return all(self.same(one, other, depth + 1) for one, other in zip(ours, theirs, strict=True))
+
+    # --------------------------------------------------------------------------------------------------- relations
+
+    def _congruence(self, gold: str, answer: str, depth: int) -> bool | None:
+        if "\\equiv" not in gold + answer:
+            return None
+        sides = _congruent(gold), _congruent(answer)
+        if sides[0] is None or sides[1] is None:
+            return False
+        (name, residues, modulus), (other_name, others, other_modulus) = sides
+        if squeezed(name) != squeezed(other_name) or not self._formulas(modulus, other_modulus):
+            return False
+        try:
+            by = int(modulus)
+            return {int(one) % by for one in residues} == {int(one) % by for one in others}
+        except (ValueError, ZeroDivisionError):
+            return self._each_in(residues, others, depth) and self._each_in(others, residues, depth)
+
+    def _relations(self, gold: str, answer: str, depth: int) -> bool | None:
+        ours, theirs = _related(gold), _related(answer)
+        if not ours.signs and not theirs.signs:
+            return None
+        if ours.unknown or theirs.unknown:
+            return False
+        equations = [set(side.signs) <= {"=", "~"} for side in (ours, theirs)]
+        if all(equations):
+            return self._equations(ours, theirs, depth)
+        # Bounds without a left side: all that they are is their sign and their value.
+        if "" in (ours.sides[0], theirs.sides[0]):
+            return ours.signs == theirs.signs and ours.sides[0] == theirs.sides[0] == "" and self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
+        if "in" in ours.signs + theirs.signs:
+            values = [side.sides[1] if side.signs == ["in"] else side.whole for side in (ours, theirs)]
+            if ours.signs == theirs.signs == ["in"] and squeezed(ours.sides[0]) != squeezed(theirs.sides[0]):
+                return False
+            return False if any(len(side.signs) > 1 for side in (ours, theirs)) or (
+                "\\in" in values[0] + values[1] and ours.signs != theirs.signs and not values[0] != gold
+            ) else self.same(values[0], values[1], depth + 1)
+        if any(equations):
+            return False
+        return self._inequalities(ours, theirs)
+
+    def _equations(self, ours: Related, theirs: Related, depth: int) -> bool:
+        left, right = ours.sides[0], theirs.sides[0]
+        if ours.signs and theirs.signs:
+            if self.same(left, right, depth + 1) or (squeezed(left).casefold() == squeezed(right).casefold()):
+                return self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
+            names = _is_name(left), _is_name(right)
+            if all(names) and not (names[0] and names[1] and _turned(ours, theirs)):
+                return self._as_equations(ours, theirs) if _is_name(ours.sides[-1]) or _is_name(theirs.sides[-1]) or len(
+                    formulas.letters(ours.sides[-1] + theirs.sides[-1])
+                ) else False
+            return len(ours.sides) == len(theirs.sides) == 2 and self._as_equations(ours, theirs)
+        chain, plain = (ours, theirs.whole) if ours.signs else (theirs, ours.whole)
+        first = chain.sides[0]
+        if not (_is_name(first) or _is_plain_sum(first) or self._consistent(chain)):
+            return False
+        value = chain.sides[-1]
+        return self.same(value, plain, depth + 1) if ours.signs else self.same(plain, value, depth + 1)
+
+    def _consistent(self, chain: Related) -> bool:
+        """4 + 5 = 9 gives 9, where it is true."""
+        try:
+            sides = [self._read(side) for side in chain.sides]
+        except Unknown:
+            return False
+        return all(side.is_number for side in sides) and all(same_formulas(sides[0], side) for side in sides[1:])
+
+    def _as_equations(self, ours: Related, theirs: Related) -> bool:
+        try:
+            one, other = (
+                sympy.Eq(self._read(side.sides[0]), self._read(side.sides[-1]), evaluate=False) for side in (ours, theirs)
+            )
+        except (Unknown, TypeError):
+            return False
+        return _verified(one, other)
+
+    def _inequalities(self, ours: Related, theirs: Related) -> bool:
+        try:
+            one, other = self._conditions(ours), self._conditions(theirs)
+        except (Unknown, TypeError, AttributeError):
+            return False
+        if len(one) == len(other) == 1:
+            return _verified(one[0], other[0])
+        forward = all(any(_verified(a, b) for b in other) for a in one)
+        return forward and all(any(_verified(a, b) for a in one) for b in other)
+
+    def _conditions(self, related: Related) -> list[Any]:
+        kinds = {"<": sympy.StrictLessThan, ">": sympy.StrictGreaterThan, "<=": sympy.LessThan, ">=": sympy.GreaterThan, "!=": sympy.Ne, "=": sympy.Eq}
+        sides = [self._read(side) for side in related.sides]
+        return [
+            kinds[sign](left, right, evaluate=False)
+            for sign, left, right in zip(related.signs, sides, sides[1:], strict=False)
+        ]
+
+    # -------------------------------------------------------------------------------------------------------- sets
+
+    def _sets(self, gold: str, answer: str, depth: int) -> bool | None:
+        if not (_SET_SIGNS.search(gold) or _SET_SIGNS.search(answer)):
+            return None
+        if _DOMAIN.search(gold + answer) and (_listed(gold).several or _listed(answer).several):
+            return None
+        try:
+            one, other = self._set(gold), self._set(answer)
+        except (Unknown, TypeError, NotImplementedError, AttributeError, ValueError):
+            return None if not ("\\cup" in gold + answer or "\\cap" in gold + answer or "\\setminus" in gold + answer) else False
+        if one == other:
+            return True
+        try:
+            return bool((one - other).is_empty and (other - one).is_empty) or bool(sympy.SymmetricDifference(one, other).is_empty)
+        except (TypeError, NotImplementedError, ValueError, AttributeError):
+            return False
+
+    def _set(self, text: str) -> Any:
+        """A set of numbers by any of the ways in which one is written. Raises Unknown."""
+        text = _bare(text)
+        ored = _split(text, {"or"})
+        if len(ored) > 1:
+            return sympy.Union(*(self._inequality_set(part) for part in ored))
+        anded = _split(text, {"and"})
+        if len(anded) > 1 and _related(text).signs:
+            return sympy.Intersection(*(self._inequality_set(part) for part in anded))
+        for sign, made in (("\\cup", sympy.Union), ("\\cap", sympy.Intersection)):
+            parts = _split(text, {sign})
+            if len(parts) > 1:
+                return made(*(self._set(part) for part in parts))
+        parts = _split(text, {"\\setminus", "\\backslash"})
+        if len(parts) == 1 and re.search(r"\\mathbb\s*\{?\s*[A-Z]\}?\s*(?:\\|-)\s*\\\{", text):
+            parts = re.split(r"(?<=[A-Z}])\s*-\s*(?=\\\{)", text)
+        if len(parts) == 2:
+            return self._set(parts[0]) - self._set(parts[1])
+        if match := re.fullmatch(r"\\mathbb\s*\{?\s*([RQZNC])\s*\}?", text):
+            return {"R": sympy.Reals, "Q": sympy.Rationals, "Z": sympy.Integers, "N": sympy.Naturals, "C": sympy.Complexes}[match[1]]
+        if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
+            return sympy.EmptySet
+        if match := re.fullmatch(r"[a-zA-Z]\s*\\in\b(.*)", text, re.DOTALL):
+            return self._set(match[1])
+        if text.startswith("\\{") and text.endswith("\\}"):
+            inside = text[2:-2].strip()
+            if len(built := re.split(r"\\mid(?![a-zA-Z])|\||:", inside, maxsplit=1)) == 2 and re.match(r"\s*[a-zA-Z]\s*(?:\\in.*)?$", built[0]):
+                domain = built[0].partition("\\in")[2]
+                found = self._set(built[1]) if re.search(r"\bor\b|\band\b", _JOINT.sub(r" \1 ", built[1])) else self._inequality_set(built[1])
+                return sympy.Intersection(found, self._set(domain)) if domain.strip() else found
+            return sympy.FiniteSet(*(self._read(part) for part in _split(inside, {",", ";"})))
+        if (brackets := _in_brackets(text)) is not None and len(brackets[1]) == 2:
+            begin, end = (self._read(part) for part in brackets[1])
+            if not (begin.is_extended_real and end.is_extended_real) or (begin - end).is_positive:
+                raise Unknown("interval")
+            return sympy.Interval(begin, end, brackets[0] == "(", brackets[2] == ")")
+        return self._inequality_set(text)
+
+    def _inequality_set(self, text: str) -> Any:
+        parts = _split(text, {","})
+        if len(parts) > 1:
+            return sympy.Intersection(*(self._inequality_set(part) for part in parts))
+        related = _related(_bare(text))
+        if not related.signs or related.unknown or set(related.signs) - {"<", ">", "<=", ">=", "!=", "="} or "" in related.sides:
+            raise Unknown("no inequality")
+        if related.signs == ["="]:
+            raise Unknown("an equation")
+        conditions = self._conditions(related)
+        letters = set[Any]().union(*(condition.free_symbols for condition in conditions))
+        if len(letters) != 1:
+            raise Unknown("several letters")
+        letter = letters.pop()
+        plain = sympy.Symbol("x", real=True)
+        return sympy.Intersection(*(condition.subs(letter, plain).as_set() if condition.subs(letter, plain) not in (True, False) else self._raise() for condition in conditions))
+
+    def _raise(self) -> Any:
+        raise Unknown("")
+
+    # ------------------------------------------------------------------------------------------- numbers with units
+
+    def _measures(self, gold: str, answer: str, depth: int) -> bool | None:
+        ours, theirs = _measured(gold), _measured(answer)
+        # A sign that may be a letter is a unit only beside the same written out.
+        if ours.lone and not (theirs.unit and not theirs.lone):
+            ours = Side(gold)
+        if theirs.lone and not (ours.unit and not ours.lone):
+            theirs = Side(answer)
+        if ours.unit is None and theirs.unit is None and not ours.words and not theirs.words:
+            return None
+        if (ours.unit and theirs.words) or (theirs.unit and ours.words):
+            return False
+        if ours.words or theirs.words:
+            if ours.words and theirs.words and not _alike(ours.words, theirs.words):
+                return False
+            return self.same(ours.value, theirs.value, depth + 1)
+        one, other = ours.unit or units.NONE, theirs.unit or units.NONE
+        percents = [unit.dimensions == _PERCENT for unit in (one, other)]
+        scale = [one.count, other.count]
+        if any(percents) and not all(percents):
+            plain = other if percents[0] else one
+            if plain.dimensions:
+                return False
+            hundredth = [Fraction(1, 100) if percent else Fraction(1) for percent in percents]
+            return self._scaled(ours.value, theirs.value, scale, depth) or self._scaled(
+                ours.value, theirs.value, [a * b for a, b in zip(scale, hundredth, strict=True)], depth
+            )
+        if one.dimensions and other.dimensions:
+            degrees = {unit.dimensions for unit in (one, other)}
+            if one.dimensions != other.dimensions and not (_DEGREE in degrees and degrees <= _DEGREES):
+                return False
+            scale = [scale[0] * one.factor, scale[1] * other.factor]
+        return self._scaled(ours.value, theirs.value, scale, depth)
+
+    def _scaled(self, gold: str, answer: str, scale: list[Fraction], depth: int) -> bool:
+        if scale[0] == scale[1]:
+            return self.same(gold, answer, depth + 1)
+        try:
+            one, other = self._read(gold), self._read(answer)
+        except Unknown:
+            return False
+        return same_formulas(*(formula * sympy.Rational(of.numerator, of.denominator) for formula, of in zip((one, other), scale, strict=True)))
+
+    # ----------------------------------------------------------------------------------------------------- formulas
+
+    def _read(self, text: str) -> Any:
+        if text not in self._parsed:
+            try:
+                self._parsed[text] = formulas.read(text, imaginary=self._imaginary, real=self._real)
+            except Unknown as unknown:
+                self._parsed[text] = unknown
+        if isinstance(found := self._parsed[text], Unknown):
+            raise found
+        return found
+
+    def _formulas(self, gold: str, answer: str) -> bool:
+        try:
+            one, other = self._read(gold), self._read(answer)
+        except Unknown:
+            return _by_library(gold, answer) if re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) else _unbolded(gold, answer)
+        return same_formulas(one, other)
+
+
+_PERCENT = (("%", 1),)
+_DEGREE = (("°", 1),)
+_DEGREES = {_DEGREE, (("°C", 1),), (("°F", 1),)}
+_SET_SIGNS = re.compile(r"\\(?:cup|cap|setminus|emptyset)(?![a-zA-Z])|\\mathbb|\\mid|\\\{[^}]*[|:]|\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]")
+
+
+def same(gold: str, answer: str) -> bool:
+    """Whether two answers, in the notation of ``notation.in_latex``, mean the same."""
+    return Comparison(gold, answer).same(gold, answer)
+
+
+def same_formulas(one: Any, other: Any) -> bool:
+    matrices = [isinstance(formula, sympy.MatrixBase) for formula in (one, other)]
+    if any(matrices):
+        return all(matrices) and one.shape == other.shape and all(same_formulas(a, b) for a, b in zip(one.flat(), other.flat(), strict=True))
+    if one == other:
+        return True
+    if (told := _same_by_digits(one, other)) is not None:
+        return told
+    if one.has(sympy.oo, -sympy.oo) or other.has(sympy.oo, -sympy.oo):
+        return False
+    if _verified(one, other):
+        return True
+    if one.has(*_HYPERBOLIC) or other.has(*_HYPERBOLIC):
+        return bool(sympy.simplify((one - other).rewrite(sympy.exp)) == 0)
+    return False
+
+
+_HYPERBOLIC = tuple(getattr(sympy, name) for name in "sinh cosh tanh coth sech csch asinh acosh atanh".split())
+
+
+def _verified(one: Any, other: Any) -> bool:
+    import math_verify
+
+    return bool(
+        cast("Any", math_verify).verify(
+            [one], [other], float_rounding=FLOAT_DIGITS, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=False
+        )
+    )
+
+
+def _by_library(gold: str, answer: str) -> bool:
+    """Integrals and limits, which are the library's to read."""
+    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+
+    try:
+        one, other = (
+            cast("Any", latex2sympy)(
+                text.replace("\\\\", "\\"), is_real=True, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
+            )
+            for text in (gold, answer)
+        )
+    except Exception:  # noqa: BLE001  # a parser's refusal has no type of its own
+        return False
+    return _verified(one, other)
+
+
+def _unbolded(gold: str, answer: str) -> bool:
+    return False
+
+
+def _same_by_digits(gold: Any, answer: Any) -> bool | None:
+    """Whether two numbers are the same, where their leading digits tell; None where they do not, or are no such numbers.
+
+    The library rounds to a number of decimals, by which all numbers next to zero are the same; and it does so on the way
+    as well, by which a huge number times a tiny one is nothing.
+    """
+    if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
+        return None
+    if gold.is_Rational and answer.is_Rational:
+        return bool(gold == answer)
+    one, other = gold.evalf(2 * FLOAT_DIGITS), answer.evalf(2 * FLOAT_DIGITS)
+    if not (one.is_Float and other.is_Float and max(abs(one), abs(other)) > 0):
+        return None
+    apart, larger = abs(one - other), max(abs(one), abs(other))
+    if larger < TINY:
+        return bool(apart <= larger * 10.0**-FLOAT_DIGITS)
+    # As many decimals as count where the numbers are smallest. Nothing follows where the digits themselves are in doubt.
+    sure = min(one._prec, other._prec) >= EXACT_BITS
+    return False if sure and apart > larger * 10.0**-FLOAT_DIGITS / TINY else None
+
+
+# -------------------------------------------------------------------------------------------------- pieces of texts
+
+
+def squeezed(text: str) -> str:
+    """Without what means nothing in any text: space (but for that between digits) and braces around one thing."""
+    return _ONE_IN_BRACES.sub(r"\1", _SPACE.sub("", text))
+
+
+def _bare(text: str) -> str:
+    """Without brackets, words and remarks around the whole."""
+    before = None
+    while before != text:
+        before = text
+        text = _JOINT.sub(r" \1 ", text).strip() if "\\" in text else text.strip()
+        text = text.strip("~").removesuffix("\\\\").removesuffix("\\").strip().rstrip(".;,").strip() if not text.endswith("\\,") else text[:-2]
+        if text.startswith("{") and _closing(text, 0) == len(text) - 1:
+            text = text[1:-1]
+        if match := re.fullmatch(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", text):
+            inside = match[1].strip()
+            if not re.fullmatch(r"[a-zA-Z]", inside):
+                text = inside
+        if (match := _LEAD_WORDS.match(text)) and match.end() < len(text):
+            rest = text[match.end() :]
+            text = rest if match["close"] or not text.startswith("\\") else re.sub(r"\}", "", rest, count=1)
+        if (match := _REMARK.search(text)) and match.start() > 0 and not _CONDITION.search(match[1] or match[2]):
+            if re.search(r"[\d)}\]a-zA-Z]\s*$", text[: match.start()]) and (match[1] is not None or re.search(r"\s$|\d$", text[: match.start()] + match[0][:1])):
+                text = text[: match.start()]
+    return text
+
+
+def _closing(text: str, begin: int) -> int:
+    """Where the bracket that opens at ``begin`` closes, or -1."""
+    depth = 0
+    for token in _TOKEN.finditer(text, begin):
+        mark = token[0]
+        depth += (mark in _OPENS) - (mark in _CLOSES)
+        if depth == 0:
+            return token.end() - 1
+    return -1
+
+
+def _split(text: str, separators: set[str]) -> list[str]:
+    """The text cut at separators that stand in no bracket. Words are separators only as such."""
+    parts: list[str] = []
+    begin, depth = 0, 0
+    bars = False
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark == "|":
+            bars = not bars
+        depth += (mark in _OPENS) - (mark in _CLOSES)
+        if depth <= 0 and mark in separators:
+            parts.append(text[begin : token.start()])
+            begin = token.end()
+    parts.append(text[begin:])
+    return [part.strip() for part in parts]
+
+
+class Listed(NamedTuple):
+    """``kind``: ``\\{`` for a set, else empty."""
+
+    parts: list[str]
+    kind: str
+
+    @property
+    def several(self) -> bool:
+        return len(self.parts) > 1
+
+
+def _listed(text: str) -> Listed:
+    kind = ""
+    if text.startswith("\\{") and _closing(text, 0) == len(text) - 1:
+        kind, text = "\\{", text[2:-2]
+    elif re.fullmatch(r"\{.*\}", text, re.DOTALL) and _closing(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    parts = [part for part in _split(text, {",", ";", "and", "or"}) if part]
+    return Listed(parts, kind)
+
+
+def _without_domain(parts: list[str]) -> tuple[list[str], str]:
+    for at, part in enumerate(parts):
+        if at and _DOMAIN.fullmatch(part):
+            return parts[:at] + parts[at + 1 :], part
+    return parts, ""
+
+
+def _right_side(text: str) -> str:
+    related = _related(text)
+    return related.sides[-1] if related.signs and set(related.signs) <= {"="} else text
+
+
+def _coordinates(parts: list[str]) -> list[str]:
+    """The values of ``x = 3, y = 4`` by the order of their names; others as they stand."""
+    related = [_related(part) for part in parts]
+    if all(one.signs == ["="] and _is_name(one.sides[0]) for one in related):
+        names = [squeezed(one.sides[0]) for one in related]
+        if len(set(names)) == len(names):
+            return [one.sides[-1] for _, one in sorted(zip(names, related, strict=True), key=lambda pair: pair[0])]
+    return parts
+
+
+def _shared_name(parts: list[str]) -> list[str]:
+    """``x = 1, 2`` and ``x = 1, x = 2`` are the same: each part with its name."""
+    related = [_related(part) for part in parts]
+    first = related[0]
+    if first.signs == ["="] and _is_name(first.sides[0]) and not any(one.signs for one in related[1:]):
+        return [parts[0], *(f"{first.sides[0]}={part}" for part in parts[1:])]
+    return parts
+
+
+def _in_brackets(text: str) -> tuple[str, list[str], str] | None:
+    """Both brackets and the parts of a tuple or an interval."""
+    text = text.strip()
+    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or _closing(text, 0) != len(text) - 1:
+        return None
+    parts = _split(text[1:-1], {",", ";"})
+    return (text[0], parts, text[-1]) if len(parts) > 1 and all(parts) else None
+
+
+def _both_signs(text: str) -> str | None:
+    parts: list[str] = []
+    listed = _listed(text)
+    for part in listed.parts:
+        count = len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", part))
+        if count > 1 and "\\mp" not in part:
+            return None
+        if count:
+            parts += [re.sub(r"\\pm(?![a-zA-Z])", a, re.sub(r"\\mp(?![a-zA-Z])", b, part)) for a, b in (("+", "-"), ("-", "+"))]
+        else:
+            parts.append(part)
+    joined = ", ".join(part.strip().removeprefix("+") for part in parts)
+    return f"\\{{{joined}\\}}" if listed.kind else joined
+
+
+class Related(NamedTuple):
+    """``sides``: with a relation's sign between each two. ``unknown``: there is one that is none of ours."""
+
+    sides: list[str]
+    signs: list[str]
+    unknown: bool
+    whole: str
+
+
+def _related(text: str) -> Related:
+    sides: list[str] = []
+    signs: list[str] = []
+    begin, depth = 0, 0
+    tokens = list(_TOKEN.finditer(text))
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        mark = token[0]
+        depth += (mark in _OPENS) - (mark in _CLOSES)
+        pair = text[token.start() : token.start() + 2]
+        if depth <= 0 and pair in ("<=", ">=", "!=", ":=", "=="):
+            mark, at = pair, at + 1
+        if depth <= 0 and mark in _RELATIONS:
+            sides.append(text[begin : token.start()].strip())
+            signs.append(_RELATIONS[mark])
+            begin = tokens[at].end()
+        at += 1
+    sides.append(text[begin:].strip())
+    return Related(sides, signs, bool(_OTHER_RELATIONS.search(text)), text)
+
+
+def _turned(ours: Related, theirs: Related) -> bool:
+    return False
+
+
+_NAME = re.compile(
+    r"\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?(?:'|\^\s*\{?\\prime\}?|\^\s*\{?[*+]\}?)*(?:\s*\(\s*[^()=]*\s*\))?"
+)
+
+
+def _is_name(text: str) -> bool:
+    """Whether it is what a value is given to: a letter with its index, f(x), a tuple of such, a word."""
+    text = text.strip()
+    if text.startswith("(") and text.endswith(")"):
+        return all(_is_name(part) for part in text[1:-1].split(","))
+    words = re.fullmatch(rf"{_TEXTS}\s*\{{[^{{}}\d]*\}}(?:\s*_\s*\{{?\w+\}}?)?", text)
+    if words or re.fullmatch(r"[A-Za-z][A-Za-z ]{2,40}", text):
+        return True
+    command = re.match(r"\\([a-zA-Z]+)\s*", text)
+    if command and command[1] in ("Delta", "delta", "vec", "mathbf", "bar", "hat", "overline", "angle", "mathrm", "mathcal"):
+        rest = text[command.end() :].strip().removeprefix("{")
+        return bool(_NAME.fullmatch(rest.replace("}", "", 1) if "{" in text[command.end() :][:1] else rest))
+    return bool(_NAME.fullmatch(text)) and not re.match(r"\\(?:pi|infty|frac|sqrt|sin|cos|tan|log|ln|exp)(?![a-zA-Z])", text)
+
+
+def _is_plain_sum(text: str) -> bool:
+    """Letters alone, put together: a+b+c, AB, V/n."""
+    return bool(re.fullmatch(r"[\sA-Za-z_{}+*/\-\\|()]*", text)) and bool(re.search("[A-Za-z]", text)) and not re.search(r"\\(?!cdot|frac|angle|triangle)", text)
+
+
+def _congruent(text: str) -> tuple[str, list[str], str] | None:
+    """What is congruent, to what, and by which modulus."""
+    if "\\not" in text:
+        return None
+    match = re.fullmatch(
+        r"(.+?)\\equiv\s*(.+?)\s*(?:\\[,;: ]|\\q?quad|[\s,])*(?:\\pmod|\(\s*\\bmod|\(\s*\\mod|\\bmod|\\mod|\(\s*(?:\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|mod))"
+        r"\s*(?:\{\s*([^{}]+)\s*\}|([^\s{}()]+))\s*\)?\s*",
+        text,
+    )
+    if match is None:
+        return None
+    return match[1].strip(), _listed(match[2]).parts, (match[3] or match[4]).strip()
+
+
+def _split_qualifier(text: str) -> tuple[str, str]:
+    for match in _QUALIFIER.finditer(text):
+        if match.start() > 0 and text[: match.start()].count("{") == text[: match.start()].count("}"):
+            return text[: match.start()].strip(), text[match.start() :].strip()
+    return text, ""
+
+
+_WORDY = re.compile(r"[^\W\d_][^\W\d_'’.\-]*(?:[\s\-][^\W\d_]+[.']?)*")
+
+
+def _names(text: str) -> list[str] | None:
+    """The names or words that the text is, one or several, in small letters; None where it is no text."""
+    plain = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}|\\text\w+\s*\{{([^{{}}]*)\}}", lambda match: match[1] or match[2] or "", text)
+    plain = re.sub(r"\\[ ,;]|~", " ", plain)
+    parts = [part.strip() for part in re.split(r",|;|\band\b|&", plain) if part.strip()]
+    wordy = [re.sub(r"\s+", " ", _ARTICLES.sub("", part)).casefold().rstrip(".") for part in parts if _WORDY.fullmatch(part)]
+    if not parts or len(wordy) < len(parts) or not any(len(word) > 3 or " " in word for word in wordy):
+        if not (text.startswith("\\text") and wordy and len(wordy) == len(parts) and any(len(word) > 1 for word in wordy)):
+            return None
+    return wordy
+
+
+def _measured(text: str) -> Side:
+    """A number or formula and its unit, by the ways in which one is written."""
+    sign: units.Unit | None = None
+    if (match := _MONEY.match(text)) and match.end() < len(text):
+        sign = units.named({"\\$": "dollar"}.get(match["money"], match["money"])) or units.read("dollar")
+        text = match["sign"] + text[match.end() :]
+        if sign is not None and not re.search("[A-Za-z]{2}|\\\\text", text):
+            return Side(text, sign)
+    if (total := _compound(text)) is not None:
+        return total
+    if match := _FRACTION_UNIT.search(text):
+        unit = units.read(f"{_unit_text(match[1])}/({_unit_text(match[2])})")
+        if unit is not None and text[: match.start()].strip():
+            return Side(text[: match.start()].strip(), unit)
+    match = _UNIT_TAIL.search(text)
+    if match and match.start() > 0 and re.search(r"\\(?:text|mathrm|mbox|rm|Omega|degree|%|operatorname)|\\circ|°|%", match[0]):
+        tail, value = match[0], text[: match.start()].rstrip()
+        closing = tail.count(")") - tail.count("(")
+        if closing <= 0 or re.match(r"[\s)]*$", tail) is None:
+            while tail.startswith(")") or tail.startswith(" )"):
+                value, tail = value + ")", tail.lstrip()[1:]
+            if value.strip() and not re.search(r"[-+*/^=_(]\s*$|\\cdot\s*$", value):
+                found = _tail(value, _unit_text(tail), written=True)
+                if found is not None:
+                    return found if sign is None else found._replace(unit=sign * found.unit if found.unit and found.unit != sign else sign)
+    if (match := _NUMERIC.match(text)) and match.end() < len(text) and re.search(r"\d|\\pi", match[0]):
+        tail = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", r"\1", text[match.end() :]).strip()
+        if _PLAIN_TAIL.fullmatch(tail) and not re.search(r"[*^/+\-]\s*$|\\(?:times|cdot)\s*$", match[0]):
+            found = _tail(match[0].strip(), tail, written=False)
+            if found is not None:
+                return found if sign is None else found._replace(unit=sign * found.unit if found.unit else sign)
+    return Side(text) if sign is None else Side(text, sign)
+
+
+def _tail(value: str, tail: str, *, written: bool) -> Side | None:
+    """``written``: as words or upright, rather than as letters of a formula are."""
+    tail = re.sub(r"\s+", " ", tail).strip()
+    if not tail:
+        return None
+    unit = units.read(tail)
+    if unit is not None:
+        sign = re.fullmatch(r"[A-Za-z]|[a-zA-Z]{2,3}", tail) and (len(tail) == 1 or tail in _OPAQUE_UNITS)
+        letters = re.fullmatch(r"[a-zA-Z](?:\s+[a-zA-Z])*|[a-zA-Z]\s*(?:\^.*|/.*)", tail)
+        return Side(value, unit, lone=not written and bool(sign or letters))
+    words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
+    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*", tail) or any(word.lower() in _NO_UNIT for word in words):
+        return None
+    if not written and (len(words) == 1 and len(words[0]) < 3 or any(len(word) == 1 for word in words)):
+        return None  # letters of a formula
+    if written and any(len(word) == 1 for word in words) and len(words) > 1:
+        return None
+    return Side(value, None, tail.lower().rstrip("."))
+
+
+def _unit_text(tail: str) -> str:
+    """A unit without LaTeX."""
+    tail = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", "°", tail)
+    tail = re.sub(r"\\mu(?![a-zA-Z])\s*", "µ", tail)
+    tail = re.sub(r"\\Omega(?![a-zA-Z])", "Ω", tail).replace("\\AA", "Å").replace("\\%", "%")
+    tail = re.sub(r"\\circ(?![a-zA-Z])", "°", tail)
+    tail = re.sub(rf"(?<=µ){_TEXTS}\s*\{{\s*", "{", tail)
+    tail = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", r" \1 ", tail)
+    tail = re.sub(r"µ\{\s*([A-Za-z]+)\s*\}", r"µ\1", tail)
+    tail = re.sub(r"\\[,;:! ]|~", " ", tail)
+    tail = re.sub(r"\b([kMGm])\s+Ω", r"\1Ω", tail)
+    tail = re.sub(r"µ\s+(?=[A-Za-z])", "µ", tail)
+    return re.sub(r"\s*\^\s*\{?\s*([-+]?\d)\s*\}?", r"^\1", tail).replace("^°", "°")
+
+
+def _compound(text: str) -> Side | None:
+    """18 dollars and 50 cents: in the first unit, where all are of one kind."""
+    plain = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", r" \1 ", text)
+    plain = re.sub(r"\\[ ,;]|~", " ", plain).strip()
+    found: list[tuple[Fraction, units.Unit]] = []
+    at = 0
+    while at < len(plain):
+        match = _COMPOUND.match(plain, at)
+        if match is None or (unit := units.read(match[2])) is None:
+            return None
+        try:
+            number = sum(Fraction(part) for part in match[1].replace(",", "").split())
+        except ValueError:
+            return None
+        found.append((Fraction(number), unit))
+        at = match.end()
+    if len(found) < 2 or len({unit.dimensions for _, unit in found}) > 1 or not found[0][1].dimensions:
+        return None
+    if any(larger.factor <= smaller.factor for (_, larger), (_, smaller) in zip(found, found[1:], strict=False)):
+        return None
+    first = found[0][1]
+    total = sum((number * unit.factor for number, unit in found), Fraction(0)) / first.factor
+    return Side(f"\\frac{{{total.numerator}}}{{{total.denominator}}}", first)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether words name the same things: alike but for an end, or one begins as the other."""
+    first, second = ([word.removesuffix("s") for word in re.findall(r"\w+", text)] for text in (one, other))
+    short = min(len(first), len(second))
+    return first[:short] == second[:short]
