@@ -32,18 +32,18 @@ _CLOSES_THOUGHT = re.compile(
 """The marks behind a thought, of all families of models. What is written between channels is no answer before the final one."""
 _SPECIAL = re.compile(r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|end_of_solution|eom_id|end_of_turn)\|>|<end_of_turn>|</s>")
 
-_ARTICLE = r"(?:the|my|our|this|your|an?|la|le|die|das|el|so|hence|thus|therefore|then|and|consequently|finally|overall)"
+_ARTICLE = r"(?:the|my|our|this|your|la|le|die|das|el|so|hence|thus|therefore|then|and|consequently|finally|overall)"
 _KIND = r"(?:final|correct|best|right|only|complete|exact|numerical|numeric|required|desired|overall|full)"
 _NOUN = (
     r"(?:answers?|ans|solution|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답)"
 )
 _ABOUT = r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle))?"
 _IS = (
-    r"(?:\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|was|ist|es|est|è|é|"
+    r"(?:\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
 )
 _SAYS = re.compile(
-    rf"(?:^|(?<=[.!?;:,]\s)|(?<=\s))[\s>*#_`-]*(?:{_ARTICLE}\b[\s,]*)*(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
+    rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
     rf"{_ABOUT}(?P<says>{_IS})(?:\s*(?::|：|=))?[\s*_`]*",
     re.IGNORECASE,
 )
@@ -66,7 +66,7 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "*
 
 _CLAUSE = re.compile(
     r"(?:\s*[,;(]\s*|\s+)(?=(?:because|since|which|who|whose|where(?:as)?|as\s+(?:we|it|shown|claimed|required|desired|expected|asked"
-    r"|stated|above|before)|so\s+(?:that|the|we|it|\d)|but|though|although|and\s+(?:we|so|that|this|it|the\s+proof)|given\s+that"
+    r"|stated|above|before)|so\s+(?:that|the|we|it|\d+)|but|though|although|and\s+(?:we|so|that|this|it|the\s+proof)|given\s+that"
     r"|assuming|for\s+(?:a\s+total|which|this)|thus|hence|therefore)\b)"
     r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
 )
@@ -97,6 +97,7 @@ _SHORT_ANSWERS = frozenset(
     "yes no true false even odd none zero one two three four five six seven eight nine ten eleven twelve infinite infinity "
     "impossible never always increasing decreasing undefined".split()
 )
+_MODAL = re.compile(r"\bbe\s*$", re.IGNORECASE)
 _PRE_VALUE = re.compile(r"[-+−±(\[{$\\|<>≤≥=√∞¬\d.]|[A-Za-z]\b(?!\s+[a-z]{2,})|\\")
 
 
@@ -265,12 +266,15 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
         value = tidy(value)
         return _Found(says.end(), value, True) if value and _is_finished(value, colon=True) else None
     asked = value.rstrip(" \n*_`").endswith("?")
-    doubted = re.search(r"\b(?:maybe|perhaps|guess|suppose|if|whether|is)\s+(?:that\s+)?$", sentence[: says.start() + 1], re.I)
+    doubted = re.search(
+        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say)\s+(?:that\s+)?$", sentence[: says.start()].rstrip() + " ", re.I)
     value = _LEADS.sub("", value, count=1) if _LEADS.match(value) else value
     value = tidy(_without_clause(tidy(value)))
     if not value or re.match(r"not\b|n't\b", value, re.I):
         return None
     sure = not asked and not doubted and _is_finished(value, colon=colon)
+    if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
+        sure = False  # the answer must be even
     return _Found(says.end(), value, sure)
 
 

@@ -26,7 +26,7 @@ PARTS_MAX = 60
 DEPTH_MAX = 8
 
 _TEXTS = r"\\(?:text|textrm|textnormal|mbox|mathrm|textit|rm|operatorname)"
-_JOINT = re.compile(rf"{_TEXTS}\s*\{{\s*,?\s*(and|or|und|oder)\s*,?\s*\}}|\\(land|lor)(?![a-zA-Z])")
+_JOINT = re.compile(rf"{_TEXTS}\s*\{{\s*,?\s*(and|or)\s*,?\s*\}}")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[A-Za-z]+|.", re.DOTALL)
 _SPACE = re.compile(r"(?<!\d)(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+(?!\d)")
 _ONE_IN_BRACES = re.compile(r"\{(\w|\\[a-zA-Z]+)\}")
@@ -41,7 +41,7 @@ _OTHER_RELATIONS = re.compile(
 )
 _LEAD_WORDS = re.compile(
     rf"^(?:{_TEXTS}\s*\{{)?\s*(?:(?:so|thus|hence)\s+)?(?:(?:the|a|an)\s+)?(?:(?:(?:final|correct)\s+)?answer\s*(?::|is\b|=)|approximately\b|approx\b\.?|about\b|roughly\b|"
-    rf"exactly\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b)\s*:?\s*(?P<close>\}})?",
+    rf"exactly\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b|(?:一共|总共|共)?[有是为约]|等于|一共|总共|共)\s*:?\s*(?P<close>\}})?",
     re.IGNORECASE,
 )
 _QUALIFIER = re.compile(
@@ -61,7 +61,7 @@ _NUMERIC = re.compile(
     r"[-+±\s]*(?:\\pm\s*)?(?:\d[\d.,]*(?:[eE][-+]?\d+)?|\.\d+|\\frac\s*(?:\{[-+\d.\s]*\}|\d)\s*(?:\{[\d.\s]*\}|\d)|\\sqrt\s*(?:\{[\d.\s]*\}|\d)|\\pi(?![a-zA-Z])"
     r"|\\(?:times|cdot)(?![a-zA-Z])|\^\s*(?:\{[-+\d\s]*\}|-?\d+)|[-+/*]|\([-+\d.,\s/]*\)|\s|\\[,;:! ]|~|\{[-\d.,]*\})+"
 )
-_PLAIN_TAIL = re.compile(r"[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
+_PLAIN_TAIL = re.compile(r"[\u4e00-\u9fff]{1,4}|[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
 _MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
 _NO_UNIT = frozenset(
     "or more less fewer least most not no none than up over under at but and if only unless to between except minus plus times nor above below "
@@ -72,6 +72,7 @@ _NO_UNIT = frozenset(
 _COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
 _OPAQUE_UNITS = frozenset("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mm mN mV mA mW mJ kN kV kA kW kJ mT mH in at h".split()) - {"mm"}
 """Signs that are products of letters where they stand plainly behind a number."""
+_SPEED = re.compile(r"m\s*/\s*s(?:\s*\^\s*\{?2\}?)?")
 _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
 
 
@@ -115,6 +116,12 @@ class Comparison:
         texts = _names(gold), _names(answer)
         if all(texts):
             return sorted(cast("list[str]", texts[0])) == sorted(cast("list[str]", texts[1]))
+        if len(gold) > 2 and gold.isalpha() and answer.isalpha() and gold.capitalize() == answer.capitalize() and (
+            gold.islower() or gold.istitle()
+        ):
+            return True
+        if _compound(gold) or _compound(answer):
+            return bool(self._measures(gold, answer, depth))
         rules = (self._spread, self._congruence, self._sets, self._lists, self._relations, self._brackets, self._measures)
         for rule in rules:
             if (found := rule(gold, answer, depth)) is not None:
@@ -420,6 +427,7 @@ class Comparison:
         return same_formulas(one, other)
 
 
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _PERCENT = (("%", 1),)
 _DEGREE = (("°", 1),)
 _DEGREES = {_DEGREE, (("°C", 1),), (("°F", 1),)}
@@ -754,6 +762,8 @@ def _measured(text: str) -> Side:
         if closing <= 0 or re.match(r"[\s)]*$", tail) is None:
             while tail.startswith(")") or tail.startswith(" )"):
                 value, tail = value + ")", tail.lstrip()[1:]
+            if "°" in _unit_text(tail) and _TRIGONOMETRIC.search(value):
+                return Side(text)
             if value.strip() and not re.search(r"[-+*/^=_(]\s*$|\\cdot\s*$", value):
                 found = _tail(value, _unit_text(tail), written=True)
                 if found is not None:
@@ -774,13 +784,13 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
         return None
     unit = units.read(tail)
     if unit is not None:
-        sign = re.fullmatch(r"[A-Za-z]|[a-zA-Z]{2,3}", tail) and (len(tail) == 1 or tail in _OPAQUE_UNITS)
-        letters = re.fullmatch(r"[a-zA-Z](?:\s+[a-zA-Z])*|[a-zA-Z]\s*(?:\^.*|/.*)", tail)
-        return Side(value, unit, lone=not written and bool(sign or letters))
+        signs = re.findall(r"[A-Za-zµΩÅ°%]+", tail)
+        lone = all(len(sign) == 1 and sign.isascii() and sign.isalpha() or sign in _OPAQUE_UNITS for sign in signs)
+        return Side(value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value))
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
     if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*", tail) or any(word.lower() in _NO_UNIT for word in words):
         return None
-    if not written and (len(words) == 1 and len(words[0]) < 3 or any(len(word) == 1 for word in words)):
+    if not written and tail.isascii() and (len(words) == 1 and len(words[0]) < 3 or any(len(word) == 1 for word in words)):
         return None  # letters of a formula
     if written and any(len(word) == 1 for word in words) and len(words) > 1:
         return None

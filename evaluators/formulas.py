@@ -112,6 +112,10 @@ def _undefined(formula: Formula) -> bool:
     return bool(formula.has(sympy.nan, sympy.zoo))
 
 
+def _is_vector(formula: Formula) -> bool:
+    return any(letter.name.startswith(("vec{", "mathbf{")) for letter in formula.free_symbols)
+
+
 def letters(text: str) -> set[str]:
     """The letters that stand alone in it: what ``i`` means depends on the others."""
     return {mark for match in _MARK.finditer(text) if (mark := match["mark"]) and mark.isalpha() and len(mark) == 1}
@@ -178,7 +182,10 @@ class _Reader:
             mark = self._mark
             if mark in _TIMES:
                 self._take()
-                product = product * self._signed()
+                factor = self._signed()
+                if mark == "\\times" and _is_vector(product) and _is_vector(factor):
+                    raise Unknown("a product of vectors")
+                product = product * factor
             elif mark in _OVER:
                 self._take()
                 product = product / self._signed()
@@ -186,7 +193,7 @@ class _Reader:
                 self._take()
                 product = sympy.Mod(product, self._signed())
             elif self._begins_factor():
-                if _NUMBER.match(mark) and self._marks[self._at - 1].text not in (")", "]", "}"):
+                if _NUMBER.match(mark) and self._marks[self._at - 1].text not in (")", "]", "}", "!"):
                     raise Unknown("numbers side by side")
                 product = product * self._power()
             else:

@@ -13,7 +13,7 @@ _WIDE_GROUPS = re.compile(r"(?<=\d)(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)(?=\d{3}(?!\d
 """A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
 _SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 PERCENT = re.compile(r"\\?%\s*$")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 """Euler's number and the imaginary unit, set upright as many books do."""
 _DOTS = re.compile(r"\\[lcd]?dots[bcimo]?|\.\.\.|…")
@@ -24,9 +24,15 @@ _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*[)}]?")
 _ONE_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/-?\d+|\\frac\{?-?\d+\}?\{?-?\d+\}?)")
 _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?\.?")
-_LABELLED = re.compile(r"\(?([A-Za-z])\)(?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
+_CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?\.?")
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
 """A letter that labels an option, with the option's text behind it: ``(C) 12``, ``B) 12``, ``B. 12``."""
+_CHOSEN = re.compile(
+    r"^(?:(?:the|my|our|so|correct|final|best|right)\s+)*(?:answer|option|choice|letter)\s*(?::|=|\bis\b|\bof\b)*\s*(?:option|choice)?\s*"
+    r"(?=[(\[]?[A-Za-z](?![A-Za-z]))",
+    re.IGNORECASE,
+)
+"""Words before an option's letter."""
 
 _SIGNS = str.maketrans(
     {
@@ -76,7 +82,7 @@ _DRESS = re.compile(
     r"|Large|LARGE|huge|Huge|normalsize|boldmath|phantom\{\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
 )
 _DRESSED = re.compile(r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)")
-_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|textbf|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}")
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}")
 """Bold type around more than a letter. A bold letter may be a vector, and stays one."""
 _TEXT_IN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*\\(?:textbf|textit|text|emph|mathrm|mathbf)\s*\{([^{}]*)\}\s*\}")
 
@@ -105,7 +111,7 @@ def in_latex(text: str) -> str:
     text = _COLOURED.sub("", text)
     text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
     text = _DRESSED.sub("", text)
-    text = _BOLD.sub(r"{\1}", text)
+    text = _BOLD.sub(lambda match: f"{{{match[1] or match[2] or ''}}}", text)
     text = _OPERATOR_NAME.sub(r"\\\1 ", text)
     text = _UPRIGHT.sub(r" \1 ", text)
     return _DRESS.sub(" ", text).strip()
@@ -165,7 +171,7 @@ def words(text: str) -> str:
 
 def choice(text: str) -> str | None:
     """The letter where the text is one, in parentheses or not, or labels an option with it."""
-    plain = words(text)
+    plain = _CHOSEN.sub("", words(text).strip("${}* "))
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
     return (match[1] or match[2]).upper() if (match := _LABELLED.match(plain)) else None
