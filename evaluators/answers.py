@@ -25,7 +25,7 @@ _BESIDE_MAX = 60
 
 _CLOSES_THOUGHT = re.compile(
     r"<\s*/\s*(?:\w{1,12}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)\s*>"
-    r"|<\|/?\s*(?:end_of_thought|end_thinking|/think|end_think)\s*\|>|\[\s*/\s*think\s*\]|◁\s*/\s*think\s*▷"
+    r"|<\|\s*(?:end_of_thought|end_thinking|end_think|/\s*think(?:ing)?|/\s*thought)\s*\|>|<unused95>|\[\s*/\s*think\s*\]|◁\s*/\s*think\s*▷"
     r"|<\|channel\|>final(?:<\|message\|>)?",
     re.IGNORECASE,
 )
@@ -37,7 +37,7 @@ _KIND = r"(?:final|correct|best|right|only|complete|exact|numerical|numeric|requ
 _NOUN = (
     r"(?:answers?|ans|solution|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답)"
 )
-_ABOUT = r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle))?"
+_ABOUT = r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle)|\s+in\s+\w+|\s*\([^()]{1,30}\))?"
 _IS = (
     r"(?:\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
@@ -80,7 +80,7 @@ _FUNCTIONS = frozenset(
     "theta alpha beta gamma delta lambda mu sigma omega phi infinity oo inf".split()
 )
 _DOUBT = frozenset(
-    "not either neither nor or maybe perhaps possibly probably if only unless when whenever but unclear unknown uncertain what "
+    "not either neither nor or maybe perhaps possibly probably never likely if only unless when whenever but unclear unknown uncertain what "
     "between least most more less fewer than supposed should must may might could cannot about around other another "
     "below above under over greater smaller larger bigger below undefined whether".split()
 )
@@ -97,6 +97,8 @@ _SHORT_ANSWERS = frozenset(
     "yes no true false even odd none zero one two three four five six seven eight nine ten eleven twelve infinite infinity "
     "impossible never always increasing decreasing undefined".split()
 )
+_HEDGE = re.compile(r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however)\b", re.IGNORECASE)
+"""What takes a value back, or makes it depend on something."""
 _MODAL = re.compile(r"\bbe\s*$", re.IGNORECASE)
 _PRE_VALUE = re.compile(r"[-+−±(\[{$\\|<>≤≥=√∞¬\d.]|[A-Za-z]\b(?!\s+[a-z]{2,})|\\")
 
@@ -223,7 +225,7 @@ def _lines(text: str) -> list[_Found]:
             found.setdefault(one.sure, one._replace(place=place + one.place))
         if True in found:
             break
-        behind = line.strip() or behind
+        behind = line.strip() if tidy(line) else behind
     return list(found.values())
 
 
@@ -258,7 +260,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
         value = tidy(match["answer"]) if match else ""
         return _Found(0, value, True) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
     value = sentence[says.end() :]
-    colon = not re.search(r"[a-zA-Z]\s*$", says.group())
+    colon = re.search(r"[:：=>→][\s*_`]*$", says.group()) is not None
     if not tidy(value):
         if following.strip():
             return None  # more of the line stands behind; it is a sentence of its own
@@ -269,9 +271,12 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
     doubted = re.search(
         r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say)\s+(?:that\s+)?$", sentence[: says.start()].rstrip() + " ", re.I)
     value = _LEADS.sub("", value, count=1) if _LEADS.match(value) else value
-    value = tidy(_without_clause(tidy(value)))
+    whole = tidy(value)
+    cut = _without_clause(whole)
+    value = tidy(cut)
     if not value or re.match(r"not\b|n't\b", value, re.I):
         return None
+    doubted = doubted or _HEDGE.search(whole[len(cut) :])
     sure = not asked and not doubted and _is_finished(value, colon=colon)
     if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
         sure = False  # the answer must be even
@@ -300,12 +305,14 @@ def _is_finished(value: str, *, colon: bool = False) -> bool:
     if not words:
         return True
     lower = {word.lower() for word in words}
+    if re.search(r"\bfor\s+\w\s*(?:=|\\|<|>)", value):
+        return False
     if lower & _DOUBT and not re.fullmatch(r".*=.*\bor\b.*=.*", plain):
         return False
     if re.match(r"\s*(?:[-+−(\[{|√$€£]|\\|\d|\x01)", value) or _PRE_VALUE.match(plain.strip()):
         return True  # a number or a formula first: what follows is a unit or the like
     if any(not word.isascii() for word in words):
-        return len(plain.strip()) <= 12
+        return len(plain.strip()) <= 12 and bool(colon or re.search("[A-Za-z0-9]", plain))
     if lower & _TALK or len(words) > 4:
         return bool(re.match(r"(?:option|choice|approximately|approx)\b", plain.strip(), re.I))
     return colon or words[0][0].isupper() or len(words) == 1 and words[0].lower() in _SHORT_ANSWERS or words[0].lower() in (

@@ -65,7 +65,7 @@ _PLAIN_TAIL = re.compile(r"[\u4e00-\u9fff]{1,4}|[A-Za-zµΩÅ°][A-Za-zµΩÅ°\
 _MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
 _NO_UNIT = frozenset(
     "or more less fewer least most not no none than up over under at but and if only unless to between except minus plus times nor above below "
-    "greater smaller larger bigger either neither both half quarter third double twice mod for when of a an the is are in by with without from "
+    "greater smaller larger bigger either neither both half quarter third double twice mod for when is are without from "
     "isn't".split()
 )
 """Words that say more of a number than what is counted."""
@@ -99,6 +99,7 @@ class Comparison:
         self._imaginary = not indexed and "j" not in alone
         complex_ = self._imaginary and ("i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both))
         self._real: bool | None = None if complex_ else True
+        self._factors = formulas.factors(gold, answer)
         self._parsed: dict[str, Any] = {}
 
     # ----------------------------------------------------------------------------------------------------- any text
@@ -122,7 +123,7 @@ class Comparison:
             return True
         if _compound(gold) or _compound(answer):
             return bool(self._measures(gold, answer, depth))
-        rules = (self._spread, self._congruence, self._sets, self._lists, self._relations, self._brackets, self._measures)
+        rules = (self._spread, self._congruence, self._sets, self._lists, self._relations, self._ratio, self._measures, self._brackets)
         for rule in rules:
             if (found := rule(gold, answer, depth)) is not None:
                 return found
@@ -141,7 +142,7 @@ class Comparison:
 
     def _spread(self, gold: str, answer: str, depth: int) -> bool | None:
         """Plus or minus as the two answers that it stands for."""
-        if "\\pm" not in gold + answer and "\\mp" not in gold + answer:
+        if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", gold + " " + answer):
             return None
         sides = [_both_signs(text) for text in (gold, answer)]
         if None in sides:
@@ -193,6 +194,18 @@ class Comparison:
         if (opening, closing) != (other_opening, other_closing) or len(ours) != len(theirs):
             return False
         return all(self.same(one, other, depth + 1) for one, other in zip(ours, theirs, strict=True))
+
+    def _ratio(self, gold: str, answer: str, depth: int) -> bool | None:
+        """Ratios in order; one of two numbers is a fraction beside a fraction."""
+        sides = _split(gold, {":"}), _split(answer, {":"})
+        if len(sides[0]) == len(sides[1]) == 1:
+            return None
+        if len(sides[0]) == len(sides[1]):
+            return all(self.same(one, other, depth + 1) for one, other in zip(*sides, strict=True))
+        if {len(sides[0]), len(sides[1])} != {1, 2} or not ("/" in gold + answer or "\\frac" in gold + answer):
+            return False
+        texts = [f"\\frac{{{parts[0]}}}{{{parts[1]}}}" if len(parts) == 2 else parts[0] for parts in sides]
+        return self._formulas(texts[0], texts[1])
 
     # --------------------------------------------------------------------------------------------------- relations
 
@@ -290,7 +303,7 @@ class Comparison:
     # -------------------------------------------------------------------------------------------------------- sets
 
     def _sets(self, gold: str, answer: str, depth: int) -> bool | None:
-        if not (_SET_SIGNS.search(gold) or _SET_SIGNS.search(answer)):
+        if not (_SET_SIGNS.search(gold) or _SET_SIGNS.search(answer)) or "=" in _related(gold).signs + _related(answer).signs:
             return None
         if _DOMAIN.search(gold + answer) and (_listed(gold).several or _listed(answer).several):
             return None
@@ -412,7 +425,7 @@ class Comparison:
     def _read(self, text: str) -> Any:
         if text not in self._parsed:
             try:
-                self._parsed[text] = formulas.read(text, imaginary=self._imaginary, real=self._real)
+                self._parsed[text] = formulas.read(text, imaginary=self._imaginary, real=self._real, factors=self._factors)
             except Unknown as unknown:
                 self._parsed[text] = unknown
         if isinstance(found := self._parsed[text], Unknown):
@@ -452,7 +465,8 @@ def same_formulas(one: Any, other: Any) -> bool:
     if _verified(one, other):
         return True
     if one.has(*_HYPERBOLIC) or other.has(*_HYPERBOLIC):
-        return bool(sympy.simplify((one - other).rewrite(sympy.exp)) == 0)
+        apart = one - other
+        return bool(sympy.simplify(apart.rewrite(sympy.exp)) == 0 or sympy.simplify(apart.rewrite(sympy.log)) == 0)
     return False
 
 
@@ -524,6 +538,7 @@ def _bare(text: str) -> str:
     before = None
     while before != text:
         before = text
+        text = re.sub(r"^\s*(?:=|\\approx|\\simeq)\s*(?=[^=])", "", text)
         text = _JOINT.sub(r" \1 ", text).strip() if "\\" in text else text.strip()
         text = text.strip("~").removesuffix("\\\\").removesuffix("\\").strip().rstrip(".;,").strip() if not text.endswith("\\,") else text[:-2]
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
@@ -539,6 +554,11 @@ def _bare(text: str) -> str:
             if re.search(r"[\d)}\]a-zA-Z]\s*$", text[: match.start()]) and (match[1] is not None or re.search(r"\s$|\d$", text[: match.start()] + match[0][:1])):
                 text = text[: match.start()]
     return text
+
+
+def _balanced(text: str) -> bool:
+    marks = [token[0] for token in _TOKEN.finditer(text)]
+    return sum(mark in _OPENS for mark in marks) == sum(mark in _CLOSES for mark in marks)
 
 
 def _closing(text: str, begin: int) -> int:
@@ -735,7 +755,7 @@ def _names(text: str) -> list[str] | None:
     plain = re.sub(r"\\[ ,;]|~", " ", plain)
     parts = [part.strip() for part in re.split(r",|;|\band\b|&", plain) if part.strip()]
     wordy = [re.sub(r"\s+", " ", _ARTICLES.sub("", part)).casefold().rstrip(".") for part in parts if _WORDY.fullmatch(part)]
-    if not parts or len(wordy) < len(parts) or not any(len(word) > 3 or " " in word for word in wordy):
+    if not parts or len(wordy) < len(parts) or not any(len(word) > 3 or (" " in word and re.search(r"\w{3}", word)) for word in wordy):
         if not (text.startswith("\\text") and wordy and len(wordy) == len(parts) and any(len(word) > 1 for word in wordy)):
             return None
     return wordy
@@ -764,7 +784,7 @@ def _measured(text: str) -> Side:
                 value, tail = value + ")", tail.lstrip()[1:]
             if "°" in _unit_text(tail) and _TRIGONOMETRIC.search(value):
                 return Side(text)
-            if value.strip() and not re.search(r"[-+*/^=_(]\s*$|\\cdot\s*$", value):
+            if value.strip() and _balanced(value) and not re.search(r"[-+*/^=_(]\s*$|\\cdot\s*$", value):
                 found = _tail(value, _unit_text(tail), written=True)
                 if found is not None:
                     return found if sign is None else found._replace(unit=sign * found.unit if found.unit and found.unit != sign else sign)
@@ -788,11 +808,11 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
         lone = all(len(sign) == 1 and sign.isascii() and sign.isalpha() or sign in _OPAQUE_UNITS for sign in signs)
         return Side(value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value))
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
-    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*", tail) or any(word.lower() in _NO_UNIT for word in words):
+    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or any(word.lower() in _NO_UNIT for word in words):
         return None
     if not written and tail.isascii() and (len(words) == 1 and len(words[0]) < 3 or any(len(word) == 1 for word in words)):
         return None  # letters of a formula
-    if written and any(len(word) == 1 for word in words) and len(words) > 1:
+    if written and any(len(word) == 1 and word != "a" for word in words) and len(words) > 1:
         return None
     return Side(value, None, tail.lower().rstrip("."))
 

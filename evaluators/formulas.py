@@ -94,9 +94,12 @@ _LETTERS_MAX = 5
 _END = ""
 
 
-def read(text: str, *, imaginary: bool = True, real: bool | None = True) -> Formula:
-    """The formula that the text is. ``imaginary``: i is the square root of -1. Raises Unknown."""
-    reader = _Reader(text, imaginary=imaginary, real=real)
+def read(text: str, *, imaginary: bool = True, real: bool | None = True, factors: frozenset[str] = frozenset()) -> Formula:
+    """The formula that the text is. Raises Unknown.
+
+    ``imaginary``: i is the square root of -1. ``factors``: letters that are no functions, whatever stands behind them.
+    """
+    reader = _Reader(text, imaginary=imaginary, real=real, factors=factors)
     try:
         formula = reader.all()
     except (Unknown, RecursionError, MemoryError):
@@ -116,13 +119,24 @@ def _is_vector(formula: Formula) -> bool:
     return any(letter.name.startswith(("vec{", "mathbf{")) for letter in formula.free_symbols)
 
 
+def factors(*texts: str) -> frozenset[str]:
+    """The letters that stand in one of the texts with no bracket behind: they are no names of functions."""
+    return frozenset(
+        letter
+        for text in texts
+        for run in re.finditer(r"(?<![\\a-zA-Z])[a-zA-Z]+(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]+(?=[a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]\s*(?=\^\s*\{?\d)", text)
+        for letter in run[0].strip()
+        if len(run[0]) <= _LETTERS_MAX
+    )
+
+
 def letters(text: str) -> set[str]:
     """The letters that stand alone in it: what ``i`` means depends on the others."""
     return {mark for match in _MARK.finditer(text) if (mark := match["mark"]) and mark.isalpha() and len(mark) == 1}
 
 
 class _Reader:
-    def __init__(self, text: str, *, imaginary: bool, real: bool | None) -> None:
+    def __init__(self, text: str, *, imaginary: bool, real: bool | None, factors: frozenset[str]) -> None:
         self._marks = [_Mark(match["mark"], bool(match["space"])) for match in _MARK.finditer(text)]
         self._marks.append(_Mark(_END, False))
         self._at = 0
@@ -130,6 +144,7 @@ class _Reader:
         self._bars = 0
         self._imaginary = imaginary
         self._real = real
+        self._factors = factors
         self._in_function = False
 
     # ---------------------------------------------------------------------------------------------------- marks
@@ -456,6 +471,8 @@ class _Reader:
         letter = lone and ((inside[0].isalpha() and len(inside[0]) == 1) or inside[0][1:] in _GREEK)
         number = lone and bool(_NUMBER.match(inside[0]))
         first = name[0]
+        if name in self._factors and not commas:
+            return None
         if not (commas or (first in _APPLIED and len(name.rstrip("'")) <= 3) or letter or (number and first in _APPLIED_TO_NUMBERS) or "'" in name):
             return None
         self._take("(")

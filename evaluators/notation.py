@@ -25,7 +25,7 @@ _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?
 _ONE_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/-?\d+|\\frac\{?-?\d+\}?\{?-?\d+\}?)")
 _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
 _CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?\.?")
-_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|~|$)|([A-Za-z])[.:](?=\s)|([A-J])\s+(?=\([^()]{2,}\)$)")
 """A letter that labels an option, with the option's text behind it: ``(C) 12``, ``B) 12``, ``B. 12``."""
 _CHOSEN = re.compile(
     r"^(?:(?:the|my|our|so|correct|final|best|right)\s+)*(?:answer|option|choice|letter)\s*(?::|=|\bis\b|\bof\b)*\s*(?:option|choice)?\s*"
@@ -76,6 +76,9 @@ _OPERATOR_NAME = re.compile(
     r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|sec|csc)h?|exp|ln|log|lg|"
     r"max|min|gcd|lcm|det|ker|arg|deg|dim|sup|inf|Pr)\s*\}"
 )
+_DELIMITERS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")
+_UNIT_POWER = re.compile(r"\\(?:mathrm|text|rm)\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}")
 _COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+[a-z]+")
 _DRESS = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|bf|it|rm|tiny|small|large"
@@ -98,7 +101,7 @@ def in_latex(text: str) -> str:
                 left != "$" or not text.endswith("\\$")
             ):
                 text = text[len(left) : -len(right)].strip()
-    text = text.strip("$").strip() if not text.endswith("\\$") else text.lstrip("$")
+    text = _DELIMITERS.sub("", text).strip()
     text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
     text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
     text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}", text)
@@ -108,6 +111,8 @@ def in_latex(text: str) -> str:
     text = text.replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge").replace("\\leq", "\\le").replace("\\geq", "\\ge")
     text = text.replace("\\neq", "\\ne").replace("\\lt", "<").replace("\\gt", ">").replace("\\colon", ":") if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text else text
     text = _WIDE_GROUPS.sub("", text)
+    text = _TIMES_TEN.sub(r"\\times ", text)
+    text = _UNIT_POWER.sub(lambda match: re.sub(r"\^\s*\{\s*([-+]?\d)\s*\}", r"^\1", match[0]), text)
     text = _COLOURED.sub("", text)
     text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
     text = _DRESSED.sub("", text)
@@ -174,7 +179,7 @@ def choice(text: str) -> str | None:
     plain = _CHOSEN.sub("", words(text).strip("${}* "))
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
-    return (match[1] or match[2]).upper() if (match := _LABELLED.match(plain)) else None
+    return (match[1] or match[2] or match[3]).upper() if (match := _LABELLED.match(plain)) else None
 
 
 def is_number(text: str) -> bool:
