@@ -62,6 +62,7 @@ _LINE_CHARACTERS_MAX = 400
 """A sentence that gives an answer is short; what is longer only talks about one."""
 _SENTENCE_END = re.compile(r"(?<=[^\s.\d][.!?])\s+(?=[A-Z*$\\])|(?<=[\d)}$][.!?])\s+(?=[A-Z*$\\])|。")
 
+_ALONE_MAX = 60
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"))
 
 _CLAUSE = re.compile(
@@ -124,11 +125,13 @@ def find_answer(text: str) -> str | None:
     return None
 
 
-def finished_answer(step: str) -> str | None:
+def finished_answer(step: str, before: str = "") -> str | None:
     """The answer that a step gives and by which it ends its track, or None.
 
     A line that announces an answer, asks for it, doubts, bounds or denies it gives none, nor does a box in a question. The
     track goes on: the answer may stand in the next step, and a text that ends without one is read by ``find_answer``.
+
+    ``before``: the step before it. Where that ends by announcing the answer, a step that is a value alone gives it.
     """
     said = _said(step)
     found = [
@@ -136,6 +139,10 @@ def finished_answer(step: str) -> str | None:
         *(tag for tag in _tags(said) if _is_finished(tag.answer)),
         *(line for line in _lines(said) if line.sure),
     ]
+    if not found and before and len(value := tidy(said)) <= _ALONE_MAX and "\n" not in value:
+        announced = before.rstrip().rpartition("\n")[2]
+        if not _lines(announced) and len(_WORD.findall(_unmathed(value))) <= 1:
+            found = [line for line in _lines(f"{announced}\n\n{said}") if line.sure]
     return max(found, key=lambda one: one.place).answer if found else None
 
 

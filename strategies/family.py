@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 class Family(ABC):
     """A strategy made of a recipe and a loop.
 
-    ``find_answer``: the answer in a whole text, as written, or None; injected, since what an answer looks like is
-    known to the evaluators. ``name``: where one loop serves several named strategies.
+    ``find_answer``: the answer in a whole text, as written, or None; ``finished_answer``: the one that a step gives, by which
+    it ends its track, and what stands before the step may help to see it. Both are injected, since what an answer looks like
+    is known to the evaluators; without the second, a step ends its track where the first finds an answer in it. ``name``: where
+    one loop serves several named strategies.
     """
 
     name: str
@@ -42,10 +44,18 @@ class Family(ABC):
     defaults: Mapping[str, Any] = MappingProxyType({})
     """Of options of the recipe, if they are others than those of ``Recipe``; for strategies that are found by their class."""
 
-    def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None], name: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        find_answer: Callable[[str], str | None],
+        name: str | None = None,
+        *,
+        finished_answer: Callable[[str, str], str | None] | None = None,
+    ) -> None:
         self.name = name or type(self).name
         self.recipe = recipe
         self._find_answer = find_answer
+        self._finished_answer = finished_answer or (lambda step, before: find_answer(step))
         self._original = recipe.fidelity == "original"
 
     # ------------------------------------------------------------------------------------------------------- the start
@@ -127,12 +137,18 @@ class Family(ABC):
             state,
             token_budget=self.recipe.token_budget,
             step_limit=self.recipe.step_limit,
-            has_answer=lambda text: self._find_answer(text) is not None,
+            has_answer=lambda step: self.finishes(step, state),
         )
+
+    def finishes(self, step: str, state: TrackState) -> bool:
+        """Whether the text of a step, the track's last or the one that would follow it, gives the answer that ends the track."""
+        last = state.steps[-1].text if state.steps else ""
+        before = state.steps[-2].text if last == step and len(state.steps) > 1 else last if last != step else ""
+        return self._finished_answer(step, before) is not None
 
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
         """Asks for the answer where a limit ended the track before there was one."""
-        if self.recipe.closing and reason in ("budget", "step_limit") and self._find_answer(track.state.text) is None:
+        if self.recipe.closing and reason in ("budget", "step_limit") and self._finished_answer(track.state.text, "") is None:
             await track.commit(await track.close())
         return reason
 
