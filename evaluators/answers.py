@@ -10,15 +10,19 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from speclrm.evaluators.notation import word_set
+
 _BOX = re.compile(r"\\\\?(?:boxed|fbox|framebox)(?:\s*(?:\[[^\][]{0,40}\]\s*){0,2}\{|\s+(?=[^\s{}$]))|\\[{}\\]|[{}]")
 """The start of a box, with or without a brace, its backslash doubled where a program wrote it so; an escaped brace or
 backslash, which opens nothing; a brace."""
 _BARE = re.compile(r"[-+]?(?:\d[^\s{}$.,;)]*(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\\[a-zA-Z]+[^\s$.,;]*)")
 """What a box without braces may hold. Any other word only stands behind the command's name."""
-_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?[\s.…?_]*(?:(?:your|the|final|my)\s+)*(?:answer|result|\\ldots|\\dots)?[\s.…?_]*\}?", re.I)
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\s*\{)?[\s.…?_]*(?:(?:your|the|final|my)\s+)*(?:answer|result|\\ldots|\\dots)?[\s.…?_]*\}?", re.I
+)
 _BESIDE = re.compile(
-    r"(?:[ \t$,;&、，]|\n(?!\s*\n)|\\[()\[\],;:! ]|\\q?quad|\\\\|\\text\s*\{[ ,]*(?:and|or)[ ,]*\}|\b(?:and|or|und|et|y)\b|[和或与]"
-    r"|[A-Za-z](?:_\w|_\{\w+\})?\s*=)*"
+    r"(?:[ \t$,;&、，]|\n(?!\s*\n)|\\[()\[\],;:! ]|\\q?quad|\\\\|\\text\s*\{[ ,]*(?:and|or)[ ,]*\}|\b(?:and|or)\b"
+    r"|[和或与]|[A-Za-z](?:_\w|_\{\w+\})?\s*=)*"
 )
 """What may stand between boxes that are one answer together."""
 _BESIDE_MAX = 60
@@ -30,14 +34,17 @@ _CLOSES_THOUGHT = re.compile(
     re.IGNORECASE,
 )
 """The marks behind a thought, of all families of models. What is written between channels is no answer before the final one."""
-_SPECIAL = re.compile(r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|end_of_solution|eom_id|end_of_turn)\|>|<end_of_turn>|</s>")
+_SPECIAL = re.compile(
+    r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|end_of_solution|eom_id|end_of_turn)\|>|<end_of_turn>|</s>"
+)
 
 _ARTICLE = r"(?:the|my|our|this|your|la|le|die|das|el|so|hence|thus|therefore|then|and|consequently|finally|overall)"
 _KIND = r"(?:final|correct|best|right|only|complete|exact|numerical|numeric|required|desired|overall|full)"
-_NOUN = (
-    r"(?:answers?|ans|solution|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답)"
+_NOUN = r"(?:answers?|ans|solution|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답)"
+_ABOUT = (
+    r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle)"
+    r"|\s+in\s+\w+|\s*\([^()]{1,30}\))?"
 )
-_ABOUT = r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle)|\s+in\s+\w+|\s*\([^()]{1,30}\))?"
 _IS = (
     r"(?:\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
@@ -52,7 +59,9 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
-_CHINESE = re.compile(r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|^\s*答\s*[：:]\s*")
+_CHINESE = re.compile(
+    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|^\s*答\s*[：:]\s*"
+)
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
 )
@@ -72,33 +81,37 @@ _CLAUSE = re.compile(
     r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
 )
 """Where a sentence goes on behind the value that it gives."""
-_LEADS = re.compile(r"(?:\s*(?:therefore|thus|then|hence|now|simply|just|clearly|indeed|equal\s+to|given\s+by|exactly|precisely)\b[\s,:]*)+")
+_LEADS = re.compile(
+    r"(?:\s*(?:therefore|thus|then|hence|now|simply|just|clearly|indeed|equal\s+to|given\s+by|exactly|precisely)\b[\s,:]*)+"
+)
 _MATH = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[a-zA-Z]+\s*\{[^{}]*\}|\\[a-zA-Z]+|`[^`]*`")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_FUNCTIONS = frozenset(
-    "sqrt cbrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp abs floor ceil max min gcd lcm mod pi "
-    "theta alpha beta gamma delta lambda mu sigma omega phi infinity oo inf".split()
+_FUNCTIONS = word_set(
+    "sqrt cbrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp abs floor ceil max min gcd "
+    "lcm mod pi theta alpha beta gamma delta lambda mu sigma omega phi infinity oo inf"
 )
-_DOUBT = frozenset(
-    "not either neither nor or maybe perhaps possibly probably never likely if only unless when whenever but unclear unknown uncertain what "
-    "between least most more less fewer than supposed should must may might could cannot about around other another "
-    "below above under over greater smaller larger bigger below undefined whether".split()
+_DOUBT = word_set(
+    "not either neither nor or maybe perhaps possibly probably never likely if only unless when whenever but unclear "
+    "unknown uncertain what between least most more less fewer than supposed should must may might could cannot about "
+    "around other another below above under over greater smaller larger bigger below undefined whether"
 )
 """Words by which a value is not given but bounded, doubted, denied or made to depend on something."""
-_TALK = frozenset(
-    "a an the is are was were be been being to of by in on at as it its this that these those i we you let us me my our so then first "
-    "now next see here there still just also how why who where which from with for obtained found given computed determined "
-    "easy hard simple clear close below above likely following again correct wrong right same different needed needs wanted "
-    "expected called written said using use get gets check compute find list start because since after before far sum product number "
-    "integer form value ready done both all some any".split()
+_TALK = word_set(
+    "a an the is are was were be been being to of by in on at as it its this that these those i we you let us me my "
+    "our so then first now next see here there still just also how why who where which from with for obtained found "
+    "given computed determined easy hard simple clear close below above likely following again correct wrong right "
+    "same different needed needs wanted expected called written said using use get gets check compute find list start "
+    "because since after before far sum product number integer form value ready done both all some any"
 )
 """Words of sentences about an answer. An answer in words is a name or two."""
-_SHORT_ANSWERS = frozenset(
-    "yes no true false even odd none zero one two three four five six seven eight nine ten eleven twelve infinite infinity "
-    "impossible never always increasing decreasing undefined".split()
+_SHORT_ANSWERS = word_set(
+    "yes no true false even odd none zero one two three four five six seven eight nine ten eleven twelve infinite "
+    "infinity impossible never always increasing decreasing undefined"
 )
-_HEDGE = re.compile(r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however)\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however)\b", re.IGNORECASE
+)
 """What takes a value back, or makes it depend on something."""
 _MODAL = re.compile(r"\bbe\s*$", re.IGNORECASE)
 _PRE_VALUE = re.compile(r"[-+−±(\[{$\\|<>≤≥=√∞¬\d.]|[A-Za-z]\b(?!\s+[a-z]{2,})|\\")
@@ -276,7 +289,10 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
         return _Found(says.end(), value, True) if value and _is_finished(value, colon=True) else None
     asked = value.rstrip(" \n*_`").endswith("?")
     doubted = re.search(
-        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say)\s+(?:that\s+)?$", sentence[: says.start()].rstrip() + " ", re.I)
+        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say)\s+(?:that\s+)?$",
+        sentence[: says.start()].rstrip() + " ",
+        re.I,
+    )
     value = _LEADS.sub("", value, count=1) if _LEADS.match(value) else value
     whole = tidy(value)
     cut = _without_clause(whole)
@@ -322,8 +338,11 @@ def _is_finished(value: str, *, colon: bool = False) -> bool:
         return len(plain.strip()) <= 12 and bool(colon or re.search("[A-Za-z0-9]", plain))
     if lower & _TALK or len(words) > 4:
         return bool(re.match(r"(?:option|choice|approximately|approx)\b", plain.strip(), re.I))
-    return colon or words[0][0].isupper() or len(words) == 1 and words[0].lower() in _SHORT_ANSWERS or words[0].lower() in (
-        "option", "choice", "approximately", "approx"
+    return (
+        colon
+        or words[0][0].isupper()
+        or (len(words) == 1 and words[0].lower() in _SHORT_ANSWERS)
+        or words[0].lower() in ("option", "choice", "approximately", "approx")
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import sympy as _sympy
 
-from speclrm.evaluators import formulas, notation, units
+from speclrm.evaluators import formulas, units
 from speclrm.evaluators.formulas import Unknown
+from speclrm.evaluators.notation import word_set
 
 sympy: Any = _sympy
 
@@ -30,9 +32,14 @@ _JOINT = re.compile(rf"{_TEXTS}\s*\{{\s*,?\s*(and|or)\s*,?\s*\}}")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[A-Za-z]+|.", re.DOTALL)
 _SPACE = re.compile(r"(?<!\d)(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+(?!\d)")
 _ONE_IN_BRACES = re.compile(r"\{(\w|\\[a-zA-Z]+)\}")
-_OPENS, _CLOSES = {"(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle"}, {")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle"}
+_OPENS, _CLOSES = (
+    {"(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle"},
+    {")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle"},
+)
 _RELATIONS = {
-    "=": "=", ":=": "=", "==": "=", "\\approx": "~", "\\simeq": "~", "\\doteq": "~", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "<=": "<=",
+    "=": "=", ":=": "=", "==": "=", "\\approx": "~", "\\simeq": "~", "\\doteq": "~",
+    "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=",
+    "<=": "<=",
     ">=": ">=", "\\ne": "!=", "!=": "!=", "\\in": "in", "\\equiv": "mod",
 }  # fmt: skip
 _OTHER_RELATIONS = re.compile(
@@ -49,28 +56,35 @@ _QUALIFIER = re.compile(
     r"|where\b|with\s+[a-zA-Z]\b|with\s*\}))",
     re.IGNORECASE,
 )
-_REMARK = re.compile(rf"\s*(?:{_TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={_TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$")
-_CONDITION = re.compile(r"\b(?:if|when|unless|only|mod|or|otherwise|and)\b|[=<>]|\\(?:ne|le|ge|in|equiv)\b", re.IGNORECASE)
+_REMARK = re.compile(
+    rf"\s*(?:{_TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={_TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$"
+)
+_CONDITION = re.compile(
+    r"\b(?:if|when|unless|only|mod|or|otherwise|and)\b|[=<>]|\\(?:ne|le|ge|in|equiv)\b", re.IGNORECASE
+)
 _DOMAIN = re.compile(r"\s*([a-zA-Z](?:\s*,\s*[a-zA-Z])*)\s*\\in\s*(\\(?:mathbb|mathbf)\s*\{?\s*[A-Z]\}?.*)")
 _UNIT_TAIL = re.compile(
     rf"(?:(?:{_TEXTS}\s*\{{[^{{}}]*\}}|\\(?:mu|Omega|AA|degree)(?![a-zA-Z])|\^\s*\{{?\s*\\circ\s*\}}?|°|\\%|%|(?<![a-zA-Z\d])[A-Za-zΩÅ]{{1,3}}(?=\s*(?:/|\\cdot|$)))"
-    rf"(?:\s*\^\s*(?:\{{\s*[-+]?\d\s*\}}|-?\d))?|[\s~/*()]|1(?=\s*/)|\\[,;:! ]|\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])|-(?=\\text))+$"
+    rf"(?:\s*\^\s*(?:\{{\s*[-+]?\d\s*\}}|-?\d))?|[\s~/*()]|1(?=\s*/)|\\[,;:! ]|\\cdot(?![a-zA-Z])"
+    rf"|\\times(?![a-zA-Z])|-(?=\\text))+$"
 )
-_FRACTION_UNIT = re.compile(rf"\\frac\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}}(?:\s*\^\s*\{{?\d\}}?)?)\s*\}}\s*$")
+_FRACTION_UNIT = re.compile(
+    rf"\\frac\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}})\s*\}}\s*\{{\s*({_TEXTS}\s*\{{[^{{}}]*\}}(?:\s*\^\s*\{{?\d\}}?)?)\s*\}}\s*$"
+)
 _NUMERIC = re.compile(
     r"[-+±\s]*(?:\\pm\s*)?(?:\d[\d.,]*(?:[eE][-+]?\d+)?|\.\d+|\\frac\s*(?:\{[-+\d.\s]*\}|\d)\s*(?:\{[\d.\s]*\}|\d)|\\sqrt\s*(?:\{[\d.\s]*\}|\d)|\\pi(?![a-zA-Z])"
     r"|\\(?:times|cdot)(?![a-zA-Z])|\^\s*(?:\{[-+\d\s]*\}|-?\d+)|[-+/*]|\([-+\d.,\s/]*\)|\s|\\[,;:! ]|~|\{[-\d.,]*\})+"
 )
 _PLAIN_TAIL = re.compile(r"[\u4e00-\u9fff]{1,4}|[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
 _MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
-_NO_UNIT = frozenset(
-    "or more less fewer least most not no none than up over under at but and if only unless to between except minus plus times nor above below "
-    "greater smaller larger bigger either neither both half quarter third double twice mod for when is are without from "
-    "isn't".split()
+_NO_UNIT = word_set(
+    "or more less fewer least most not no none than up over under at but and if only unless to between except minus "
+    "plus times nor above below greater smaller larger bigger either neither both half quarter third double twice mod "
+    "for when is are without from isn't"
 )
 """Words that say more of a number than what is counted."""
 _COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
-_OPAQUE_UNITS = frozenset("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mm mN mV mA mW mJ kN kV kA kW kJ mT mH in at h".split()) - {"mm"}
+_OPAQUE_UNITS = word_set("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mN mV mA mW mJ kN kV kA kW kJ mT mH in at h")
 """Signs that are products of letters where they stand plainly behind a number."""
 _SPEED = re.compile(r"m\s*/\s*s(?:\s*\^\s*\{?2\}?)?")
 _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
@@ -79,8 +93,8 @@ _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
 class Side(NamedTuple):
     """A part of an answer without what stands around its value.
 
-    ``unit``: of it, if it has one that is known. ``words``: what else stands behind the number. ``lone``: the unit is a sign that may be a
-    letter.
+    ``unit``: of it, if it has one that is known. ``words``: what else stands behind the number. ``lone``: the unit is a sign that
+    may be a letter.
     """
 
     value: str
@@ -97,7 +111,9 @@ class Comparison:
         both = gold + answer
         indexed = re.search(r"\\(?:sum|prod)\s*_\s*\{?\s*i\b", both)
         self._imaginary = not indexed and "j" not in alone
-        complex_ = self._imaginary and ("i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both))
+        complex_ = self._imaginary and (
+            "i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both)
+        )
         self._real: bool | None = None if complex_ else True
         self._factors = formulas.factors(gold, answer)
         self._told: dict[tuple[str, str], bool] = {}
@@ -123,13 +139,26 @@ class Comparison:
         texts = _names(gold), _names(answer)
         if all(texts):
             return sorted(cast("list[str]", texts[0])) == sorted(cast("list[str]", texts[1]))
-        if len(gold) > 2 and gold.isalpha() and answer.isalpha() and gold.capitalize() == answer.capitalize() and (
-            gold.islower() or gold.istitle()
+        if (
+            len(gold) > 2
+            and gold.isalpha()
+            and answer.isalpha()
+            and gold.capitalize() == answer.capitalize()
+            and (gold.islower() or gold.istitle())
         ):
             return True
         if _compound(gold) or _compound(answer):
             return bool(self._measures(gold, answer, depth))
-        rules = (self._spread, self._congruence, self._sets, self._lists, self._relations, self._ratio, self._measures, self._brackets)
+        rules = (
+            self._spread,
+            self._congruence,
+            self._sets,
+            self._lists,
+            self._relations,
+            self._ratio,
+            self._measures,
+            self._brackets,
+        )
         for rule in rules:
             if (found := rule(gold, answer, depth)) is not None:
                 return found
@@ -158,48 +187,45 @@ class Comparison:
     # ------------------------------------------------------------------------------------------------------- lists
 
     def _lists(self, gold: str, answer: str, depth: int) -> bool | None:
-        lists = _listed(gold), _listed(answer)
-        if not lists[0].several and not lists[1].several:
-            if lists[0].kind == lists[1].kind == "":
-                return None
-            return self.same(lists[0].parts[0], lists[1].parts[0], depth + 1) if lists[0].parts and lists[1].parts else False
-        if max(len(lists[0].parts), len(lists[1].parts)) > PARTS_MAX:
+        """Several answers in any order; those with names, or without a set's braces, beside a tuple in its order."""
+        ours, theirs = _listed(gold), _listed(answer)
+        if max(len(ours.parts), len(theirs.parts)) > PARTS_MAX or not ours.parts or not theirs.parts:
             return False
-        (ours, domain), (theirs, other) = _without_domain(lists[0].parts), _without_domain(lists[1].parts)
+        if not ours.several and not theirs.several:
+            if not ours.braces and not theirs.braces:
+                return None
+            return self.same(ours.parts[0], theirs.parts[0], depth + 1)
+        (golds, domain), (answers, other) = _without_domain(ours.parts), _without_domain(theirs.parts)
         if domain and other and squeezed(domain) != squeezed(other):
             return False
-        if (domain or other) and min(len(ours), len(theirs)) == 1:
-            return len(ours) == len(theirs) and self.same(ours[0], theirs[0], depth + 1)
-        # A list beside one thing: named coordinates and the like beside a tuple.
-        for many, one, turned in ((ours, theirs, False), (theirs, ours, True)):
-            if len(many) > 1 and len(one) == 1:
-                inside = _in_brackets(_right_side(one[0]))
-                if inside is None or inside[0] + inside[2] not in ("()", "[]") or len(inside[1]) != len(many):
-                    return False
-                if inside[0] == "[" or {"\\{"} & {lists[turned].kind}:
-                    return False
-                values = _coordinates(many)
-                pairs = zip(inside[1], values, strict=True)
-                return all(self.same(*((b, a) if turned else (a, b)) if not turned else (a, b), depth + 1) for a, b in pairs)
-        ours, theirs = _shared_name(ours), _shared_name(theirs)
-        return self._each_in(ours, theirs, depth) and self._each_in(theirs, ours, depth, turned=True) and (
-            len(ours) == len(theirs) or bool(lists[0].kind or lists[1].kind)
-        )
+        if len(golds) == len(answers) == 1:
+            return self.same(golds[0], answers[0], depth + 1)
+        if len(golds) == 1:
+            return not theirs.braces and self._coordinates(answers, golds[0], depth)
+        if len(answers) == 1:
+            return not ours.braces and self._coordinates(golds, answers[0], depth)
+        if len(golds) != len(answers) and not ours.braces and not theirs.braces:
+            return False
+        golds, answers = _shared_name(golds), _shared_name(answers)
+        return self._each_in(golds, answers, depth) and self._each_in(answers, golds, depth)
 
-    def _each_in(self, ours: list[str], theirs: list[str], depth: int, *, turned: bool = False) -> bool:
-        return all(any(self.same(*((two, one) if turned else (one, two)), depth + 1) for two in theirs) for one in ours)
+    def _coordinates(self, parts: list[str], single: str, depth: int) -> bool:
+        inside = _in_brackets(_right_side(single))
+        if inside is None or (inside[0], inside[2]) != ("(", ")") or len(inside[1]) != len(parts):
+            return False
+        return all(self.same(one, other, depth + 1) for one, other in zip(inside[1], _by_name(parts), strict=True))
+
+    def _each_in(self, ones: list[str], others: list[str], depth: int) -> bool:
+        return all(any(self.same(one, other, depth + 1) for other in others) for one in ones)
 
     def _brackets(self, gold: str, answer: str, depth: int) -> bool | None:
         """Tuples, points and intervals: in order, with the same brackets."""
-        sides = _in_brackets(gold), _in_brackets(answer)
-        if sides[0] is None and sides[1] is None:
-            return None
-        if sides[0] is None or sides[1] is None:
+        ours, theirs = _in_brackets(gold), _in_brackets(answer)
+        if ours is None or theirs is None:
+            return None if ours is theirs else False
+        if ours[0] + ours[2] != theirs[0] + theirs[2] or len(ours[1]) != len(theirs[1]):
             return False
-        (opening, ours, closing), (other_opening, theirs, other_closing) = sides
-        if (opening, closing) != (other_opening, other_closing) or len(ours) != len(theirs):
-            return False
-        return all(self.same(one, other, depth + 1) for one, other in zip(ours, theirs, strict=True))
+        return all(self.same(one, other, depth + 1) for one, other in zip(ours[1], theirs[1], strict=True))
 
     def _ratio(self, gold: str, answer: str, depth: int) -> bool | None:
         """Ratios in order; one of two numbers is a fraction beside a fraction."""
@@ -218,17 +244,19 @@ class Comparison:
     def _congruence(self, gold: str, answer: str, depth: int) -> bool | None:
         if "\\equiv" not in gold + answer:
             return None
-        sides = _congruent(gold), _congruent(answer)
-        if sides[0] is None or sides[1] is None:
+        ours, theirs = _congruent(gold), _congruent(answer)
+        if ours is None or theirs is None:
             return False
-        (name, residues, modulus), (other_name, others, other_modulus) = sides
-        if squeezed(name) != squeezed(other_name) or not self._formulas(modulus, other_modulus):
+        if squeezed(ours.left) != squeezed(theirs.left) or not self._formulas(ours.modulus, theirs.modulus):
             return False
         try:
-            by = int(modulus)
-            return {int(one) % by for one in residues} == {int(one) % by for one in others}
+            modulus = int(ours.modulus)
+            first, second = ({int(one) % modulus for one in side.residues} for side in (ours, theirs))
         except (ValueError, ZeroDivisionError):
-            return self._each_in(residues, others, depth) and self._each_in(others, residues, depth)
+            return self._each_in(ours.residues, theirs.residues, depth) and self._each_in(
+                theirs.residues, ours.residues, depth
+            )
+        return first == second
 
     def _relations(self, gold: str, answer: str, depth: int) -> bool | None:
         ours, theirs = _related(gold), _related(answer)
@@ -239,37 +267,33 @@ class Comparison:
         equations = [set(side.signs) <= {"=", "~"} for side in (ours, theirs)]
         if all(equations):
             return self._equations(ours, theirs, depth)
-        # Bounds without a left side: all that they are is their sign and their value.
-        if "" in (ours.sides[0], theirs.sides[0]):
-            return ours.signs == theirs.signs and ours.sides[0] == theirs.sides[0] == "" and self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
+        if "" in (ours.sides[0], theirs.sides[0]):  # a bound of nothing named: its sign and its value
+            same = ours.signs == theirs.signs and ours.sides[0] == theirs.sides[0]
+            return same and self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
         if "in" in ours.signs + theirs.signs:
-            values = [side.sides[1] if side.signs == ["in"] else side.whole for side in (ours, theirs)]
-            if ours.signs == theirs.signs == ["in"] and squeezed(ours.sides[0]) != squeezed(theirs.sides[0]):
-                return False
-            return False if any(len(side.signs) > 1 for side in (ours, theirs)) or (
-                "\\in" in values[0] + values[1] and ours.signs != theirs.signs and not values[0] != gold
-            ) else self.same(values[0], values[1], depth + 1)
-        if any(equations):
+            return self._elements(ours, theirs, depth)
+        return False if any(equations) else self._inequalities(ours, theirs)
+
+    def _elements(self, ours: Related, theirs: Related, depth: int) -> bool:
+        """What is said to be in a set, beside another such or beside the set."""
+        if ours.signs == theirs.signs == ["in"] and squeezed(ours.sides[0]) != squeezed(theirs.sides[0]):
             return False
-        return self._inequalities(ours, theirs)
+        sets = [side.sides[1] if side.signs == ["in"] else side.whole for side in (ours, theirs)]
+        if any(side.signs not in ([], ["in"]) for side in (ours, theirs)):
+            return False
+        return self.same(sets[0], sets[1], depth + 1)
 
     def _equations(self, ours: Related, theirs: Related, depth: int) -> bool:
-        left, right = ours.sides[0], theirs.sides[0]
         if ours.signs and theirs.signs:
-            if self.same(left, right, depth + 1) or (squeezed(left).casefold() == squeezed(right).casefold()):
+            left, right = ours.sides[0], theirs.sides[0]
+            if squeezed(left).casefold() == squeezed(right).casefold() or self.same(left, right, depth + 1):
                 return self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
-            names = _is_name(left), _is_name(right)
-            if all(names) and not (names[0] and names[1] and _turned(ours, theirs)):
-                return self._as_equations(ours, theirs) if _is_name(ours.sides[-1]) or _is_name(theirs.sides[-1]) or len(
-                    formulas.letters(ours.sides[-1] + theirs.sides[-1])
-                ) else False
-            return len(ours.sides) == len(theirs.sides) == 2 and self._as_equations(ours, theirs)
+            return self._as_equations(ours, theirs)
         chain, plain = (ours, theirs.whole) if ours.signs else (theirs, ours.whole)
         first = chain.sides[0]
         if not (_is_name(first) or _is_plain_sum(first) or self._consistent(chain)):
             return False
-        value = chain.sides[-1]
-        return self.same(value, plain, depth + 1) if ours.signs else self.same(plain, value, depth + 1)
+        return self.same(chain.sides[-1], plain, depth + 1)
 
     def _consistent(self, chain: Related) -> bool:
         """4 + 5 = 9 gives 9, where it is true."""
@@ -282,7 +306,8 @@ class Comparison:
     def _as_equations(self, ours: Related, theirs: Related) -> bool:
         try:
             one, other = (
-                sympy.Eq(self._read(side.sides[0]), self._read(side.sides[-1]), evaluate=False) for side in (ours, theirs)
+                sympy.Eq(self._read(side.sides[0]), self._read(side.sides[-1]), evaluate=False)
+                for side in (ours, theirs)
             )
         except (Unknown, TypeError):
             return False
@@ -299,7 +324,14 @@ class Comparison:
         return forward and all(any(_verified(a, b) for a in one) for b in other)
 
     def _conditions(self, related: Related) -> list[Any]:
-        kinds = {"<": sympy.StrictLessThan, ">": sympy.StrictGreaterThan, "<=": sympy.LessThan, ">=": sympy.GreaterThan, "!=": sympy.Ne, "=": sympy.Eq}
+        kinds = {
+            "<": sympy.StrictLessThan,
+            ">": sympy.StrictGreaterThan,
+            "<=": sympy.LessThan,
+            ">=": sympy.GreaterThan,
+            "!=": sympy.Ne,
+            "=": sympy.Eq,
+        }
         sides = [self._read(side) for side in related.sides]
         return [
             kinds[sign](left, right, evaluate=False)
@@ -309,18 +341,27 @@ class Comparison:
     # -------------------------------------------------------------------------------------------------------- sets
 
     def _sets(self, gold: str, answer: str, depth: int) -> bool | None:
-        if not (_SET_SIGNS.search(gold) or _SET_SIGNS.search(answer)) or "=" in _related(gold).signs + _related(answer).signs:
+        if (
+            not (_SET_SIGNS.search(gold) or _SET_SIGNS.search(answer))
+            or "=" in _related(gold).signs + _related(answer).signs
+        ):
             return None
         if _DOMAIN.search(gold + answer) and (_listed(gold).several or _listed(answer).several):
             return None
         try:
             one, other = self._set(gold), self._set(answer)
         except (Unknown, TypeError, NotImplementedError, AttributeError, ValueError):
-            return None if not ("\\cup" in gold + answer or "\\cap" in gold + answer or "\\setminus" in gold + answer) else False
+            return (
+                None
+                if not ("\\cup" in gold + answer or "\\cap" in gold + answer or "\\setminus" in gold + answer)
+                else False
+            )
         if one == other:
             return True
         try:
-            return bool((one - other).is_empty and (other - one).is_empty) or bool(sympy.SymmetricDifference(one, other).is_empty)
+            return bool((one - other).is_empty and (other - one).is_empty) or bool(
+                sympy.SymmetricDifference(one, other).is_empty
+            )
         except (TypeError, NotImplementedError, ValueError, AttributeError):
             return False
 
@@ -343,16 +384,28 @@ class Comparison:
         if len(parts) == 2:
             return self._set(parts[0]) - self._set(parts[1])
         if match := re.fullmatch(r"\\mathbb\s*\{?\s*([RQZNC])\s*\}?", text):
-            return {"R": sympy.Reals, "Q": sympy.Rationals, "Z": sympy.Integers, "N": sympy.Naturals, "C": sympy.Complexes}[match[1]]
+            return {
+                "R": sympy.Reals,
+                "Q": sympy.Rationals,
+                "Z": sympy.Integers,
+                "N": sympy.Naturals,
+                "C": sympy.Complexes,
+            }[match[1]]
         if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
             return sympy.EmptySet
         if match := re.fullmatch(r"[a-zA-Z]\s*\\in\b(.*)", text, re.DOTALL):
             return self._set(match[1])
         if text.startswith("\\{") and text.endswith("\\}"):
             inside = text[2:-2].strip()
-            if len(built := re.split(r"\\mid(?![a-zA-Z])|\||:", inside, maxsplit=1)) == 2 and re.match(r"\s*[a-zA-Z]\s*(?:\\in.*)?$", built[0]):
+            if len(built := re.split(r"\\mid(?![a-zA-Z])|\||:", inside, maxsplit=1)) == 2 and re.match(
+                r"\s*[a-zA-Z]\s*(?:\\in.*)?$", built[0]
+            ):
                 domain = built[0].partition("\\in")[2]
-                found = self._set(built[1]) if re.search(r"\bor\b|\band\b", _JOINT.sub(r" \1 ", built[1])) else self._inequality_set(built[1])
+                found = (
+                    self._set(built[1])
+                    if re.search(r"\bor\b|\band\b", _JOINT.sub(r" \1 ", built[1]))
+                    else self._inequality_set(built[1])
+                )
                 return sympy.Intersection(found, self._set(domain)) if domain.strip() else found
             return sympy.FiniteSet(*(self._read(part) for part in _split(inside, {",", ";"})))
         if (brackets := _in_brackets(text)) is not None and len(brackets[1]) == 2:
@@ -367,7 +420,12 @@ class Comparison:
         if len(parts) > 1:
             return sympy.Intersection(*(self._inequality_set(part) for part in parts))
         related = _related(_bare(text))
-        if not related.signs or related.unknown or set(related.signs) - {"<", ">", "<=", ">=", "!=", "="} or "" in related.sides:
+        if (
+            not related.signs
+            or related.unknown
+            or set(related.signs) - {"<", ">", "<=", ">=", "!=", "="}
+            or "" in related.sides
+        ):
             raise Unknown("no inequality")
         if related.signs == ["="]:
             raise Unknown("an equation")
@@ -377,7 +435,14 @@ class Comparison:
             raise Unknown("several letters")
         letter = letters.pop()
         plain = sympy.Symbol("x", real=True)
-        return sympy.Intersection(*(condition.subs(letter, plain).as_set() if condition.subs(letter, plain) not in (True, False) else self._raise() for condition in conditions))
+        return sympy.Intersection(
+            *(
+                condition.subs(letter, plain).as_set()
+                if condition.subs(letter, plain) not in (True, False)
+                else self._raise()
+                for condition in conditions
+            )
+        )
 
     def _raise(self) -> Any:
         raise Unknown("")
@@ -401,7 +466,7 @@ class Comparison:
             return self.same(ours.value, theirs.value, depth + 1)
         one, other = ours.unit or units.NONE, theirs.unit or units.NONE
         percents = [unit.dimensions == _PERCENT for unit in (one, other)]
-        scale = [one.count, other.count]
+        scale = [one.times, other.times]
         if any(percents) and not all(percents):
             plain = other if percents[0] else one
             if plain.dimensions:
@@ -424,14 +489,21 @@ class Comparison:
             one, other = self._read(gold), self._read(answer)
         except Unknown:
             return False
-        return same_formulas(*(formula * sympy.Rational(of.numerator, of.denominator) for formula, of in zip((one, other), scale, strict=True)))
+        return same_formulas(
+            *(
+                formula * sympy.Rational(of.numerator, of.denominator)
+                for formula, of in zip((one, other), scale, strict=True)
+            )
+        )
 
     # ----------------------------------------------------------------------------------------------------- formulas
 
     def _read(self, text: str) -> Any:
         if text not in self._parsed:
             try:
-                self._parsed[text] = formulas.read(text, imaginary=self._imaginary, real=self._real, factors=self._factors)
+                self._parsed[text] = formulas.read(
+                    text, imaginary=self._imaginary, real=self._real, factors=self._factors
+                )
             except Unknown as unknown:
                 self._parsed[text] = unknown
         if isinstance(found := self._parsed[text], Unknown):
@@ -442,19 +514,25 @@ class Comparison:
         try:
             one, other = self._read(gold), self._read(answer)
         except Unknown:
-            return _by_library(gold, answer) if re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) else _unbolded(gold, answer)
+            return _by_library(gold, answer) if re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) else False
         return same_formulas(one, other)
 
 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*((?![ijke]\s*\})[A-Za-z])\s*\}")
 _PERCENT = (("%", 1),)
 _DEGREE = (("°", 1),)
 _DEGREES = {_DEGREE, (("°C", 1),), (("°F", 1),)}
-_SET_SIGNS = re.compile(r"\\(?:cup|cap|setminus|emptyset)(?![a-zA-Z])|\\mathbb|\\mid|\\\{[^}]*[|:]|\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]")
+_SET_SIGNS = re.compile(
+    r"\\(?:cup|cap|setminus|emptyset)(?![a-zA-Z])|\\mathbb|\\mid|\\\{[^}]*[|:]|\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]"
+)
 
 
 def same(gold: str, answer: str) -> bool:
     """Whether two answers, in the notation of ``notation.in_latex``, mean the same."""
+    bold = [_BOLD_LETTER.search(text) is not None for text in (gold, answer)]
+    if bold[0] != bold[1]:  # a bold letter is dress where the other has none
+        gold, answer = (_BOLD_LETTER.sub(r"\1", text) for text in (gold, answer))
     return Comparison(gold, answer).same(gold, answer)
 
 
@@ -469,7 +547,11 @@ def same_formulas(one: Any, other: Any) -> bool:
 def _same_formulas(one: Any, other: Any) -> bool:
     matrices = [isinstance(formula, sympy.MatrixBase) for formula in (one, other)]
     if any(matrices):
-        return all(matrices) and one.shape == other.shape and all(same_formulas(a, b) for a, b in zip(one.flat(), other.flat(), strict=True))
+        return (
+            all(matrices)
+            and one.shape == other.shape
+            and all(same_formulas(a, b) for a, b in zip(one.flat(), other.flat(), strict=True))
+        )
     if one == other:
         return True
     if (told := _same_by_digits(one, other)) is not None:
@@ -510,7 +592,9 @@ def _apart_at_a_point(one: Any, other: Any) -> bool:
     return False
 
 
-_HYPERBOLIC = tuple(getattr(sympy, name) for name in "sinh cosh tanh coth sech csch asinh acosh atanh".split())
+_HYPERBOLIC = tuple(
+    getattr(sympy, name) for name in ["sinh", "cosh", "tanh", "coth", "sech", "csch", "asinh", "acosh", "atanh"]
+)
 
 
 def _verified(one: Any, other: Any) -> bool:
@@ -518,30 +602,36 @@ def _verified(one: Any, other: Any) -> bool:
 
     return bool(
         cast("Any", math_verify).verify(
-            [one], [other], float_rounding=FLOAT_DIGITS, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=False
+            [one],
+            [other],
+            float_rounding=FLOAT_DIGITS,
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+            raise_on_error=False,
         )
     )
 
 
 def _by_library(gold: str, answer: str) -> bool:
     """Integrals and limits, which are the library's to read."""
-    from latex2sympy2_extended import latex2sympy
+    import latex2sympy2_extended
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+
+    library = cast("Any", latex2sympy2_extended)
 
     try:
         one, other = (
-            cast("Any", latex2sympy)(
-                text.replace("\\\\", "\\"), is_real=True, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False)
+            library.latex2sympy(
+                text.replace("\\\\", "\\"),
+                is_real=True,
+                normalization_config=None,
+                conversion_config=ConversionConfig(lowercase_symbols=False),
             )
             for text in (gold, answer)
         )
     except Exception:  # noqa: BLE001  # a parser's refusal has no type of its own
         return False
     return _verified(one, other)
-
-
-def _unbolded(gold: str, answer: str) -> bool:
-    return False
 
 
 def _same_by_digits(gold: Any, answer: Any) -> bool | None:
@@ -580,7 +670,11 @@ def _bare(text: str) -> str:
         before = text
         text = re.sub(r"^\s*(?:=|\\approx|\\simeq)\s*(?=[^=])", "", text)
         text = _JOINT.sub(r" \1 ", text).strip() if "\\" in text else text.strip()
-        text = text.strip("~").removesuffix("\\\\").removesuffix("\\").strip().rstrip(".;,").strip() if not text.endswith("\\,") else text[:-2]
+        text = (
+            text.strip("~").removesuffix("\\\\").removesuffix("\\").strip().rstrip(".;,").strip()
+            if not text.endswith("\\,")
+            else text[:-2]
+        )
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
             text = text[1:-1]
         if match := re.fullmatch(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", text):
@@ -590,10 +684,18 @@ def _bare(text: str) -> str:
         if (match := _LEAD_WORDS.match(text)) and match.end() < len(text):
             rest = text[match.end() :]
             text = rest if match["close"] or not text.startswith("\\") else re.sub(r"\}", "", rest, count=1)
-        if (match := _REMARK.search(text)) and match.start() > 0 and not _CONDITION.search(match[1] or match[2]):
-            if re.search(r"[\d)}\]a-zA-Z]\s*$", text[: match.start()]) and (match[1] is not None or re.search(r"\s$|\d$", text[: match.start()] + match[0][:1])):
-                text = text[: match.start()]
+        text = _without_remark(text)
     return text
+
+
+def _without_remark(text: str) -> str:
+    """Without words in brackets behind a value: 5 (five), 8 (approximately)."""
+    match = _REMARK.search(text)
+    if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2]):
+        return text
+    value = text[: match.start()]
+    apart = match[1] is not None or match[0][:1].isspace() or value[-1].isdigit()
+    return value if apart and re.search(r"[\d)}\]a-zA-Z]\s*$", value) else text
 
 
 def _balanced(text: str) -> bool:
@@ -630,10 +732,10 @@ def _split(text: str, separators: set[str]) -> list[str]:
 
 
 class Listed(NamedTuple):
-    """``kind``: ``\\{`` for a set, else empty."""
+    """``braces``: a set's stand around it."""
 
     parts: list[str]
-    kind: str
+    braces: bool
 
     @property
     def several(self) -> bool:
@@ -641,13 +743,12 @@ class Listed(NamedTuple):
 
 
 def _listed(text: str) -> Listed:
-    kind = ""
-    if text.startswith("\\{") and _closing(text, 0) == len(text) - 1:
-        kind, text = "\\{", text[2:-2]
-    elif re.fullmatch(r"\{.*\}", text, re.DOTALL) and _closing(text, 0) == len(text) - 1:
+    braces = text.startswith("\\{") and text.endswith("\\}") and _closing(text, 0) == len(text) - 1
+    if braces:
+        text = text[2:-2]
+    elif text.startswith("{") and _closing(text, 0) == len(text) - 1:
         text = text[1:-1]
-    parts = [part for part in _split(text, {",", ";", "and", "or"}) if part]
-    return Listed(parts, kind)
+    return Listed([part for part in _split(text, {",", ";", "and", "or"}) if part], braces)
 
 
 def _without_domain(parts: list[str]) -> tuple[list[str], str]:
@@ -662,7 +763,7 @@ def _right_side(text: str) -> str:
     return related.sides[-1] if related.signs and set(related.signs) <= {"="} else text
 
 
-def _coordinates(parts: list[str]) -> list[str]:
+def _by_name(parts: list[str]) -> list[str]:
     """The values of ``x = 3, y = 4`` by the order of their names; others as they stand."""
     related = [_related(part) for part in parts]
     if all(one.signs == ["="] and _is_name(one.sides[0]) for one in related):
@@ -698,11 +799,14 @@ def _both_signs(text: str) -> str | None:
         if count > 1 and "\\mp" not in part:
             return None
         if count:
-            parts += [re.sub(r"\\pm(?![a-zA-Z])", a, re.sub(r"\\mp(?![a-zA-Z])", b, part)) for a, b in (("+", "-"), ("-", "+"))]
+            parts += [
+                re.sub(r"\\pm(?![a-zA-Z])", a, re.sub(r"\\mp(?![a-zA-Z])", b, part))
+                for a, b in (("+", "-"), ("-", "+"))
+            ]
         else:
             parts.append(part)
     joined = ", ".join(part.strip().removeprefix("+") for part in parts)
-    return f"\\{{{joined}\\}}" if listed.kind else joined
+    return f"\\{{{joined}\\}}" if listed.braces else joined
 
 
 class Related(NamedTuple):
@@ -736,10 +840,6 @@ def _related(text: str) -> Related:
     return Related(sides, signs, bool(_OTHER_RELATIONS.search(text)), text)
 
 
-def _turned(ours: Related, theirs: Related) -> bool:
-    return False
-
-
 _NAME = re.compile(
     r"\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?(?:'|\^\s*\{?\\prime\}?|\^\s*\{?[*+]\}?)*(?:\s*\(\s*[^()=]*\s*\))?"
 )
@@ -754,29 +854,52 @@ def _is_name(text: str) -> bool:
     if words or re.fullmatch(r"[A-Za-z][A-Za-z ]{2,40}", text):
         return True
     command = re.match(r"\\([a-zA-Z]+)\s*", text)
-    if command and command[1] in ("Delta", "delta", "vec", "mathbf", "bar", "hat", "overline", "angle", "mathrm", "mathcal"):
+    if command and command[1] in (
+        "Delta",
+        "delta",
+        "vec",
+        "mathbf",
+        "bar",
+        "hat",
+        "overline",
+        "angle",
+        "mathrm",
+        "mathcal",
+    ):
         rest = text[command.end() :].strip().removeprefix("{")
         return bool(_NAME.fullmatch(rest.replace("}", "", 1) if "{" in text[command.end() :][:1] else rest))
-    return bool(_NAME.fullmatch(text)) and not re.match(r"\\(?:pi|infty|frac|sqrt|sin|cos|tan|log|ln|exp)(?![a-zA-Z])", text)
+    return bool(_NAME.fullmatch(text)) and not re.match(
+        r"\\(?:pi|infty|frac|sqrt|sin|cos|tan|log|ln|exp)(?![a-zA-Z])", text
+    )
 
 
 def _is_plain_sum(text: str) -> bool:
     """Letters alone, put together: a+b+c, AB, V/n."""
-    return bool(re.fullmatch(r"[\sA-Za-z_{}+*/\-\\|()]*", text)) and bool(re.search("[A-Za-z]", text)) and not re.search(r"\\(?!cdot|frac|angle|triangle)", text)
+    return (
+        bool(re.fullmatch(r"[\sA-Za-z_{}+*/\-\\|()]*", text))
+        and bool(re.search("[A-Za-z]", text))
+        and not re.search(r"\\(?!cdot|frac|angle|triangle)", text)
+    )
 
 
-def _congruent(text: str) -> tuple[str, list[str], str] | None:
-    """What is congruent, to what, and by which modulus."""
+class Congruence(NamedTuple):
+    left: str
+    residues: list[str]
+    modulus: str
+
+
+def _congruent(text: str) -> Congruence | None:
     if "\\not" in text:
         return None
     match = re.fullmatch(
-        r"(.+?)\\equiv\s*(.+?)\s*(?:\\[,;: ]|\\q?quad|[\s,])*(?:\\pmod|\(\s*\\bmod|\(\s*\\mod|\\bmod|\\mod|\(\s*(?:\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|mod))"
+        r"(.+?)\\equiv\s*(.+?)\s*(?:\\[,;: ]|\\q?quad|[\s,])*(?:\\pmod|\(\s*\\bmod|\(\s*\\mod"
+        r"|\\bmod|\\mod|\(\s*(?:\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|mod))"
         r"\s*(?:\{\s*([^{}]+)\s*\}|([^\s{}()]+))\s*\)?\s*",
         text,
     )
     if match is None:
         return None
-    return match[1].strip(), _listed(match[2]).parts, (match[3] or match[4]).strip()
+    return Congruence(match[1].strip(), _listed(match[2]).parts, (match[3] or match[4]).strip())
 
 
 def _split_qualifier(text: str) -> tuple[str, str]:
@@ -791,14 +914,18 @@ _WORDY = re.compile(r"[^\W\d_][^\W\d_'’.\-]*(?:[\s\-][^\W\d_]+[.']?)*")
 
 def _names(text: str) -> list[str] | None:
     """The names or words that the text is, one or several, in small letters; None where it is no text."""
-    plain = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}|\\text\w+\s*\{{([^{{}}]*)\}}", lambda match: match[1] or match[2] or "", text)
+    plain = re.sub(
+        rf"{_TEXTS}\s*\{{([^{{}}]*)\}}|\\text\w+\s*\{{([^{{}}]*)\}}", lambda match: match[1] or match[2] or "", text
+    )
     plain = re.sub(r"\\[ ,;]|~", " ", plain)
     parts = [part.strip() for part in re.split(r",|;|\band\b|&", plain) if part.strip()]
-    wordy = [re.sub(r"\s+", " ", _ARTICLES.sub("", part)).casefold().rstrip(".") for part in parts if _WORDY.fullmatch(part)]
-    if not parts or len(wordy) < len(parts) or not any(len(word) > 3 or (" " in word and re.search(r"\w{3}", word)) for word in wordy):
-        if not (text.startswith("\\text") and wordy and len(wordy) == len(parts) and any(len(word) > 1 for word in wordy)):
-            return None
-    return wordy
+    wordy = [
+        re.sub(r"\s+", " ", _ARTICLES.sub("", part)).casefold().rstrip(".") for part in parts if _WORDY.fullmatch(part)
+    ]
+    if not parts or len(wordy) < len(parts):
+        return None
+    long = any(len(word) > 3 or (" " in word and re.search(r"\w{3}", word)) for word in wordy)
+    return wordy if long or (text.startswith("\\text") and any(len(word) > 1 for word in wordy)) else None
 
 
 def _measured(text: str) -> Side:
@@ -816,18 +943,26 @@ def _measured(text: str) -> Side:
         if unit is not None and text[: match.start()].strip():
             return Side(text[: match.start()].strip(), unit)
     match = _UNIT_TAIL.search(text)
-    if match and match.start() > 0 and re.search(r"\\(?:text|mathrm|mbox|rm|Omega|degree|%|operatorname)|\\circ|°|%", match[0]):
+    if (
+        match
+        and match.start() > 0
+        and re.search(r"\\(?:text|mathrm|mbox|rm|Omega|degree|%|operatorname)|\\circ|°|%", match[0])
+    ):
         tail, value = match[0], text[: match.start()].rstrip()
         closing = tail.count(")") - tail.count("(")
         if closing <= 0 or re.match(r"[\s)]*$", tail) is None:
-            while tail.startswith(")") or tail.startswith(" )"):
+            while tail.startswith((")", " )")):
                 value, tail = value + ")", tail.lstrip()[1:]
             if "°" in _unit_text(tail) and _TRIGONOMETRIC.search(value):
                 return Side(text)
             if value.strip() and _balanced(value) and not re.search(r"[-+*/^=_(]\s*$|\\cdot\s*$", value):
                 found = _tail(value, _unit_text(tail), written=True)
                 if found is not None:
-                    return found if sign is None else found._replace(unit=sign * found.unit if found.unit and found.unit != sign else sign)
+                    return (
+                        found
+                        if sign is None
+                        else found._replace(unit=sign * found.unit if found.unit and found.unit != sign else sign)
+                    )
     if (match := _NUMERIC.match(text)) and match.end() < len(text) and re.search(r"\d|\\pi", match[0]):
         tail = re.sub(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", r"\1", text[match.end() :]).strip()
         if _PLAIN_TAIL.fullmatch(tail) and not re.search(r"[*^/+\-]\s*$|\\(?:times|cdot)\s*$", match[0]):
@@ -845,12 +980,18 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
     unit = units.read(tail)
     if unit is not None:
         signs = re.findall(r"[A-Za-zµΩÅ°%]+", tail)
-        lone = all(len(sign) == 1 and sign.isascii() and sign.isalpha() or sign in _OPAQUE_UNITS for sign in signs)
-        return Side(value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value))
+        lone = all((len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS for sign in signs)
+        return Side(
+            value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value)
+        )
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
     if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or any(word.lower() in _NO_UNIT for word in words):
         return None
-    if not written and tail.isascii() and (len(words) == 1 and len(words[0]) < 3 or any(len(word) == 1 for word in words)):
+    if (
+        not written
+        and tail.isascii()
+        and ((len(words) == 1 and len(words[0]) < 3) or any(len(word) == 1 for word in words))
+    ):
         return None  # letters of a formula
     if written and any(len(word) == 1 and word != "a" for word in words) and len(words) > 1:
         return None
@@ -890,7 +1031,7 @@ def _compound(text: str) -> Side | None:
         at = match.end()
     if len(found) < 2 or len({unit.dimensions for _, unit in found}) > 1 or not found[0][1].dimensions:
         return None
-    if any(larger.factor <= smaller.factor for (_, larger), (_, smaller) in zip(found, found[1:], strict=False)):
+    if any(larger.factor <= smaller.factor for (_, larger), (_, smaller) in pairwise(found)):
         return None
     first = found[0][1]
     total = sum((number * unit.factor for number, unit in found), Fraction(0)) / first.factor

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sympy as _sympy
 
+from speclrm.evaluators.notation import word_set
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -42,22 +44,17 @@ _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _DECIMALS_EXACT = 12
 """A decimal with no more places than these is what it says; one with more may be a float that was printed."""
 
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma varsigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar".split()
+_GREEK = word_set(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
+    "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell "
+    "hbar"
 )
+_TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
+_HYPERBOLIC = ("sinh", "cosh", "tanh", "coth", "sech", "csch")
 _FUNCTIONS: dict[str, str] = {
-    **{name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()},
-    **{
-        prefix + name: "a" + name
-        for name in "sin cos tan cot sec csc".split()
-        for prefix in ("arc", "a")
-    },
-    **{
-        prefix + name: "a" + name
-        for name in "sinh cosh tanh coth sech csch".split()
-        for prefix in ("arc", "ar", "a")
-    },
+    **{name: name for name in _TRIGONOMETRIC + _HYPERBOLIC},
+    **{prefix + name: "a" + name for name in _TRIGONOMETRIC for prefix in ("arc", "a")},
+    **{prefix + name: "a" + name for name in _HYPERBOLIC for prefix in ("arc", "ar", "a")},
     "arctg": "atan",
     "tg": "tan",
     "ctg": "cot",
@@ -72,14 +69,29 @@ _FUNCTIONS: dict[str, str] = {
 }
 _LOGARITHMS = {"log": 10, "lg": 10, "ln": None}
 _MANY = {"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"}
-_TEXTS = frozenset(("\\text", "\\textrm", "\\textit", "\\textbf", "\\mathrm", "\\mathit", "\\mbox", "\\operatorname", "\\operatorname*", "\\textnormal", "\\mathsf", "\\rm"))
-_ACCENTS = frozenset(
-    "vec hat bar overline tilde dot ddot widehat widetilde overrightarrow overleftarrow mathbf mathcal mathbb mathfrak mathscr "
-    "boldsymbol bm acute grave breve check underbar overset stackrel".split()
+_TEXTS = frozenset(
+    (
+        "\\text",
+        "\\textrm",
+        "\\textit",
+        "\\textbf",
+        "\\mathrm",
+        "\\mathit",
+        "\\mbox",
+        "\\operatorname",
+        "\\operatorname*",
+        "\\textnormal",
+        "\\mathsf",
+        "\\rm",
+    )
 )
-_NAMED = frozenset(
-    "angle measuredangle triangle odot square parallelogram det ker dim deg Re Im arg sup inf tr rank limsup liminf Pr nabla "
-    "partial neg lnot overparen wideparen hom im span diag sphericalangle".split()
+_ACCENTS = word_set(
+    "vec hat bar overline tilde dot ddot widehat widetilde overrightarrow overleftarrow mathbf mathcal mathbb "
+    "mathfrak mathscr boldsymbol bm acute grave breve check underbar overset stackrel"
+)
+_NAMED = word_set(
+    "angle measuredangle triangle odot square parallelogram det ker dim deg Re Im arg sup inf tr rank limsup liminf "
+    "Pr nabla partial neg lnot overparen wideparen hom im span diag sphericalangle"
 )
 """Operators and figures whose name and operand make one unknown together."""
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lparen": "\\rparen"}
@@ -94,7 +106,9 @@ _LETTERS_MAX = 5
 _END = ""
 
 
-def read(text: str, *, imaginary: bool = True, real: bool | None = True, factors: frozenset[str] = frozenset()) -> Formula:
+def read(
+    text: str, *, imaginary: bool = True, real: bool | None = True, factors: frozenset[str] = frozenset()
+) -> Formula:
     """The formula that the text is. Raises Unknown.
 
     ``imaginary``: i is the square root of -1. ``factors``: letters that are no functions, whatever stands behind them.
@@ -124,7 +138,10 @@ def factors(*texts: str) -> frozenset[str]:
     return frozenset(
         letter
         for text in texts
-        for run in re.finditer(r"(?<![\\a-zA-Z])[a-zA-Z]+(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]+(?=[a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]\s*(?=\^\s*\{?\d)", text)
+        for run in re.finditer(
+            r"(?<![\\a-zA-Z])[a-zA-Z]+(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]+(?=[a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]\s*(?=\^\s*\{?\d)",
+            text,
+        )
         for letter in run[0].strip()
         if len(run[0]) <= _LETTERS_MAX
     )
@@ -223,7 +240,27 @@ class _Reader:
 
     def _begins_factor(self) -> bool:
         mark = self._mark
-        if mark == _END or mark in ("+", "-", ")", "]", "}", ",", ";", "=", "<", ">", "!", "^", "_", "'", "&", ":", "\\\\", "**", "."):
+        if mark == _END or mark in (
+            "+",
+            "-",
+            ")",
+            "]",
+            "}",
+            ",",
+            ";",
+            "=",
+            "<",
+            ">",
+            "!",
+            "^",
+            "_",
+            "'",
+            "&",
+            ":",
+            "\\\\",
+            "**",
+            ".",
+        ):
             return False
         if mark == "|":
             return not self._bars
@@ -264,7 +301,9 @@ class _Reader:
         at = self._at
         mark = self._mark
         text = "".join(mark.text for mark in self._marks[at : at + 3])
-        if mark in ("*", "+", "-", "\\ast", "\\dagger", "\\prime", "\\perp", "\\complement") and not re.match(r"[-+][\d(a-zA-Z\\]", text):
+        if mark in ("*", "+", "-", "\\ast", "\\dagger", "\\prime", "\\perp", "\\complement") and not re.match(
+            r"[-+][\d(a-zA-Z\\]", text
+        ):
             self._take()
             return self._marked(base, mark)
         if match := re.match(r"\{(\*|\+|-|\\ast|\\dagger|\\prime|\\perp|\\top|\\complement)\}", text):
@@ -336,14 +375,24 @@ class _Reader:
         mark = self._take()
         if "." in mark or "e" in mark.lower():
             places = len(mark.lower().partition("e")[0].partition(".")[2])
-            return sympy.Rational(mark.rstrip(".")) if places <= _DECIMALS_EXACT else sympy.Float(mark, max(15, len(mark)))
+            return (
+                sympy.Rational(mark.rstrip(".")) if places <= _DECIMALS_EXACT else sympy.Float(mark, max(15, len(mark)))
+            )
         whole = sympy.Integer(mark)
         following = [mark.text for mark in self._marks[self._at : self._at + 7]]
         # 7 5/6 and 7 \frac{5}{6}: a mixed number.
-        if self._marks[self._at].apart and len(following) > 2 and following[0].isdecimal() and following[1] == "/" and following[2].isdecimal():
+        if (
+            self._marks[self._at].apart
+            and len(following) > 2
+            and following[0].isdecimal()
+            and following[1] == "/"
+            and following[2].isdecimal()
+        ):
             part = sympy.Rational(int(following[0]), int(following[2]))
             taken = 3
-        elif following[0] == "\\frac" and (match := re.match(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))", "".join(following))):
+        elif following[0] == "\\frac" and (
+            match := re.match(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))", "".join(following))
+        ):
             part = sympy.Rational(int(match[1] or match[2]), int(match[3] or match[4]))
             taken = 1 + (3 if match[1] else 1) + (3 if match[3] else 1)
             if not (match[1] and match[3]):
@@ -429,18 +478,14 @@ class _Reader:
                 return behind
 
     def _plain_argument(self) -> str:
-        """The text of an index: x_{max}, x_{\\max} and x_\\text{max} are the same."""
+        r"""The text of an index: x_{max}, x_{\max} and x_\text{max} are the same."""
         if self._mark == "{":
             text = self._text_of_group()
         elif self._mark in _TEXTS:
             self._take()
             text = self._text_of_group()
         else:
-            mark = self._mark
-            if len(mark) > 1 and not mark.startswith("\\") and mark.isalpha():
-                # x_max, written plainly, has all its letters as its index; x_ay would too
-                pass
-            text = self._take()
+            text = self._take()  # of x_max, written plainly, all letters
         text = re.sub(r"\\(?:text|textrm|mathrm|mathit|operatorname|mbox|rm|,)(?![a-zA-Z])|[{}\s]", "", text)
         return re.sub(r"\\(?=[a-zA-Z])", "", text)
 
@@ -473,7 +518,13 @@ class _Reader:
         first = name[0]
         if name in self._factors and not commas:
             return None
-        if not (commas or (first in _APPLIED and len(name.rstrip("'")) <= 3) or letter or (number and first in _APPLIED_TO_NUMBERS) or "'" in name):
+        if not (
+            commas
+            or (first in _APPLIED and len(name.rstrip("'")) <= 3)
+            or letter
+            or (number and first in _APPLIED_TO_NUMBERS)
+            or "'" in name
+        ):
             return None
         self._take("(")
         arguments = [self._sum()]
@@ -527,7 +578,14 @@ class _Reader:
             inside = self._plain_argument()
             if name == "overset" or name == "stackrel":
                 raise Unknown(name)
-            name = {"overline": "bar", "widehat": "hat", "widetilde": "tilde", "overrightarrow": "vec", "boldsymbol": "mathbf", "bm": "mathbf"}.get(name, name)
+            name = {
+                "overline": "bar",
+                "widehat": "hat",
+                "widetilde": "tilde",
+                "overrightarrow": "vec",
+                "boldsymbol": "mathbf",
+                "bm": "mathbf",
+            }.get(name, name)
             return self._named(f"{name}{{{inside}}}")
         if name in _NAMED:
             return self._operand_of(name)
@@ -577,7 +635,10 @@ class _Reader:
                 base = self._argument() if not _NUMBER.fullmatch(self._mark) else self._base()
             else:
                 power = self._exponent()
-        outer, self._in_function = self._in_function, name not in _LOGARITHMS and name not in ("exp", "abs", "floor", "ceil")
+        outer, self._in_function = (
+            self._in_function,
+            name not in _LOGARITHMS and name not in ("exp", "abs", "floor", "ceil"),
+        )
         of = self._operand(divided=name in _FUNCTIONS and name not in ("exp",))
         self._in_function = outer
         if name in _LOGARITHMS:
@@ -592,7 +653,11 @@ class _Reader:
     def _base(self) -> Formula:
         r"""The base of ``\log_2 3`` or ``\log_{2}``; of ``\log_28`` the first digit."""
         mark = self._mark
-        if len(mark) > 1 and not self._marks[self._at + 1].apart and self._marks[self._at + 1].text in (_END, ")", "}", "+", "-", ","):
+        if (
+            len(mark) > 1
+            and not self._marks[self._at + 1].apart
+            and self._marks[self._at + 1].text in (_END, ")", "}", "+", "-", ",")
+        ):
             return self._argument()
         return sympy.Integer(self._take())
 
@@ -610,7 +675,12 @@ class _Reader:
                     self._take()
                     product = product / self._power()
                     continue
-                if self._mark in ("(", "[") or self._mark[1:] in _FUNCTIONS or self._mark[1:] in _LOGARITHMS or self._mark in _TIMES | _OVER:
+                if (
+                    self._mark in ("(", "[")
+                    or self._mark[1:] in _FUNCTIONS
+                    or self._mark[1:] in _LOGARITHMS
+                    or self._mark in _TIMES | _OVER
+                ):
                     break
                 product = product * self._power()
             return product if sign > 0 else -product

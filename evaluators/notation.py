@@ -40,7 +40,8 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("\u2009\u202f\u2008\u2007\u2002\u2003\u2005\u2006\u00a0\u3000", " "),
         **dict.fromkeys("\u200b\u2060\ufeff\u2061\u2062", ""),
         **dict.fromkeys("−‐‑‒—", "-"),
-        **{"、": ",", "。": ".", "「": "", "」": "", "’": "'", "′": "'", "″": "''", "∣": "\\mid ", "∶": ":", "⁄": "/", "∕": "/", "µ": "μ"},
+        "、": ",", "。": ".", "「": "", "」": "", "’": "'", "′": "'", "″": "''", "∣": "\\mid ", "∶": ":", "⁄": "/", "∕": "/",
+        "µ": "μ",
         **{sign: f"\\{name} " for sign, name in {
             "×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "•": "cdot", "∗": "ast", "÷": "div", "≤": "le", "⩽": "le",
             "≥": "ge", "⩾": "ge", "≠": "ne", "≈": "approx", "≡": "equiv", "∈": "in", "∉": "notin", "∪": "cup", "∩": "cap",
@@ -84,10 +85,18 @@ _DRESS = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|bf|it|rm|tiny|small|large"
     r"|Large|LARGE|huge|Huge|normalsize|boldmath|phantom\{\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
 )
-_DRESSED = re.compile(r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)")
-_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}")
+_DRESSED = re.compile(
+    r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)"
+)
+_BOLD = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}"
+)
 """Bold type around more than a letter. A bold letter may be a vector, and stays one."""
 _TEXT_IN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*\\(?:textbf|textit|text|emph|mathrm|mathbf)\s*\{([^{}]*)\}\s*\}")
+
+
+def word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
 def in_latex(text: str) -> str:
@@ -97,19 +106,41 @@ def in_latex(text: str) -> str:
     while before != text:  # marks of Markdown and of formulas around it
         before = text
         for left, right in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
-            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right) and (
-                left != "$" or not text.endswith("\\$")
+            if (
+                len(text) > len(left) + len(right)
+                and text.startswith(left)
+                and text.endswith(right)
+                and (left != "$" or not text.endswith("\\$"))
             ):
                 text = text[len(left) : -len(right)].strip()
     text = _DELIMITERS.sub("", text).strip()
     text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
     text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
-    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}", text)
+    text = _ROOT.sub(
+        lambda match: (
+            f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}"
+        ),
+        text,
+    )
     text = text.translate(_SIGNS)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    text = text.replace("\\varnothing", "\\emptyset").replace("\\lvert", "|").replace("\\rvert", "|").replace("\\vert", "|")
-    text = text.replace("\\leqslant", "\\le").replace("\\geqslant", "\\ge").replace("\\leq", "\\le").replace("\\geq", "\\ge")
-    text = text.replace("\\neq", "\\ne").replace("\\lt", "<").replace("\\gt", ">").replace("\\colon", ":") if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text else text
+    text = (
+        text.replace("\\varnothing", "\\emptyset")
+        .replace("\\lvert", "|")
+        .replace("\\rvert", "|")
+        .replace("\\vert", "|")
+    )
+    text = (
+        text.replace("\\leqslant", "\\le")
+        .replace("\\geqslant", "\\ge")
+        .replace("\\leq", "\\le")
+        .replace("\\geq", "\\ge")
+    )
+    text = (
+        text.replace("\\neq", "\\ne").replace("\\lt", "<").replace("\\gt", ">").replace("\\colon", ":")
+        if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text
+        else text
+    )
     text = _WIDE_GROUPS.sub("", text)
     text = _TIMES_TEN.sub(r"\\times ", text)
     text = _UNIT_POWER.sub(lambda match: re.sub(r"\^\s*\{\s*([-+]?\d)\s*\}", r"^\1", match[0]), text)
@@ -125,7 +156,10 @@ def in_latex(text: str) -> str:
 def plain_names(text: str) -> str:
     """With backslashes before the names of functions and Greek letters, outside of words."""
     parts = _WORDS.split(text)
-    return "".join(part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part)) for at, part in enumerate(parts))
+    return "".join(
+        part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part))
+        for at, part in enumerate(parts)
+    )
 
 
 _WORDS = re.compile(r"(\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\})")

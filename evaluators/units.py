@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """``dimensions``: powers of base units, sorted. ``factor``: how many of those it is. ``count``: a number word's value."""
+    """``dimensions``: powers of base units, sorted. ``factor``: how many of those it is. ``times``: a number word's value."""
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
-    count: Fraction = Fraction(1)
+    times: Fraction = Fraction(1)
 
     def __mul__(self, other: object) -> Unit:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert isinstance(other, Unit)
@@ -24,10 +24,10 @@ class Unit(NamedTuple):
         for base, power in other.dimensions:
             powers[base] = powers.get(base, 0) + power
         left = tuple(sorted((base, power) for base, power in powers.items() if power))
-        return Unit(self.factor * other.factor, left, self.count * other.count)
+        return Unit(self.factor * other.factor, left, self.times * other.times)
 
     def to(self, power: int) -> Unit:
-        return Unit(self.factor**power, tuple((base, of * power) for base, of in self.dimensions), self.count**power)
+        return Unit(self.factor**power, tuple((base, of * power) for base, of in self.dimensions), self.times**power)
 
 
 NONE = Unit(Fraction(1), ())

@@ -55,7 +55,7 @@ class Family(ABC):
         self.name = name or type(self).name
         self.recipe = recipe
         self._find_answer = find_answer
-        self._finished_answer = finished_answer or (lambda step, before: find_answer(step))
+        self._finds_finished = finished_answer
         self._original = recipe.fidelity == "original"
 
     # ------------------------------------------------------------------------------------------------------- the start
@@ -146,9 +146,16 @@ class Family(ABC):
         before = state.steps[-2].text if last == step and len(state.steps) > 1 else last if last != step else ""
         return self._finished_answer(step, before) is not None
 
+    def _finished_answer(self, step: str, before: str = "") -> str | None:
+        return self._find_answer(step) if self._finds_finished is None else self._finds_finished(step, before)
+
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
         """Asks for the answer where a limit ended the track before there was one."""
-        if self.recipe.closing and reason in ("budget", "step_limit") and self._finished_answer(track.state.text, "") is None:
+        if (
+            self.recipe.closing
+            and reason in ("budget", "step_limit")
+            and self._finished_answer(track.state.text) is None
+        ):
             await track.commit(await track.close())
         return reason
 
