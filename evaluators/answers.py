@@ -50,7 +50,7 @@ _IS = (
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
 )
 _SAYS = re.compile(
-    rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
+    rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
     rf"{_ABOUT}(?P<says>{_IS})(?:\s*(?::|：|=))?[\s*_`]*",
     re.IGNORECASE,
 )
@@ -60,7 +60,7 @@ _HEADING = re.compile(
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
 _CHINESE = re.compile(
-    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|^\s*答\s*[：:]\s*"
+    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
 )
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
@@ -78,7 +78,8 @@ _CLAUSE = re.compile(
     r"(?:\s*[,;(]\s*|\s+)(?=(?:because|since|which|who|whose|where(?:as)?|as\s+(?:we|it|shown|claimed|required|desired|expected|asked"
     r"|stated|above|before)|so\s+(?:that|the|we|it|\d+)|but|though|although|and\s+(?:we|so|that|this|it|the\s+proof)|given\s+that"
     r"|assuming|for\s+(?:a\s+total|which|this)|thus|hence|therefore)\b)"
-    r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
+    r"|\s+[-–—]+\s+(?=[a-z]{2})|\s*;\s*(?=[a-z]{2,}\s)"
+    r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|see|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
 )
 """Where a sentence goes on behind the value that it gives."""
 _LEADS = re.compile(
@@ -268,6 +269,8 @@ def _in_line(line: str, behind: str | None) -> list[_Found]:
 
 
 def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | None:
+    if re.search(r"\\text\s*\{[^{}]*answer", sentence, re.IGNORECASE):
+        sentence = _TEXT.sub(r"\1", sentence).replace("$", "")
     says = None
     for says in _SAYS.finditer(sentence):
         if says["noun"].lower() not in ("solution", "result", "choice", "option"):
@@ -295,6 +298,8 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
     )
     value = _LEADS.sub("", value, count=1) if _LEADS.match(value) else value
     whole = tidy(value)
+    if whole.endswith((")", "]")) and whole.count("(") + whole.count("[") < whole.count(")") + whole.count("]"):
+        whole = whole[:-1]
     cut = _without_clause(whole)
     value = tidy(cut)
     if not value or re.match(r"not\b|n't\b", value, re.I):

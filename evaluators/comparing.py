@@ -11,12 +11,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import sympy as _sympy
+from sympy.core.function import AppliedUndef as _AppliedUndef
 
 from speclrm.evaluators import formulas, units
 from speclrm.evaluators.formulas import Unknown
 from speclrm.evaluators.notation import word_set
 
 sympy: Any = _sympy
+AppliedUndef: Any = _AppliedUndef
 
 FLOAT_DIGITS = 12
 """Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
@@ -59,6 +61,10 @@ _QUALIFIER = re.compile(
 _REMARK = re.compile(
     rf"\s*(?:{_TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={_TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$"
 )
+_COMMA_IN_TEXT = re.compile(rf"({_TEXTS}\s*\{{[^{{}},]*[^{{}},\s])\s*,\s*\}}")
+_ALSO = re.compile(r"\s*\((?:or|i\.e\.,?|that is,?|=)\s*([^()]*)\)\s*$")
+"""Another form of the answer in brackets behind it."""
+_PLAIN_BUILT = re.compile(r"\{\s*[a-zA-Z]\s*(?:\\in[^|:]*)?(?:\||\\mid|:)")
 _CONDITION = re.compile(
     r"\b(?:if|when|unless|only|mod|or|otherwise|and)\b|[=<>]|\\(?:ne|le|ge|in|equiv)\b", re.IGNORECASE
 )
@@ -80,7 +86,7 @@ _MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€
 _NO_UNIT = word_set(
     "or more less fewer least most not no none than up over under at but and if only unless to between except minus "
     "plus times nor above below greater smaller larger bigger either neither both half quarter third double twice mod "
-    "for when is are without from isn't"
+    "for when squared cubed factorial choose is are without from isn't"
 )
 """Words that say more of a number than what is counted."""
 _COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
@@ -194,10 +200,13 @@ class Comparison:
         if not ours.several and not theirs.several:
             if not ours.braces and not theirs.braces:
                 return None
+            if ours.braces != theirs.braces and depth:
+                return False  # a set's element is no set
             return self.same(ours.parts[0], theirs.parts[0], depth + 1)
         (golds, domain), (answers, other) = _without_domain(ours.parts), _without_domain(theirs.parts)
         if domain and other and squeezed(domain) != squeezed(other):
             return False
+        golds, answers = self._once(golds, gold), self._once(answers, answer)
         if len(golds) == len(answers) == 1:
             return self.same(golds[0], answers[0], depth + 1)
         if len(golds) == 1:
@@ -208,6 +217,12 @@ class Comparison:
             return False
         golds, answers = _shared_name(golds), _shared_name(answers)
         return self._each_in(golds, answers, depth) and self._each_in(answers, golds, depth)
+
+    def _once(self, parts: list[str], text: str) -> list[str]:
+        """One answer said in two ways is one: 3/4 or 0.75."""
+        if len(parts) == 2 and re.search(r"\bor\b", text) and self.same(parts[0], parts[1], 1):
+            return parts[:1]
+        return parts
 
     def _coordinates(self, parts: list[str], single: str, depth: int) -> bool:
         inside = _in_brackets(_right_side(single))
@@ -304,14 +319,21 @@ class Comparison:
         return all(side.is_number for side in sides) and all(same_formulas(sides[0], side) for side in sides[1:])
 
     def _as_equations(self, ours: Related, theirs: Related) -> bool:
-        try:
-            one, other = (
-                sympy.Eq(self._read(side.sides[0]), self._read(side.sides[-1]), evaluate=False)
-                for side in (ours, theirs)
-            )
-        except (Unknown, TypeError):
+        """Equations of which one is a multiple of the other, or that have the same solutions, of which there are some."""
+        if len(ours.sides) != 2 or len(theirs.sides) != 2:
             return False
-        return _verified(one, other)
+        try:
+            sides = [[self._read(text) for text in side.sides] for side in (ours, theirs)]
+            one, other = (left - right for left, right in sides)
+            letters = one.free_symbols
+            if not letters or letters != other.free_symbols or one.has(AppliedUndef) or other.has(AppliedUndef):
+                return False
+            if (ratio := sympy.simplify(one / other)).is_number and ratio.is_finite and ratio != 0:
+                return True
+            equations = [sympy.Eq(left, right, evaluate=False) for left, right in sides]
+            return all(map(sympy.solve, equations)) and _verified(*equations)
+        except (Unknown, TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError):
+            return False
 
     def _inequalities(self, ours: Related, theirs: Related) -> bool:
         try:
@@ -554,6 +576,7 @@ def _same_formulas(one: Any, other: Any) -> bool:
         )
     if one == other:
         return True
+    one, other = (formula.doit() if formula.has(sympy.Sum, sympy.Product) else formula for formula in (one, other))
     if (told := _same_by_digits(one, other)) is not None:
         return told
     if one.has(sympy.oo, -sympy.oo) or other.has(sympy.oo, -sympy.oo):
@@ -675,6 +698,10 @@ def _bare(text: str) -> str:
             if not text.endswith("\\,")
             else text[:-2]
         )
+        text = _COMMA_IN_TEXT.sub(r"\1}, ", text)
+        text = _ALSO.sub(r" or \1", text)
+        if _PLAIN_BUILT.match(text) and text.endswith("}") and _closing(text, 0) == len(text) - 1:
+            text = f"\\{{{text[1:-1]}\\}}"
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
             text = text[1:-1]
         if match := re.fullmatch(rf"{_TEXTS}\s*\{{([^{{}}]*)\}}", text):

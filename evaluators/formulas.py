@@ -259,6 +259,7 @@ class _Reader:
             ":",
             "\\\\",
             "**",
+            "°",
             ".",
         ):
             return False
@@ -279,6 +280,9 @@ class _Reader:
                 if self._mark in ("!", "="):
                     raise Unknown("!!")
                 base = sympy.factorial(base)
+            elif mark == "°":
+                self._take()
+                base = base * sympy.pi / 180 if self._in_function else base
             elif mark in ("^", "**"):
                 self._take()
                 if self._degrees():

@@ -11,6 +11,7 @@ import re
 DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
 _WIDE_GROUPS = re.compile(r"(?<=\d)(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)(?=\d{3}(?!\d))")
 """A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
+_BRACED_GROUPS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 PERCENT = re.compile(r"\\?%\s*$")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -68,15 +69,17 @@ _RAISED_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₑ]+")
 _PLAIN_NAMES = re.compile(
     r"(?<![a-zA-Z\\])(?P<name>(?:arcsin|arccos|arctan|arccot|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|asin|acos|atan|sinh|cosh|tanh"
-    r"|coth|sin|cos|tan|cot|exp|ln|log|lg|sqrt|cbrt|pi|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|rho|tau|mu)"
+    r"|coth|sin|cos|tan|cot|exp|ln|log|lg|sqrt|cbrt|pi|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|rho|tau|mu|hbar|psi"
+    r"|chi|kappa|eta|nu|xi|zeta)"
     r"(?=[xyr]?(?![a-zA-Z]))|(?:sec|csc|floor|ceil|abs|max|min|gcd|lcm|binom)(?=\s*[({^]))"
 )
 """A function's name or that of a letter as programs write it, also with one letter behind it (sinx)."""
 _INFINITY = re.compile(r"(?<![a-zA-Z\\])(?:infinity|oo|inf)(?![a-zA-Z])", re.IGNORECASE)
 _OPERATOR_NAME = re.compile(
-    r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|sec|csc)h?|exp|ln|log|lg|"
-    r"max|min|gcd|lcm|det|ker|arg|deg|dim|sup|inf|Pr)\s*\}"
+    r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|csc)h?|sech|exp|ln|log|lg"
+    r"|gcd|lcm|det|ker|arg|dim|sup|inf|Pr)\s*\}|\\operatorname\*?\s*\{\s*(max|min|sec|deg)\s*\}"
 )
+"""A function's name set upright. Minutes and seconds look the same where they are no operators."""
 _DELIMITERS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")
 _UNIT_POWER = re.compile(r"\\(?:mathrm|text|rm)\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}")
@@ -148,7 +151,7 @@ def in_latex(text: str) -> str:
     text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
     text = _DRESSED.sub("", text)
     text = _BOLD.sub(lambda match: f"{{{match[1] or match[2] or ''}}}", text)
-    text = _OPERATOR_NAME.sub(r"\\\1 ", text)
+    text = _OPERATOR_NAME.sub(lambda match: f"\\{match[1] or match[2]} ", text)
     text = _UPRIGHT.sub(r" \1 ", text)
     return _DRESS.sub(" ", text).strip()
 
@@ -177,6 +180,7 @@ def clean(text: str) -> str:
 def numbers(text: str) -> str:
     """With numbers written in one piece, and those of programs as powers of ten."""
     text = _REPEATING.sub(_exact, text)
+    text = _BRACED_GROUPS.sub("", text)
     if _SPACE_GROUPS.fullmatch(text):
         text = text.replace(" ", "")
     if "(" not in text and "{" not in text.replace("{,}", ""):
