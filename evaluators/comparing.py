@@ -122,6 +122,8 @@ class Comparison:
         )
         self._real: bool | None = None if complex_ else True
         self._factors = formulas.factors(gold, answer)
+        self._unknowns: set[Any] = set()
+        """The letters whose bounds make the set that is read."""
         self._told: dict[tuple[str, str], bool] = {}
         self._parsed: dict[str, Any] = {}
 
@@ -153,6 +155,8 @@ class Comparison:
             and (gold.islower() or gold.istitle())
         ):
             return True
+        if _is_word(gold) and _is_word(answer):
+            return False
         if _compound(gold) or _compound(answer):
             return bool(self._measures(gold, answer, depth))
         rules = (
@@ -370,8 +374,14 @@ class Comparison:
             return None
         if _DOMAIN.search(gold + answer) and (_listed(gold).several or _listed(answer).several):
             return None
+        self._unknowns.clear()
         try:
-            one, other = self._set(gold), self._set(answer)
+            one = self._set(gold)
+            ours = self._unknowns.copy()
+            self._unknowns.clear()
+            other = self._set(answer)
+            if ours and self._unknowns and ours != self._unknowns:
+                return False  # bounds of different letters
         except (Unknown, TypeError, NotImplementedError, AttributeError, ValueError):
             return (
                 None
@@ -456,6 +466,7 @@ class Comparison:
         if len(letters) != 1:
             raise Unknown("several letters")
         letter = letters.pop()
+        self._unknowns.add(letter)
         plain = sympy.Symbol("x", real=True)
         return sympy.Intersection(
             *(
@@ -953,6 +964,11 @@ def _names(text: str) -> list[str] | None:
         return None
     long = any(len(word) > 3 or (" " in word and re.search(r"\w{3}", word)) for word in wordy)
     return wordy if long or (text.startswith("\\text") and any(len(word) > 1 for word in wordy)) else None
+
+
+def _is_word(text: str) -> bool:
+    """Whether letters make a word rather than a product: several, with a vowel among them and nothing else around."""
+    return len(text) > 2 and text.isalpha() and text.isascii() and bool(re.search("[aeiouAEIOU]", text))
 
 
 def _measured(text: str) -> Side:

@@ -37,10 +37,10 @@ class _Mark(NamedTuple):
 
 _MARK = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\displaystyle(?![a-zA-Z])|\\(?:no)?limits(?![a-zA-Z])|\{\})*)"
-    r"(?P<mark>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.a-zA-Z]))?|\\[a-zA-Z]+\*?|\\.|\*\*|[A-Za-z]+|.|\Z)",
+    r"(?P<mark>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.a-zA-Z]))?|\\[a-zA-Z]+\*?|\\.|\*\*|[A-Za-z]+|.|\Z)",
     re.DOTALL,
 )
-_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _DECIMALS_EXACT = 12
 """A decimal with no more places than these is what it says; one with more may be a float that was printed."""
 
@@ -101,7 +101,7 @@ _APPLIED = frozenset("fghFGH")
 """Letters that are functions wherever a bracket stands behind them."""
 _APPLIED_TO_NUMBERS = frozenset("pqyuPQRSTUVWXYZABCDEKLMN")
 _NESTING_MAX = 60
-_LETTERS_MAX = 5
+_LETTERS_MAX = 4
 """More letters in a row are a word."""
 _END = ""
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from speclrm.evaluators import notation
 
+_OPTIONS = "ABCDEFGHJ"
 _KINDS = (("1/2", "0.5"), ("\\sqrt{2}", "x^2+1"), ("\\{1,2\\}", "(1,2]"))
 """Some kinds of answers: the parser learns the notation as it meets it, and workers inherit what the nursery knows."""
 
@@ -37,7 +38,9 @@ def same(gold: str, answer: str) -> bool:
     if any(dots):
         return dots[0] == dots[1]  # what the dots stand for is no expression: a parser drops them
     if notation.is_letter(gold) and (named := notation.choice(answer)) is not None:
-        return named == notation.choice(gold)
+        letter = notation.words(gold).strip("()[]. ")
+        # Options are named in either case; a letter of mathematics is another where it is large.
+        return named == letter.upper() and (named in _OPTIONS or letter in notation.words(answer))
     bases = notation.in_base(gold), notation.in_base(answer)
     if any(bases):
         return bases[0] == bases[1]

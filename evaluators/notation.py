@@ -20,6 +20,8 @@ _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 _DOTS = re.compile(r"\\[lcd]?dots[bcimo]?|\.\.\.|…")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{?(?P<period>\d+)\}?")
+_PERIODIC = re.compile(r"(?<![\d.])(\d*\.)\((\d+)\)")
+"""A repeating decimal whose period, in a bracket, begins at the point. Behind other decimals a bracket is a factor."""
 _ROOT = re.compile(r"√\s*(\d+|[a-zA-Z]|\{[^{}]*\}|\([^()]*\))")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*[)}]?")
@@ -179,8 +181,8 @@ def clean(text: str) -> str:
 
 def numbers(text: str) -> str:
     """With numbers written in one piece, and those of programs as powers of ten."""
-    text = _REPEATING.sub(_exact, text)
-    text = _BRACED_GROUPS.sub("", text)
+    text = _PERIODIC.sub(r"\1\\overline{\2}", text)
+    text = _REPEATING.sub(_exact, _BRACED_GROUPS.sub("", text))
     if _SPACE_GROUPS.fullmatch(text):
         text = text.replace(" ", "")
     if "(" not in text and "{" not in text.replace("{,}", ""):
@@ -232,4 +234,6 @@ def is_letter(text: str) -> bool:
 def in_base(text: str) -> tuple[str, int] | None:
     """Digits and base of a number such as ``101_2``."""
     match = _IN_BASE.fullmatch(text.replace(" ", ""))
-    return (match[1].lower(), int(match[2])) if match else None
+    if match is None or not match[1][0].isdecimal():
+        return None
+    return match[1].lower(), int(match[2])

@@ -172,6 +172,8 @@ def read(text: str) -> Unit | None:
         part = _PART.match(text, at)
         if part is None or part.end() == at:
             return None
+        if part["times"] == "-" and unit == NONE:
+            return None
         at = part.end()
         over = part["times"] in ("/", "per")
         if part["open"]:
