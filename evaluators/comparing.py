@@ -968,7 +968,8 @@ def _names(text: str) -> list[str] | None:
 
 def _is_word(text: str) -> bool:
     """Whether letters make a word rather than a product: several, with a vowel among them and nothing else around."""
-    return len(text) > 2 and text.isalpha() and text.isascii() and bool(re.search("[aeiouAEIOU]", text))
+    vowel = re.search("[aeiouAEIOU]", text) is not None
+    return (len(text) > 2 and text.isalpha() and text.isascii() and vowel) or text.lower() in ("no", "on")
 
 
 def _measured(text: str) -> Side:

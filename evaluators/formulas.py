@@ -133,18 +133,13 @@ def _is_vector(formula: Formula) -> bool:
     return any(letter.name.startswith(("vec{", "mathbf{")) for letter in formula.free_symbols)
 
 
+_ALONE = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z]+)(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])([a-zA-Z]+)(?=[a-zA-Z])")
+
+
 def factors(*texts: str) -> frozenset[str]:
     """The letters that stand in one of the texts with no bracket behind: they are no names of functions."""
-    return frozenset(
-        letter
-        for text in texts
-        for run in re.finditer(
-            r"(?<![\\a-zA-Z])[a-zA-Z]+(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]+(?=[a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]\s*(?=\^\s*\{?\d)",
-            text,
-        )
-        for letter in run[0].strip()
-        if len(run[0]) <= _LETTERS_MAX
-    )
+    runs = [run[1] or run[2] for text in texts for run in _ALONE.finditer(text)]
+    return frozenset(letter for run in runs if len(run) <= _LETTERS_MAX for letter in run)
 
 
 def letters(text: str) -> set[str]:
@@ -456,9 +451,20 @@ class _Reader:
         full = name + self._behind_name()
         if self._mark == "(" and (arguments := self._arguments(full)) is not None:
             return sympy.Function(full)(*arguments)
+        if full in _APPLIED and full not in self._factors and self._mark == "^":
+            return self._applied_power(full)
         if full == "i" and self._imaginary:
             return sympy.I
         return sympy.E if full == "e" else sympy.pi if full == "pi" else self._symbol(full)
+
+    def _applied_power(self, name: str) -> Formula:
+        """``f^2(x)`` may be a power of a value or of the function itself."""
+        symbol = self._symbol(name)
+        self._take("^")
+        power = self._raised(symbol, self._at)
+        if self._mark == "(":
+            raise Unknown("a power of a function")
+        return power
 
     def _behind_name(self) -> str:
         behind = ""
