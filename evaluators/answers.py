@@ -20,6 +20,7 @@ _BARE = re.compile(r"[-+]?(?:\d[^\s{}$.,;)]*(?:\.\d+)?|[A-Za-z](?![A-Za-z])|\\[a
 _PLACEHOLDER = re.compile(
     r"(?:\\text\s*\{)?[\s.…?_]*(?:(?:your|the|final|my)\s+)*(?:answer|result|\\ldots|\\dots)?[\s.…?_]*\}?", re.I
 )
+_HOLDS_SOMETHING = re.compile(r"[\w∞∅]|\\[a-zA-Z{|]")
 _BESIDE = re.compile(
     r"(?:[ \t$,;&、，]|\n(?!\s*\n)|\\[()\[\],;:! ]|\\q?quad|\\\\|\\text\s*\{[ ,]*(?:and|or)[ ,]*\}|\b(?:and|or)\b"
     r"|[和或与]|[A-Za-z](?:_\w|_\{\w+\})?\s*=)*"
@@ -114,29 +115,35 @@ _HEDGE = re.compile(
     r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however)\b", re.IGNORECASE
 )
 """What takes a value back, or makes it depend on something."""
+_ONLY_A_RESULT = re.compile(
+    r"^(?!.*\b(?:final|correct|best|right)\b).*\b(?:result|solution)\b", re.IGNORECASE | re.DOTALL
+)
 _MODAL = re.compile(r"\bbe\s*$", re.IGNORECASE)
 _PRE_VALUE = re.compile(r"[-+−±(\[{$\\|<>≤≥=√∞¬\d.]|[A-Za-z]\b(?!\s+[a-z]{2,})|\\")
+
+
+_WORDS, _RESULT, _ANSWER = range(3)
+"""What a place of a text may give: words about an answer; the value of a result, which may be one of many on the way; an
+answer.
+"""
 
 
 class _Found(NamedTuple):
     place: int
     answer: str
-    sure: bool
-    """Whether it is a value, rather than words about one."""
+    rank: int
 
 
 def find_answer(text: str) -> str | None:
     """The answer of a whole completion as the model wrote it, or None.
 
     Where thinking was closed, only what follows counts: what a model weighs while it thinks is not yet its answer. What is
-    said last counts: a box, a tag, or a line that gives a value. Words about an answer count where there is nothing else.
+    said last counts: a box, a tag, or a line that gives a value. A line that gives a result, and words about an answer, count
+    where there is nothing else.
     """
     said = _said(text)
     found = [*_boxes(said), *_tags(said), *_lines(said)]
-    for sure in (True, False):
-        if those := [one for one in found if one.sure is sure]:
-            return max(those, key=lambda one: one.place).answer
-    return None
+    return max(found, key=lambda one: (one.rank, one.place)).answer if found else None
 
 
 def finished_answer(step: str, before: str = "") -> str | None:
@@ -151,12 +158,12 @@ def finished_answer(step: str, before: str = "") -> str | None:
     found = [
         *(box for box in _boxes(said) if not _asked(said, box)),
         *(tag for tag in _tags(said) if _is_finished(tag.answer)),
-        *(line for line in _lines(said) if line.sure),
+        *(line for line in _lines(said) if line.rank == _ANSWER),
     ]
     if not found and before and len(value := tidy(said)) <= _ALONE_MAX and "\n" not in value:
         announced = before.rstrip().rpartition("\n")[2]
         if not _lines(announced) and len(_WORD.findall(_unmathed(value))) <= 1:
-            found = [line for line in _lines(f"{announced}\n\n{said}") if line.sure]
+            found = [line for line in _lines(f"{announced}\n\n{said}") if line.rank == _ANSWER]
     return max(found, key=lambda one: one.place).answer if found else None
 
 
@@ -201,7 +208,7 @@ def _boxes(text: str) -> list[_Found]:
             stack.append(None)
         elif mark == "}" and stack and (box := stack.pop()) is not None:
             content = text[box[1] : token.start()].strip()
-            if content and not _PLACEHOLDER.fullmatch(content):
+            if _HOLDS_SOMETHING.search(content) and not _PLACEHOLDER.fullmatch(content):
                 while whole and whole[-1][0] > box[0]:
                     whole.pop()  # a box within this one
                 whole.append((box[0], token.end(), content))
@@ -213,7 +220,7 @@ def _boxes(text: str) -> list[_Found]:
             break
         together.append(whole.pop())
     answers = list(dict.fromkeys(content for _, _, content in reversed(together)))
-    return [_Found(together[0][1], ", ".join(answers), True)]
+    return [_Found(together[0][1], ", ".join(answers), _ANSWER)]
 
 
 def _asked(text: str, box: _Found) -> bool:
@@ -229,7 +236,7 @@ def _tags(text: str) -> list[_Found]:
     answer = inside[0].answer if inside else tidy(tags[-1][1])
     lines = _lines(tags[-1][1]) if not inside else []
     answer = lines[-1].answer if lines else answer
-    return [_Found(tags[-1].end(), answer, True)] if answer else []
+    return [_Found(tags[-1].end(), answer, _ANSWER)] if answer else []
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
@@ -237,14 +244,14 @@ def _tags(text: str) -> list[_Found]:
 
 def _lines(text: str) -> list[_Found]:
     """What the lines give that say they give the answer: the last value, and the last words about one."""
-    found: dict[bool, _Found] = {}
+    found: dict[int, _Found] = {}
     place = len(text)
     behind: str | None = None  # the next line that holds something
     for line in reversed(text.splitlines(keepends=True)):
         place -= len(line)
         for one in _in_line(line, behind):
-            found.setdefault(one.sure, one._replace(place=place + one.place))
-        if True in found:
+            found.setdefault(one.rank, one._replace(place=place + one.place))
+        if _ANSWER in found:
             break
         behind = line.strip() if tidy(line) else behind
     return list(found.values())
@@ -254,10 +261,12 @@ def _in_line(line: str, behind: str | None) -> list[_Found]:
     """What a line gives, the last first. ``behind``: the next line, for a line that only announces."""
     if len(line) <= _LINE_CHARACTERS_MAX and _HEADING.match(line):
         value = tidy(behind) if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
-        return [_Found(len(line), value, True)] if value and _is_finished(value) else []
+        return [_Found(len(line), value, _ANSWER)] if value and _is_finished(value) else []
     if match := _HASHES.match(line[:_LINE_CHARACTERS_MAX]):
         value = tidy(match["answer"])
-        return [_Found(match.start("answer"), value, _is_finished(value))] if value and not _HEADING.match(line) else []
+        if not value or _HEADING.match(line):
+            return []
+        return [_Found(match.start("answer"), value, _ANSWER if _is_finished(value) else _WORDS)]
     found: list[_Found] = []
     end = len(line)
     for begin in reversed([0, *(cut.end() for cut in _SENTENCE_END.finditer(line))]):
@@ -281,18 +290,23 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
     if says is None:
         match = _IS_THE_ANSWER.match(sentence)
         value = tidy(match["answer"]) if match else ""
-        return _Found(0, value, True) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
+        return (
+            _Found(0, value, _ANSWER) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
+        )
+    rank = _RESULT if _ONLY_A_RESULT.search(says.group()) else _ANSWER
     value = sentence[says.end() :]
+    if "\\boxed" in value:
+        return None  # the box says it
     colon = re.search(r"[:：=>→][\s*_`]*$", says.group()) is not None
     if not tidy(value):
         if following.strip():
             return None  # more of the line stands behind; it is a sentence of its own
         value = behind if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
         value = tidy(value)
-        return _Found(says.end(), value, True) if value and _is_finished(value, colon=True) else None
+        return _Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
     asked = value.rstrip(" \n*_`").endswith("?")
     doubted = re.search(
-        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say)\s+(?:that\s+)?$",
+        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say|suspect|seems?|appears?)\s+(?:that\s+)?$",
         sentence[: says.start()].rstrip() + " ",
         re.I,
     )
@@ -308,7 +322,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
     sure = not asked and not doubted and _is_finished(value, colon=colon)
     if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
         sure = False  # the answer must be even
-    return _Found(says.end(), value, sure)
+    return _Found(says.end(), value, rank if sure else _WORDS)
 
 
 def _without_clause(value: str) -> str:

@@ -255,6 +255,8 @@ class _Reader:
             "\\\\",
             "**",
             "°",
+            "%",
+            "\\%",
             ".",
         ):
             return False
@@ -275,6 +277,9 @@ class _Reader:
                 if self._mark in ("!", "="):
                     raise Unknown("!!")
                 base = sympy.factorial(base)
+            elif mark in ("%", "\\%"):
+                self._take()
+                base = base / 100
             elif mark == "°":
                 self._take()
                 base = base * sympy.pi / 180 if self._in_function else base
@@ -607,6 +612,8 @@ class _Reader:
         text = self._text_of_group().strip() if self._mark == "{" else ""
         if text in ("i", "e"):
             return self._named(text)
+        if re.fullmatch(r"\d+(?:\.\d+)?", text):
+            return sympy.Rational(text)
         plain = text.removeprefix("\\").strip()
         if plain in _FUNCTIONS or plain in _LOGARITHMS:
             return self._function(plain)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
-_WIDE_GROUPS = re.compile(r"(?<=\d)(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)(?=\d{3}(?!\d))")
+_WIDE_GROUPS = re.compile(r"(?<=\d)(?:(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)|\\[!,;: ])(?=\d{3}(?!\d))")
 """A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
 _BRACED_GROUPS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
 _SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
