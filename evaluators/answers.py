@@ -128,7 +128,7 @@ answer.
 """
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     place: int
     answer: str
     rank: int
@@ -142,7 +142,7 @@ def find_answer(text: str) -> str | None:
     where there is nothing else.
     """
     said = _said(text)
-    found = [*_boxes(said), *_tags(said), *_lines(said)]
+    found = [*last_boxes(said), *_tags(said), *_lines(said)]
     return max(found, key=lambda one: (one.rank, one.place)).answer if found else None
 
 
@@ -156,7 +156,7 @@ def finished_answer(step: str, before: str = "") -> str | None:
     """
     said = _said(step)
     found = [
-        *(box for box in _boxes(said) if not _asked(said, box)),
+        *(box for box in last_boxes(said) if not _asked(said, box)),
         *(tag for tag in _tags(said) if _is_finished(tag.answer)),
         *(line for line in _lines(said) if line.rank == _ANSWER),
     ]
@@ -184,13 +184,7 @@ def _said(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- boxes
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{}`` whose braces balance. Empty boxes do not count."""
-    boxes = _boxes(text)
-    return boxes[-1].answer if boxes else None
-
-
-def _boxes(text: str) -> list[_Found]:
+def last_boxes(text: str) -> list[Found]:
     """The last box as an answer, with those side by side with it, or nothing.
 
     One pass with a stack: each box remembers where it began, so a thousand unclosed ones cost no more than one.
@@ -220,31 +214,31 @@ def _boxes(text: str) -> list[_Found]:
             break
         together.append(whole.pop())
     answers = list(dict.fromkeys(content for _, _, content in reversed(together)))
-    return [_Found(together[0][1], ", ".join(answers), _ANSWER)]
+    return [Found(together[0][1], ", ".join(answers), _ANSWER)]
 
 
-def _asked(text: str, box: _Found) -> bool:
+def _asked(text: str, box: Found) -> bool:
     """Whether a box stands at the end of a question."""
     return re.match(r"[\s$.*)]*(?:\\[\])])?\s*\?", text[box.place : box.place + 20]) is not None
 
 
-def _tags(text: str) -> list[_Found]:
+def _tags(text: str) -> list[Found]:
     tags = list(_TAG.finditer(text)) if "<" in text else []
     if not tags:
         return []
-    inside = _boxes(tags[-1][1])
+    inside = last_boxes(tags[-1][1])
     answer = inside[0].answer if inside else tidy(tags[-1][1])
     lines = _lines(tags[-1][1]) if not inside else []
     answer = lines[-1].answer if lines else answer
-    return [_Found(tags[-1].end(), answer, _ANSWER)] if answer else []
+    return [Found(tags[-1].end(), answer, _ANSWER)] if answer else []
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
 
 
-def _lines(text: str) -> list[_Found]:
+def _lines(text: str) -> list[Found]:
     """What the lines give that say they give the answer: the last value, and the last words about one."""
-    found: dict[int, _Found] = {}
+    found: dict[int, Found] = {}
     place = len(text)
     behind: str | None = None  # the next line that holds something
     for line in reversed(text.splitlines(keepends=True)):
@@ -257,17 +251,17 @@ def _lines(text: str) -> list[_Found]:
     return list(found.values())
 
 
-def _in_line(line: str, behind: str | None) -> list[_Found]:
+def _in_line(line: str, behind: str | None) -> list[Found]:
     """What a line gives, the last first. ``behind``: the next line, for a line that only announces."""
     if len(line) <= _LINE_CHARACTERS_MAX and _HEADING.match(line):
         value = tidy(behind) if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
-        return [_Found(len(line), value, _ANSWER)] if value and _is_finished(value) else []
+        return [Found(len(line), value, _ANSWER)] if value and _is_finished(value) else []
     if match := _HASHES.match(line[:_LINE_CHARACTERS_MAX]):
         value = tidy(match["answer"])
         if not value or _HEADING.match(line):
             return []
-        return [_Found(match.start("answer"), value, _ANSWER if _is_finished(value) else _WORDS)]
-    found: list[_Found] = []
+        return [Found(match.start("answer"), value, _ANSWER if _is_finished(value) else _WORDS)]
+    found: list[Found] = []
     end = len(line)
     for begin in reversed([0, *(cut.end() for cut in _SENTENCE_END.finditer(line))]):
         sentence, following = line[begin:end], line[end:]
@@ -277,7 +271,7 @@ def _in_line(line: str, behind: str | None) -> list[_Found]:
     return found
 
 
-def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | None:
+def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | None:
     if re.search(r"\\text\s*\{[^{}]*answer", sentence, re.IGNORECASE):
         sentence = _TEXT.sub(r"\1", sentence).replace("$", "")
     says = None
@@ -291,7 +285,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
         match = _IS_THE_ANSWER.match(sentence)
         value = tidy(match["answer"]) if match else ""
         return (
-            _Found(0, value, _ANSWER) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
+            Found(0, value, _ANSWER) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
         )
     rank = _RESULT if _ONLY_A_RESULT.search(says.group()) else _ANSWER
     value = sentence[says.end() :]
@@ -303,7 +297,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
             return None  # more of the line stands behind; it is a sentence of its own
         value = behind if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
         value = tidy(value)
-        return _Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
+        return Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
     asked = value.rstrip(" \n*_`").endswith("?")
     doubted = re.search(
         r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say|suspect|seems?|appears?)\s+(?:that\s+)?$",
@@ -322,7 +316,9 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> _Found | 
     sure = not asked and not doubted and _is_finished(value, colon=colon)
     if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
         sure = False  # the answer must be even
-    return _Found(says.end(), value, rank if sure else _WORDS)
+    if not sure and rank == _RESULT:
+        return None
+    return Found(says.end(), value, rank if sure else _WORDS)
 
 
 def _without_clause(value: str) -> str:
