@@ -3,7 +3,7 @@
     async with speclrm.Runtime(target="qwen2.5-coder-0.5b-instruct", draft="smollm2-135m-instruct") as runtime:
         sample = await runtime.solve(speclrm.Problem("p1", "What is 12 * 13?"), speclrm.strategy("speculative"))
 
-Names are loaded when they are first used, so that importing the package costs nothing.
+Names are loaded when they are first used, so importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from speclrm.api import RunOptions, RunReport, Runtime, resume, run, solve, strategy
     from speclrm.evaluators.answers import find_answer, finished_answer
     from speclrm.runtime.clock import run_virtual
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
     from speclrm.runtime.errors import SpecLRMError
     from speclrm.runtime.events import Event, FinishReason
-    from speclrm.runtime.protocols import Engine, Equivalence, Problem, Role, Sink, Strategy, Track
+    from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy, Track
     from speclrm.strategies.family import Family
     from speclrm.strategies.recipe import Recipe
 
 _HOMES = {
-    "Engine": "runtime.protocols",
+    "Engine": "runtime.engine",
     "Equivalence": "runtime.protocols",
     "Event": "runtime.events",
     "Family": "strategies.family",

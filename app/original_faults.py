@@ -1,29 +1,30 @@
 """Reproduces faults of the original experiments' code by name, for comparisons (``--reproduce-fault NAME``).
 
-Each is a patch of the part that it spoils, undone at the end of the block; only ``app/resolve.py`` and the benchmarks enter
-such a block. The tests of the same names fail while they are on. Sources: SSR's code
+Each is a patch of the part that it spoils, undone at the end of the block. Only ``app/resolve.py`` and the benchmarks
+enter such a block. The tests of the same names fail while a fault is on. Sources: SSR's code
 (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning) and SpecReason's (github.com/ruipeterpan/specreason), read, not run.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from speclrm.app.lock_step import Barrier, LockStepTrack
 from speclrm.evaluators import answers, benchmarks, grading, report
 from speclrm.runtime import sample
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunFinished, SampleFinished
 from speclrm.runtime.files import write_whole
-from speclrm.runtime.protocols import Role, TrackPlan
+from speclrm.runtime.protocols import Role, Strategy, Track, TrackPlan
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.runtime.trace.journal import Journal
-from speclrm.runtime.track import method_choice, track
-from speclrm.strategies import family, original, stopping
+from speclrm.runtime.track import method_choice, requests
+from speclrm.strategies import catalog, family, original, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``what``: one sentence for the user. ``switch``: patches on the stack."""
+    """``what``: one sentence for the user. ``switch``: puts its patches on the stack."""
 
     what: str
     switch: Callable[[ExitStack], None]
@@ -43,7 +44,7 @@ class Fault:
 
 @contextmanager
 def reproduced(names: Iterable[str]) -> Generator[None, None, None]:
-    """The faults are there inside the block, in the whole process. Raises SettingsError for an unknown name."""
+    """Turns the faults on inside the block, in the whole process. Raises SettingsError for an unknown name."""
     with ExitStack() as stack:
         for name in names:
             check(name)
@@ -58,7 +59,7 @@ def check(name: str) -> None:
 
 
 def _put(stack: ExitStack, owner: Any, name: str, new: Any) -> Any:
-    """Puts ``new`` in the place of an attribute, until the stack ends, and returns what was there."""
+    """Replaces an attribute by ``new`` until the stack ends, and returns its value before."""
     old = getattr(owner, name)
     stack.callback(setattr, owner, name, old)
     setattr(owner, name, new)
@@ -68,72 +69,19 @@ def _put(stack: ExitStack, owner: Any, name: str, new: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- rounds
 
 
-class _Rounds:
-    """The barrier of one sample: it opens when all tracks that are still at work stand before it."""
-
-    def __init__(self) -> None:
-        self._tracks = 0
-        self._standing: list[asyncio.Future[None]] = []
-
-    def join(self) -> None:
-        self._tracks += 1
-
-    def leave(self) -> None:
-        self._tracks -= 1
-        self._open()
-
-    async def wait(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._standing.append(turn)
-        self._open()
-        try:
-            await turn
-        finally:
-            if turn in self._standing:
-                self._standing.remove(turn)
-
-    def _open(self) -> None:
-        if len(self._standing) >= self._tracks:
-            standing, self._standing = self._standing, []
-            for turn in standing:
-                if not turn.done():
-                    turn.set_result(None)
-
-
 def _rounds(stack: ExitStack) -> None:
-    rounds: dict[tuple[str, int], _Rounds] = {}
+    barriers: defaultdict[tuple[str, int], Barrier] = defaultdict(Barrier)
 
-    def of(one: Any) -> _Rounds:
-        return rounds.setdefault((one.problem.id, getattr(one, "_repeat", getattr(one, "repeat", 0))), _Rounds())
+    def in_lock_step(run_track: Callable[..., Any]) -> Callable[..., Any]:
+        async def run(self: Strategy, track: Track) -> Any:
+            barrier = barriers[track.problem.id, track.repeat]
+            with barrier.member():
+                return await run_track(self, LockStepTrack(track, barrier))
 
-    def after(name: str) -> None:
-        async def verb(self: track.RuntimeTrack, *arguments: Any) -> Any:
-            result = await old(self, *arguments)
-            await of(self).wait()
-            return result
+        return run
 
-        old = _put(stack, track.RuntimeTrack, name, verb)
-
-    async def commit(self: track.RuntimeTrack, *arguments: Any) -> None:
-        if arguments[0].kind in ("draft", "rewrite"):
-            await of(self).wait()
-        await old_commit(self, *arguments)
-
-    def make(self: sample.Sample, *arguments: Any) -> Any:
-        of(self).join()
-        return old_make(self, *arguments)
-
-    async def run(self: sample.Sample, *arguments: Any) -> None:
-        try:
-            await old_run(self, *arguments)
-        finally:
-            of(self).leave()
-
-    after("draft")
-    after("score")
-    old_commit = _put(stack, track.RuntimeTrack, "commit", commit)
-    old_make = _put(stack, sample.Sample, "_track", make)
-    old_run = _put(stack, sample.Sample, "_run_track", run)
+    for kind in {kind for kind, _ in catalog.STRATEGIES.values()}:
+        _put(stack, kind, "run_track", in_lock_step(kind.run_track))
 
 
 # ------------------------------------------------------------------------------------------------------ prompts and scores
@@ -143,9 +91,9 @@ def _another_tracks_method(stack: ExitStack) -> None:
     last: dict[int, TrackPlan] = {}
 
     async def plan(self: sample.Sample) -> Any:
-        plans = await old_plan(self)
-        last.update({id(one): plans[-1] for one in plans})
-        return plans
+        plan = await old_plan(self)
+        last.update({id(one): plan.tracks[-1] for one in plan.tracks})
+        return plan
 
     def prompt_ids(tokenizers: Any, plan: TrackPlan) -> Any:
         prompts = old_prompts(tokenizers, plan)
@@ -170,7 +118,7 @@ def _no_seeds(stack: ExitStack) -> None:
     def derive_seed(*names: object) -> None:
         return None
 
-    _put(stack, track, "derive_seed", derive_seed)
+    _put(stack, requests, "derive_seed", derive_seed)
     _put(stack, method_choice, "derive_seed", derive_seed)
 
 
@@ -213,7 +161,7 @@ def _string_votes(stack: ExitStack) -> None:
 
 def _fast_2_counts_twice(stack: ExitStack) -> None:
     def enough(state: Any, fast: stopping.Fast | None) -> bool:
-        # The finished track's answer was put on the list again at every later round, so that it soon equalled itself.
+        # Each later round added the finished track's answer to the list again, so that it soon equalled itself.
         return bool(fast and state.classes)
 
     _put(stack, family, "enough", enough)

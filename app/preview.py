@@ -11,18 +11,18 @@ from speclrm.app.runs import new_folder
 from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import judge_suffix, open_prompt, question_ids
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speclrm.app.resolve import Resolved
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 
 class Preview(Options):
-    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by what they are for."""
+    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by their purpose."""
 
     options: RunOptions
     recipe: dict[str, Any]
@@ -31,9 +31,9 @@ class Preview(Options):
 
 
 def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
-    """What a run would do, from settings, problems and tokenizers alone: nothing is loaded, fetched or written.
+    """Shows what a run would do, from settings, problems and tokenizers alone: nothing is loaded, downloaded or written.
 
-    Prompts are shown as the models' chat templates make them if a model is here, and as plain turns if it is not.
+    Prompts appear as the models' chat templates make them if a model is here, and as plain turns if it is not.
 
     Raises:
         UsageError: as ``run`` would.
@@ -54,7 +54,7 @@ def _prompts(found: Resolved) -> dict[str, str]:
     chosen = found.strategy
     first = found.problems[0]
     question = chosen.question(first)
-    plan = chosen.plan(first, 0, found.seed)[0]
+    plan = chosen.plan(first, 0, found.seed).tracks[0]
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
         name = getattr(found.options, role.value)

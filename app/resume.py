@@ -9,6 +9,7 @@ from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import recorded_strategy, resolved
 from speclrm.app.runs import RunReport, run_in
 from speclrm.app.settings_diff import changed_weights, changes, recorded_options, refuse
+from speclrm.app.sinks import named_sinks
 from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
@@ -78,6 +79,7 @@ async def resume(
                 lambda: read_trace(directory / TRACE_FILE),
                 differing,
             )
+            sinks = [*sinks, *named_sinks(found.options.sinks)]
             async with found.runtime(notify) as runtime:
                 return await run_in(runtime, found, directory, sinks, resumption=resumption)
 

@@ -14,6 +14,7 @@ from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import Resolved, resolved
+from speclrm.app.sinks import named_sinks
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
@@ -65,6 +66,7 @@ async def run(
         run_directory.check_free(directory)
         if plan is not None:
             plan(found.samples)
+        sinks = [*sinks, *named_sinks(found.options.sinks)]
         async with found.runtime(notify) as runtime:
             return await run_in(runtime, found, directory, sinks)
 

@@ -218,7 +218,7 @@ def last_boxes(text: str) -> list[Found]:
 
 
 def _asked(text: str, box: Found) -> bool:
-    """Whether a box stands at the end of a question."""
+    """Returns whether a box stands at the end of a question."""
     return re.match(r"[\s$.*)]*(?:\\[\])])?\s*\?", text[box.place : box.place + 20]) is not None
 
 
@@ -335,7 +335,7 @@ def _unmathed(value: str) -> str:
 
 
 def _is_finished(value: str, *, colon: bool = False) -> bool:
-    """Whether it is a value, and nothing that is said of one. ``colon``: it stands behind one, where names are answers too."""
+    """Returns whether it is a value, and nothing that is said of one. ``colon``: it stands behind one, where names are answers too."""
     if not re.search(r"\w|[∞∅≥≤]|\\infty|\\emptyset|\\varnothing", value) or value.endswith((":", "?", "...")):
         return False
     plain = _unmathed(value)

@@ -562,7 +562,7 @@ _SET_SIGNS = re.compile(
 
 
 def same(gold: str, answer: str) -> bool:
-    """Whether two answers, in the notation of ``notation.in_latex``, mean the same."""
+    """Returns whether two answers, in the notation of ``notation.in_latex``, mean the same."""
     bold = [_BOLD_LETTER.search(text) is not None for text in (gold, answer)]
     if bold[0] != bold[1]:  # a bold letter is dress where the other has none
         gold, answer = (_BOLD_LETTER.sub(r"\1", text) for text in (gold, answer))
@@ -570,7 +570,7 @@ def same(gold: str, answer: str) -> bool:
 
 
 def same_formulas(one: Any, other: Any) -> bool:
-    """Whether two formulas are equal, as far as it can be shown."""
+    """Returns whether two formulas are equal, as far as it can be shown."""
     try:
         return _same_formulas(one, other)
     except (TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError):
@@ -608,7 +608,7 @@ _APART = 1e-6
 
 
 def _apart_at_a_point(one: Any, other: Any) -> bool:
-    """Whether two formulas with letters have clearly different values somewhere: most that differ are told apart by that, at
+    """Returns whether two formulas with letters have clearly different values somewhere: most that differ are told apart by that, at
     once. Letters stand for positive numbers there, for which roots and logarithms are what people mean by them.
     """
     letters = sorted(one.free_symbols | other.free_symbols, key=str)
@@ -669,7 +669,7 @@ def _by_library(gold: str, answer: str) -> bool:
 
 
 def _same_by_digits(gold: Any, answer: Any) -> bool | None:
-    """Whether two numbers are the same, where their leading digits tell; None where they do not, or are no such numbers.
+    """Returns whether two numbers are the same, where their leading digits tell; None where they do not, or are no such numbers.
 
     The library rounds to a number of decimals, by which all numbers next to zero are the same; and it does so on the way
     as well, by which a huge number times a tiny one is nothing.
@@ -884,7 +884,7 @@ _NAME = re.compile(
 
 
 def _is_name(text: str) -> bool:
-    """Whether it is what a value is given to: a letter with its index, f(x), a tuple of such, a word."""
+    """Returns whether it is what a value is given to: a letter with its index, f(x), a tuple of such, a word."""
     text = text.strip()
     if text.startswith("(") and text.endswith(")"):
         return all(_is_name(part) for part in text[1:-1].split(","))
@@ -967,7 +967,7 @@ def _names(text: str) -> list[str] | None:
 
 
 def _is_word(text: str) -> bool:
-    """Whether letters make a word rather than a product: several, with a vowel among them and nothing else around."""
+    """Returns whether letters make a word rather than a product: several, with a vowel among them and nothing else around."""
     vowel = re.search("[aeiouAEIOU]", text) is not None
     return (len(text) > 2 and text.isalpha() and text.isascii() and vowel) or text.lower() in ("no", "on")
 
@@ -1083,7 +1083,7 @@ def _compound(text: str) -> Side | None:
 
 
 def _alike(one: str, other: str) -> bool:
-    """Whether words name the same things: alike but for an end, or one begins as the other."""
+    """Returns whether words name the same things: alike but for an end, or one begins as the other."""
     first, second = ([word.removesuffix("s") for word in re.findall(r"\w+", text)] for text in (one, other))
     short = min(len(first), len(second))
     return first[:short] == second[:short]

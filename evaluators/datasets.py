@@ -21,6 +21,7 @@ from speclrm.evaluators.benchmarks import (
 )
 from speclrm.evaluators.reasoning_gym import GYM_PREFIX, GYM_SIZE, make_problems
 from speclrm.evaluators.tables import FORMATS, Row, read_rows
+from speclrm.runtime import plugins
 from speclrm.runtime.errors import DatasetError
 from speclrm.runtime.models.online import HUB_TIMEOUT_S, hub_answers
 from speclrm.runtime.protocols import Problem
@@ -32,6 +33,9 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "gold", "expected")
 ID_COLUMNS = ("id", "unique_id", "problem_id")
 _ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+GROUP = "speclrm.datasets"
+"""Entry points of packages that bring datasets: a name each, and what is called with ``seed`` and gives the problems."""
+_CODE = re.compile(r"[\w./~-]+\.py:\w+|[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 DEFAULT_ROWS = 30
 
@@ -81,16 +85,40 @@ def load(
         if value is not None and value < 1:
             raise DatasetError(f"{option} {value} leaves no problem. Give 1 or more.")
     default_ids = None
-    if name.startswith(GYM_PREFIX):
+    if name in plugins.installed(GROUP):
+        problems = _from_code(name, seed)
+    elif name.startswith(GYM_PREFIX):
         problems = make_problems(name, _gym_size(selection), seed)
     elif (benchmark := BENCHMARKS.get(canonical(name).partition(":")[0])) is not None:
         problems = _load_benchmark(benchmark, canonical(name).partition(":")[2], data_dir, seed, notify)
         default_ids = benchmark.default_ids
+    elif _CODE.fullmatch(name) and not Path(name).exists():
+        problems = _from_code(name, seed)
     else:
         problems = _load_file(name, columns or Columns())
     if not problems:
         raise DatasetError(f"{name} holds no problem.")
     return select(name, problems, selection, seed, default_ids)
+
+
+def names() -> list[str]:
+    """What a dataset may be called, beside tasks and files: benchmarks, aliases, and those of installed packages."""
+    builtin = [*BENCHMARKS, *ALIASES]
+    return [*builtin, *sorted(set(plugins.installed(GROUP)) - set(builtin))]
+
+
+def _from_code(name: str, seed: int) -> list[Problem]:
+    """What another package, or a Python file, makes under that name."""
+    found = plugins.find(GROUP, "dataset", name, {*BENCHMARKS, *ALIASES})
+    assert found is not None
+    make, what = found
+    try:
+        problems = list(make(seed=seed))
+    except Exception as error:  # whatever that code raises is its own affair, and told as such
+        raise DatasetError(f"{what} cannot be made: {type(error).__name__}: {error}.") from error
+    if strange := [one for one in problems if not isinstance(one, Problem)]:
+        raise DatasetError(f"{what} gives a {type(strange[0]).__name__}; it must give speclrm.Problem objects.")
+    return _unique(what, ((f"problem {place}", one) for place, one in enumerate(problems)))
 
 
 # ----------------------------------------------------------------------------------------------------------- selection
@@ -172,8 +200,8 @@ def _ranges(numbers: Iterable[int]) -> str:
 def _load_file(name: str, columns: Columns) -> list[Problem]:
     path = Path(name).expanduser()
     if not path.exists():
-        known = ", ".join([*BENCHMARKS, *ALIASES])
-        close = difflib.get_close_matches(name, [*BENCHMARKS, *ALIASES], n=1)
+        known = ", ".join(names())
+        close = difflib.get_close_matches(name, names(), n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         raise DatasetError(
             f"There is no dataset {name!r}.{meant} Give one of {known}; {FORMATS} with a problem and an answer a row; or "
@@ -216,7 +244,7 @@ def _made(path: Path, make: Callable[[Row, int, str], Problem]) -> Iterator[tupl
         yield place, problem
 
 
-def _unique(path: Path, made: Iterable[tuple[str, Problem]]) -> list[Problem]:
+def _unique(path: Path | str, made: Iterable[tuple[str, Problem]]) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     for place, problem in made:

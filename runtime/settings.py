@@ -1,4 +1,4 @@
-"""How engines are set up. Made by ``sizing.py`` from the machine, the models and the work; read by the engines."""
+"""Defines the settings of an engine. ``machine/sizing.py`` makes them, the engines read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
 CONCURRENCY = 16
-"""Samples at work at the same time, unless told otherwise."""
+"""Default number of samples at work at the same time."""
 
 
 class EngineSettings(BaseModel):
@@ -24,7 +24,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """As the user wrote it; shown in events and messages."""
+    """The model's name as the user wrote it; shown in events and messages."""
     path: Path
     """A folder with config.json, safetensors and a tokenizer."""
     device: Literal["cpu", "cuda"]

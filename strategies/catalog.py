@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from functools import cache
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import module_from_spec, spec_from_file_location
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from speclrm.runtime import plugins
 from speclrm.runtime.errors import SettingsError
 from speclrm.strategies.direct import Direct
 from speclrm.strategies.family import Family
@@ -20,7 +16,6 @@ from speclrm.strategies.speculative import Speculative
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
 GROUP = "speclrm.strategies"
 """Entry points of packages that bring strategies: a name each, and a subclass of ``Family``."""
@@ -44,11 +39,11 @@ ORIGINAL: dict[str, Any] = {
     "draft_ahead": "never",
     "rewrite_ahead": "never",
 }
-"""What ``fidelity="original"`` changes in a recipe unless it is given: the original has none of these."""
+"""Changes of ``fidelity="original"`` to a recipe's defaults: the original has none of these."""
 
 
 def defaults(name: str) -> Recipe:
-    """The recipe of a strategy before any option. Raises SettingsError for an unknown name."""
+    """Returns the recipe of a strategy before any option. Raises SettingsError for an unknown name."""
     return _entry(name)[1]
 
 
@@ -59,7 +54,7 @@ def strategy(
     /,
     **options: Any,
 ) -> Family:
-    """A strategy by its name or alias, with options of its recipe; None leaves an option at its default.
+    """Returns a strategy by its name or alias, with options of its recipe; None leaves an option at its default.
 
     ``find_answer``, ``finished_answer``: as ``Family`` takes them.
 
@@ -88,77 +83,37 @@ def strategy(
 
 
 def _told(item: dict[str, Any]) -> str:
-    """One thing that is wrong, with its value where it is that of a single option."""
+    """Describes one error, with its value if it is that of a single option."""
     place = ".".join(map(str, item["loc"]))
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{place} = {item['input']!r}: {message}" if place else message
 
 
 def names() -> list[str]:
-    """What a strategy may be called: built-in names, aliases, and those of installed packages."""
-    return [*STRATEGIES, *ALIASES, *sorted(set(_installed()) - {*STRATEGIES, *ALIASES})]
+    """Returns all names of strategies: built-in names, aliases, and those of installed packages."""
+    return [*STRATEGIES, *ALIASES, *sorted(set(plugins.installed(GROUP)) - {*STRATEGIES, *ALIASES})]
 
 
 def _entry(name: str) -> tuple[type[Family], Recipe]:
     known = ALIASES.get(name, name)
-    brought = _installed().get(name) or _installed().get(known)
+    found = plugins.find(GROUP, "strategy", name, [*STRATEGIES, *ALIASES])
+    if found is not None:
+        return _family(*found)
     if known in STRATEGIES:
-        if brought is not None:
-            raise SettingsError(
-                f"The package {_package(brought)} brings a strategy called {brought.name!r}, which is the name of a built-in "
-                f"one. Give it as {brought.value}, or remove the package; for the built-in one remove the package."
-            )
         return STRATEGIES[known]
-    if brought is not None:
-        return _own(brought.value, f"Strategy {name!r} of the package {_package(brought)}")
-    if ":" in name:
-        return _own(name, f"Strategy {name!r}")
     close = difflib.get_close_matches(known, names(), n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     raise SettingsError(
-        f"There is no strategy called {name!r}. There are: {', '.join(sorted({*STRATEGIES, *_installed()}))}; or give "
-        f"MODULE:CLASS or FILE.py:CLASS.{meant}"
+        f"There is no strategy called {name!r}. There are: {', '.join(sorted({*STRATEGIES, *plugins.installed(GROUP)}))}; or "
+        f"give MODULE:CLASS or FILE.py:CLASS.{meant}"
     )
 
 
-@cache
-def _installed() -> dict[str, EntryPoint]:
-    return {one.name: one for one in entry_points(group=GROUP)}
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
-
-
-def _own(value: str, what: str) -> tuple[type[Family], Recipe]:
-    """A class by ``module:Class`` or ``file.py:Class``. Raises SettingsError."""
-    place, _, name = value.rpartition(":")
-    try:
-        module = _from_file(place) if place.endswith(".py") else import_module(place)
-    except Exception as error:  # whatever that code raises is its own affair, and told as such
-        raise SettingsError(f"{what} cannot be imported: {type(error).__name__}: {error}.") from error
-    found = getattr(module, name, None)
+def _family(found: Any, what: str) -> tuple[type[Family], Recipe]:
     if not isinstance(found, type) or not issubclass(found, Family):
-        raise SettingsError(f"{what}: {place} has no class {name!r} that is made from speclrm.Family.")
+        raise SettingsError(f"{what} is no class that is made from speclrm.Family.")
     try:
         return found, Recipe.model_validate(dict(found.defaults))
     except ValidationError as error:
         problems = "; ".join(_told(dict(item)) for item in error.errors())
         raise SettingsError(f"{what}: its defaults are wrong: {problems}.") from error
-
-
-def _from_file(path: str) -> ModuleType:
-    name = f"speclrm_strategy_{abs(hash(path))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -1,4 +1,4 @@
-"""What all strategies share: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
+"""The base class of all strategies: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from speclrm.runtime.protocols import Choice, Limits, Role, Score, Speculate, TrackPlan
+from speclrm.runtime.protocols import Limits, Plan, Role, Score
 from speclrm.strategies import original
 from speclrm.strategies.acceptance import Gate
 from speclrm.strategies.method_choice import ask_for_methods, read_methods
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 class Family(ABC):
     """A strategy made of a recipe and a loop.
 
-    ``find_answer``: the answer in a whole text, as written, or None; ``finished_answer``: the one that a step gives, by which
-    it ends its track, and what stands before the step may help to see it. Both are injected, since what an answer looks like
-    is known to the evaluators; without the second, a step ends its track where the first finds an answer in it. ``name``: where
-    one loop serves several named strategies.
+    ``find_answer``: returns the answer in a whole text, as written, or None. ``finished_answer``: returns the answer by which a
+    step ends its track, given the text of the step and of the one before it. Both are injected, since the evaluators know what an
+    answer looks like; without the second, a step ends its track if the first finds an answer in it. ``name``: the
+    strategy's name, if one loop serves several strategies.
     """
 
     name: str
     roles: frozenset[Role]
     raw_opening: str = ""
-    """What stands between prompt and first step where the prompt is raw text."""
+    """Text between prompt and first step if the prompt is raw text."""
     defaults: Mapping[str, Any] = MappingProxyType({})
-    """Of options of the recipe, if they are others than those of ``Recipe``; for strategies that are found by their class."""
+    """Defaults of recipe options that differ from those of ``Recipe``; for strategies that are found by their class."""
 
     def __init__(
         self,
@@ -61,33 +61,31 @@ class Family(ABC):
     # ------------------------------------------------------------------------------------------------------- the start
 
     @property
-    def methods_by(self) -> Literal["seed", "target", "fixed"]:
+    def _chosen_by(self) -> Literal["seed", "target", "fixed"]:
         if self.recipe.methods or self.recipe.plan in ("plain", "roles"):
             return "fixed"
         return "target" if self.recipe.plan == "chosen" else "seed"
 
     def question(self, problem: Problem) -> Question | None:
-        if self.methods_by != "target":
+        if self._chosen_by != "target":
             return None
         return ask_for_methods(problem, self.recipe.tracks, raw=self._raw, original=self._original)
 
-    def read_choice(self, reply: str) -> Choice:
-        recipe = self.recipe
-        return read_methods(reply, recipe.tracks, duplicates=recipe.duplicates, original=self._original)
-
-    def plan(
-        self, problem: Problem, repeat: int, seed: int | None, codes: Sequence[str] | None = None
-    ) -> Sequence[TrackPlan]:
-        if codes is None:
+    def plan(self, problem: Problem, repeat: int, seed: int | None, reply: str | None = None) -> Plan:
+        recipe, padded = self.recipe, 0
+        if reply is None:
             codes = self._codes(problem, repeat, seed)
-        return tracks_for(problem, codes, raw=self._raw, opening=self.raw_opening if self._raw else "")
+        else:
+            codes, padded = read_methods(reply, recipe.tracks, duplicates=recipe.duplicates, original=self._original)
+        tracks = tracks_for(problem, codes, raw=self._raw, opening=self.raw_opening if self._raw else "")
+        return Plan(tracks, self._chosen_by, padded)
 
     def _codes(self, problem: Problem, repeat: int, seed: int | None) -> Sequence[str]:
         recipe = self.recipe
         if recipe.methods:
             return repeat_codes(recipe.methods, recipe.tracks)
         match recipe.plan:
-            case "plain" | "chosen":  # what is chosen comes from outside; without it there is none
+            case "plain" | "chosen":  # a choice comes from the target; without a reply there is none
                 return [NO_METHOD] * recipe.tracks
             case "roles":
                 return repeat_codes(tuple(ROLES), recipe.tracks)
@@ -101,12 +99,8 @@ class Family(ABC):
     # -------------------------------------------------------------------------------------------------------- the tracks
 
     @property
-    def speculate(self) -> Speculate:
-        return self.recipe.speculate
-
-    @property
     def prompts(self) -> StepPrompts:
-        # The original lets the judge write any token and takes what is no digit as a 0.
+        # The original lets the judge write any token and counts anything but a digit as 0.
         return replace(
             step_prompts(self.recipe.judge, raw=self._raw), any_token=self._original, scorer=self.recipe.scorer
         )
@@ -124,13 +118,14 @@ class Family(ABC):
             min_step_tokens=recipe.min_step_tokens,
             confidence=recipe.gate != Gate(),
             first_entropy=recipe.gate_entropy is not None,
+            speculate=recipe.speculate,
         )
 
     @abstractmethod
     async def run_track(self, track: Track) -> FinishReason: ...
 
     def end(self, state: TrackState) -> FinishReason | None:
-        """Why the track ends after its last step, or None."""
+        """Returns why the track ends after its last step, None if it continues."""
         if self._original:
             return original.end_of_track(state, token_budget=self.recipe.token_budget)
         return end_of_track(
@@ -141,7 +136,7 @@ class Family(ABC):
         )
 
     def finishes(self, step: str, state: TrackState) -> bool:
-        """Whether the text of a step, the track's last or the one that would follow it, gives the answer that ends the track."""
+        """Returns whether a step ends its track by an answer. It is the track's last step or the one that would follow it."""
         last = state.steps[-1].text if state.steps else ""
         before = state.steps[-2].text if last == step and len(state.steps) > 1 else last if last != step else ""
         return self._finished_answer(step, before) is not None
@@ -150,7 +145,7 @@ class Family(ABC):
         return self._find_answer(step) if self._finds_finished is None else self._finds_finished(step, before)
 
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
-        """Asks for the answer where a limit ended the track before there was one."""
+        """Asks for the answer if a limit ended the track before there was one."""
         if (
             self.recipe.closing
             and reason in ("budget", "step_limit")

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import Event
-    from speclrm.runtime.protocols import Engine, Problem, Strategy
+    from speclrm.runtime.protocols import Problem, Strategy
     from speclrm.runtime.replay.playback import Playback
     from speclrm.runtime.state import SampleState
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from speclrm.app.engines import MakeEngines
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
+    from speclrm.runtime.engine import Engine, Tokenizer
     from speclrm.runtime.machine.sizing import Work
-    from speclrm.runtime.protocols import Engine, Problem, Tokenizer
+    from speclrm.runtime.protocols import Problem
     from speclrm.runtime.settings import EngineSettings
     from speclrm.strategies.family import Family
 

@@ -27,23 +27,26 @@ from speclrm.benchmarks.null_engine import EmptyEngine
 from speclrm.commands.display import Monitor, PlainView
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import VirtualTimeLoop
+from speclrm.runtime.engine import EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.engines.simulated.presets import PRESETS
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.gc_tuning import rare_collections
-from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.runtime.scheduling.admission import Admission
-from speclrm.runtime.scheduling.lanes import Flight, Lane
+from speclrm.runtime.scheduling.lanes import Lane
+from speclrm.runtime.scheduling.requests import Flight
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
     from contextlib import AsyncExitStack
 
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import Event
-    from speclrm.runtime.protocols import Engine, Sink
+    from speclrm.runtime.protocols import Sink
 
 LONG_S = 0.05
 """A callback of the loop that takes longer holds up everything else for too long."""

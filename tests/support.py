@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.strategies.catalog import strategy
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
+    from speclrm.runtime.engine import Engine, Request
     from speclrm.runtime.events import Event, Outcome
-    from speclrm.runtime.protocols import Engine, Equivalence, Strategy
+    from speclrm.runtime.protocols import Equivalence, Strategy
     from speclrm.runtime.scheduling.admission import Admission, Seat
     from speclrm.runtime.state import SampleState
 

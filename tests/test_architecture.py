@@ -12,8 +12,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {f"speclrm.runtime.{name}" for name in ("errors", "events", "files", "hub", "ledger", "protocols", "state")}
+LEAVES = {
+    f"speclrm.runtime.{name}"
+    for name in ("engine", "errors", "events", "files", "ledger", "models.online", "plugins", "protocols", "state")
+}
 """What strategies and evaluators may know of the runtime."""
+SHARED = (
+    "cleanup",
+    "clock",
+    "engine",
+    "errors",
+    "events",
+    "files",
+    "gc_tuning",
+    "ledger",
+    "plugins",
+    "protocols",
+    "seeds",
+    "settings",
+    "state",
+)
+"""Modules of the runtime that every wing in it may use."""
+INSIDE = {
+    "shared": set[str](),
+    "models": set[str](),
+    "tokens": set[str](),
+    "trace": set[str](),
+    "machine": {"models"},
+    "engines": {"models"},
+    "scheduling": {"tokens"},
+    "replay": {"trace", "scheduling"},
+    "track": {"tokens", "scheduling", "replay"},
+    "sample": {"tokens", "trace", "scheduling", "replay", "track"},
+    "runtime": {"sample", "trace", "scheduling", "replay"},
+}
+"""The wings inside runtime/ and, last, its two doors, each with the others that it may use beside the shared modules."""
 WINGS = {
     "runtime": set[str](),
     "strategies": {"runtime"},
@@ -73,6 +106,19 @@ def test_a_wing_imports_only_what_it_may(module: str) -> None:
     assert others <= WINGS[wing(module)]
 
 
+def inside(module: str) -> str:
+    """The wing inside runtime/."""
+    name = module.split(".")[2]
+    return "shared" if name in SHARED else name
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("speclrm.runtime.")])
+def test_a_wing_inside_the_runtime_imports_only_what_it_may(module: str) -> None:
+    assert inside(module) in INSIDE, "a new wing needs a line in INSIDE, a module that all use one in SHARED"
+    others = {inside(name) for name in own(MODULES[module]) if name.startswith("speclrm.runtime.")}
+    assert others - {inside(module), "shared"} <= INSIDE[inside(module)]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_imports_nothing_from_deeper_than_the_public_names(path: Path) -> None:
     assert own(path) == {"speclrm"}
@@ -118,7 +164,7 @@ def test_only_the_vllm_engine_imports_vllm() -> None:
         if not name.startswith("speclrm.benchmarks.studies")
         and any(other.partition(".")[0] == "vllm" for other in imports(path))
     }
-    assert users == {"speclrm.runtime.engines.vllm"}
+    assert users == {"speclrm.runtime.engines.vllm", "speclrm.runtime.engines.vllm_plugin"}
 
 
 def test_strategies_touch_no_clock_no_files_and_no_global_random_state() -> None:

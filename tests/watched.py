@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from speclrm.runtime.protocols import Delta, Request, Role
-    from speclrm.runtime.scheduling.lanes import Flight
+    from speclrm.runtime.engine import Delta, Request
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.scheduling.requests import Flight
 
 T = TypeVar("T")
 

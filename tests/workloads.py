@@ -34,8 +34,9 @@ from speclrm.runtime.state import SampleState, apply
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
+    from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Event, Operation
-    from speclrm.runtime.protocols import Request, Strategy
+    from speclrm.runtime.protocols import Strategy
     from speclrm.runtime.scheduling.scheduler import Scheduler
 
 ASKED_FOR = os.environ.get("SPECLRM_PROPERTY_EXAMPLES")

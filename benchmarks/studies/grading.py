@@ -1,4 +1,4 @@
-"""How many answers a minute the grader judges, each text met for the first time; or how it judges rows whose verdict is known.
+"""Measures how many answers a minute the grader judges, each text new to it; or judges rows whose verdict is known.
 
 python benchmarks/studies/grading.py --answers 2000
 python benchmarks/studies/grading.py --rows tests/evaluators/reading.jsonl tests/evaluators/steps.jsonl
@@ -25,7 +25,7 @@ from grading_cases import PAIRS  # the table of the tests, made new by adding to
 
 
 def fresh(number: int) -> tuple[str, str]:
-    """A gold answer and an answer that no cache has seen: a pair of the table, each plus the same number."""
+    """Returns a gold answer and an answer that no cache has seen: a pair of the table, each plus the same number."""
     _, gold, answer, _ = PAIRS[number % len(PAIRS)]
     return f"{gold} + {number + 1000}", f"{answer} + {number + 1000}"
 

@@ -39,9 +39,11 @@ import numpy as np
 from speclrm import api
 from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.datasets import load
+from speclrm.runtime.engine import Request
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import Request, Role, StepPrompts
-from speclrm.runtime.tokens.context import Context, judge_suffix, translate
+from speclrm.runtime.protocols import Role, StepPrompts
+from speclrm.runtime.tokens.context import Context, translate
+from speclrm.runtime.tokens.prompts import judge_suffix
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.family import Family
 from speclrm.strategies.prompts import INLINE_PROMPTS, STEP_PROMPTS
@@ -77,10 +79,10 @@ _LATEX = (
 
 
 def sums_hold(text: str) -> bool | None:
-    """Whether all of the text's equations of plain numbers are right; None where it has none.
+    """Returns whether all of the text's equations of plain numbers are right; None if it has none.
 
-    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is passed over, and so
-    is what only repeats itself.
+    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is skipped, and so is
+    what only repeats itself.
     """
     for mark, plain in _LATEX:
         text = text.replace(mark, plain)
@@ -102,7 +104,7 @@ def sums_hold(text: str) -> bool | None:
 
 
 def _beside(side: str, *, at_end: bool) -> str | None:
-    """The expression next to the equals sign, without blanks; None where letters touch it."""
+    """Returns the expression next to the equals sign, without blanks; None if letters touch it."""
     side = side.rstrip(" $") if at_end else side.lstrip(" $")
     if at_end:
         found = next((m for m in _EXPRESSION.finditer(side) if m.end() == len(side)), None)
@@ -131,7 +133,7 @@ def _ends_a_word(text: str) -> bool:
 
 
 def _calculate(expression: str) -> Fraction:
-    """Exact value of numbers, + - * / and brackets. Raises ValueError."""
+    """Returns the exact value of numbers, + - * / and brackets. Raises ValueError."""
     tokens = re.findall(r"\d+(?:\.\d+)?|[-+*/()]", expression)
     place = 0
 
@@ -177,7 +179,7 @@ def _calculate(expression: str) -> Fraction:
 
 
 class Both(Family):
-    """Each step twice from one context: by the draft and by the target; a coin commits one of them."""
+    """Writes each step twice from one context: by the draft and by the target; a coin commits one of them."""
 
     name = "both"
     roles = frozenset({Role.DRAFT, Role.TARGET})
@@ -192,7 +194,7 @@ class Both(Family):
     async def run_track(self, track: Any) -> Any:
         # What was written last is what the track's state would take for the step; so the end is told from the step.
         for place in range(self.recipe.step_limit or 0):
-            contexts = {role.value: context.ids() for role, context in track._contexts.items()}
+            contexts = {role.value: context.ids() for role, context in track.contexts.items()}
             draft = await track.draft()
             target = await track.rewrite(draft)
             self.pairs.append(
@@ -210,7 +212,11 @@ class Both(Family):
             self._started = min(self._started, time.perf_counter())
             if time.perf_counter() > self._started + self._seconds:
                 break
-            if chosen.ended or finished_answer(chosen.text) is not None or track.state.tokens >= self.recipe.token_budget:
+            if (
+                chosen.ended
+                or finished_answer(chosen.text) is not None
+                or track.state.tokens >= self.recipe.token_budget
+            ):
                 break
         return "step_limit"
 
@@ -321,7 +327,7 @@ async def score(opened: Any, options: argparse.Namespace) -> None:
 
 
 def auroc(good: Any, bad: Any) -> float:
-    """The chance that a good one scores above a bad one; equal scores count half (Mann-Whitney)."""
+    """Returns the chance that a good one scores above a bad one; equal scores count half (Mann-Whitney)."""
     above = (good[:, None] > bad[None, :]).mean()
     return float(above + (good[:, None] == bad[None, :]).mean() / 2)
 
@@ -388,7 +394,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 class Watch:
-    """Of each request to an engine: how much of its prompt had been computed before it came, and how much was found."""
+    """Counts, for each request to an engine, how much of its prompt had been computed before it came, and how much was found."""
 
     def __init__(self, engine: Any, block: int) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""`baseline` against the bare engine: what the runtime itself costs.
+"""Compares `baseline` with the bare engine: what the runtime itself costs.
 
 One engine object, the same prompts and settings, in ABBA rounds: A is a run of the runtime, B a plain
-``asyncio.gather`` over ``engine.generate``. Then the same work by ``vllm.LLM.generate`` in a process of its own with the
-same explicit limits. Outputs are forced to the same length, so that tokens per second compare.
+``asyncio.gather`` over ``engine.generate``. Then the same work by ``vllm.LLM.generate`` in a process of its own with
+the same explicit limits. Outputs are forced to the same length, so that tokens per second compare.
 
     python benchmarks/studies/throughput.py [--model NAME] [--problems 16] [--tokens 96] [--rounds 3]
 """
@@ -28,7 +28,7 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import open_prompt
+from speclrm.runtime.tokens.prompts import open_prompt
 from speclrm.strategies.family import Family
 
 DATASET = "reasoning-gym:gsm_symbolic"
@@ -144,7 +144,7 @@ async def main(options: argparse.Namespace) -> None:
     work = Work(options.problems, 512, options.tokens, 64, suffix_tokens=0)
     async with open_runtime(engines, make_strategy("baseline"), work, (), quiet) as runtime:
         engine: Any = runtime.scheduler.lanes[Role.TARGET].engine
-        prompts = [open_prompt(engine.tokenizer, plan) for p in problems for plan in strategy.plan(p, 0, 0)]
+        prompts = [open_prompt(engine.tokenizer, plan) for p in problems for plan in strategy.plan(p, 0, 0).tracks]
         await bare(engine.engine, prompts, 16, -1)  # warm
         for number in range(options.rounds):
             for which in ("AB", "BA")[number % 2]:

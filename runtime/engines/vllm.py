@@ -1,7 +1,7 @@
-"""vLLM in this process: draft and target as two AsyncLLMEngines on the caller's loop.
+"""Runs vLLM in this process: draft and target as two AsyncLLMEngines on the caller's loop.
 
-The only module that imports vllm, and only when engines are started. Facts about vLLM 0.32 that the code rests on are
-stated where they matter, with the file of vLLM that shows them.
+Imports vllm only when engines are started. Facts about vLLM 0.32 that the code relies on are stated where they matter,
+with the file of vLLM that shows them.
 """
 
 from __future__ import annotations
@@ -11,66 +11,64 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
-import json
 import logging
 import math
-import multiprocessing
-import multiprocessing.spawn
-import os
-import re
-import shutil
-import sys
 import tempfile
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import structlog
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.engines import reaper
+from speclrm.runtime.engine import Delta, EngineStats, Finish, Request
+from speclrm.runtime.engines.vllm_processes import (
+    CHILD_POLL_S,
+    Watchdog,
+    common_values,
+    engine_cores,
+    environment,
+    executable,
+    kill,
+    own_values,
+    see_off,
+    shell_script,
+    start_error,
+    with_children,
+)
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
-from speclrm.runtime.protocols import Delta, EngineStats, Finish, Request, Role
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Tokenizer
+    from speclrm.runtime.engine import Tokenizer
+    from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
 
 STREAM_INTERVAL = 8
-"""Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); handing
+"""Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); passing
 them on eight at a time costs the loop little and still tells, after an abort, what had been generated."""
 
 ENTROPY_TOP = 20
-"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says otherwise.
-GlimpRouter (arXiv 2601.05110) takes as many."""
+"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says
+otherwise. GlimpRouter (arXiv 2601.05110) takes as many."""
 
 UNREAD_MAX = 1024
-"""Tokens before a likelihood that may be uncached. vLLM makes logits of the whole vocabulary for each uncached one at once
-(v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. A longer context
-is therefore read by a plain request first, which costs a block where it was cached, as it nearly always is."""
+"""Tokens before a likelihood that may be uncached. vLLM computes logits over the whole vocabulary for each uncached one
+at once (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. So a
+plain request first reads a longer context, which costs a block if it was cached, as it nearly always is."""
 
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
-"""How long a start that is given up may take to end: the import of vLLM, which nothing can stop, is the most of it."""
+"""Seconds that an abandoned start may take to end: mostly the import of vLLM, which nothing can stop."""
 SHUTDOWN_S = 1.0
 CLOSE_LIMIT_S = 8.0
-"""How long vLLM may wait for its processes to end, and how long we wait for vLLM."""
-
-GONE_LIMIT_S = 3.0
-"""How long the kernel may take to end a killed process: it has gigabytes to give back."""
-
-CHILD_POLL_S = 0.05
-
-_ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
-"""The last line of a traceback."""
+"""Seconds that vLLM may wait for its processes to end, and seconds that we wait for vLLM."""
 
 
 async def start_engines(
@@ -82,8 +80,8 @@ async def start_engines(
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``log_path``: where the engines write their own log. If one fails to start, or the caller is cancelled, no process
-    of any is left.
+    ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
+    any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -110,16 +108,16 @@ async def start_engines(
             for engine in started.values():
                 await to_its_end(engine.aclose())
             if isinstance(error, Exception) and not isinstance(error, SettingsError):
-                raise _start_error(error, log_path, start.log_offset) from error
+                raise start_error(error, log_path, start.log_offset) from error
             raise
     return started
 
 
 class _Start:
-    """The way from settings to engines that are ready, or to nothing at all.
+    """Takes engines from settings to ready, or leaves nothing at all.
 
     vLLM is configured and constructed in threads, and a thread cannot be cancelled. So the spawning is a task of its
-    own that nobody cancels: the environment stands until each engine's process is there, and one that is given up in
+    own that nobody cancels: the environment stays until each engine's process is there, and one that is abandoned at
     that moment is found and ended.
     """
 
@@ -127,12 +125,12 @@ class _Start:
         self, settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path, notify: Callable[[str], None]
     ) -> None:
         self.log_offset = log_path.stat().st_size
-        self.watchdog = _Watchdog()
+        self.watchdog = Watchdog()
         self._settings = settings
         self._folder = folder
         self._log_path = log_path
         self._notify = notify
-        self._known = _cores()
+        self._known = engine_cores()
         self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
         self._given_up = False
         self._spawning = asyncio.ensure_future(self._spawn())
@@ -143,218 +141,54 @@ class _Start:
         done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
         for thread in done:
             thread.result()
-        # With their workers: a worker whose core died before us is below nobody.
-        self.watchdog.name(_tree(_cores() - self._known))
+        # With their workers: a worker whose core has died is no descendant of ours.
+        self.watchdog.name(with_children(engine_cores() - self._known))
         return {role: thread.result() for role, thread in self._threads.items()}
 
     async def _spawn(self) -> None:
         with (
-            _environment(_common_values(self._folder, self._log_path)),
-            _executable(_shell(self._folder, self._log_path)),
+            environment(common_values(self._folder, self._log_path)),
+            executable(shell_script(self._folder, self._log_path)),
         ):
             for role, chosen in self._settings.items():
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with _environment(_own_values(chosen)):
+                with environment(own_values(chosen)):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
                         return
-                    before = len(_cores())
+                    before = len(engine_cores())
                     thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
                     self._threads[role] = thread
-                    while not thread.done() and len(_cores()) <= before:  # noqa: ASYNC110
+                    while not thread.done() and len(engine_cores()) <= before:  # noqa: ASYNC110
                         await asyncio.sleep(CHILD_POLL_S)
-                    self.watchdog.name(_cores() - self._known)
+                    self.watchdog.name(engine_cores() - self._known)
 
     async def give_up(self) -> None:
-        """Ends every process of this start, also one that is only about to be there. Takes ``GIVE_UP_LIMIT_S``."""
+        """Ends every process of this start, also one that is about to appear. Takes ``GIVE_UP_LIMIT_S`` at most."""
         self._given_up = True
         deadline = asyncio.get_running_loop().time() + GIVE_UP_LIMIT_S
         tasks: set[asyncio.Task[Any]] = set()
         killed: set[psutil.Process] = set()
         while asyncio.get_running_loop().time() < deadline:
-            killed.update(_kill(_cores() - self._known))
-            # The threads see their engines' death and come back; until then they hold sockets.
+            killed.update(kill(engine_cores() - self._known))
+            # The threads notice their engines' death and return; until then they hold sockets.
             tasks = {self._spawning, *self._threads.values()}
             if all(task.done() for task in tasks):
                 break
             await asyncio.wait({task for task in tasks if not task.done()}, timeout=CHILD_POLL_S)
-        killed.update(_kill(_cores() - self._known))
-        await _see_off(killed)
+        killed.update(kill(engine_cores() - self._known))
+        await see_off(killed)
         for task in tasks:
             if task.done() and not task.cancelled() and task.exception() is None and task is not self._spawning:
                 await asyncio.to_thread(task.result()[0].shutdown, 0.0)
         self.watchdog.end()
 
 
-def _cores() -> set[psutil.Process]:
-    """The engine processes of this program. Anything else that was started meanwhile is none of our business."""
-    found: set[psutil.Process] = set()
-    for child in multiprocessing.active_children():
-        if child.name.startswith("EngineCore") and child.pid is not None:
-            with contextlib.suppress(psutil.Error):
-                found.add(psutil.Process(child.pid))
-    return found
-
-
-def _tree(cores: set[psutil.Process]) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for core in cores:
-        with contextlib.suppress(psutil.Error):
-            found += [core, *core.children(recursive=True)]
-    return found
-
-
-def _kill(cores: set[psutil.Process]) -> list[psutil.Process]:
-    """Kills engines with what they started; the workers of a killed core that still load would go on loading."""
-    for core in cores:
-        with contextlib.suppress(psutil.Error):
-            core.suspend()  # or it starts another worker between the look and the kill
-    processes = _tree(cores)
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    return processes
-
-
-async def _see_off(processes: Collection[psutil.Process]) -> None:
-    """Waits until killed processes are gone, for ``GONE_LIMIT_S`` at most, and removes what they leave."""
-    deadline = asyncio.get_running_loop().time() + GONE_LIMIT_S
-    while any(map(_runs, processes)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-        await asyncio.sleep(CHILD_POLL_S)
-    reaper.sweep({process.pid for process in processes})
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
-    """One paragraph from what the engines logged since ``offset`` (bytes): a log may hold earlier starts.
-
-    The first error there says more than the last exception here.
-    """
-    lines = log_path.read_bytes()[offset:].decode(errors="replace").splitlines()
-    causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
-    cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
-    return EngineError(
-        f"An engine did not start: {cause[:400]}. `speclrm doctor` says what this machine can run; the engines' own log "
-        f"is {log_path}."
-    )
-
-
-class _Watchdog:
-    """The reaper process, shared by the engines of one start; it ends with the last of them."""
-
-    def __init__(self) -> None:
-        self._popen = reaper.start(os.getpid())
-        self._users = 0
-
-    def name(self, processes: Iterable[psutil.Process]) -> None:
-        reaper.name(self._popen, {process.pid for process in processes})
-
-    def hold(self) -> None:
-        self._users += 1
-
-    def release(self) -> None:
-        self._users -= 1
-        if self._users <= 0:
-            self.end()
-
-    def end(self) -> None:
-        if self._popen.poll() is None:
-            self._popen.kill()
-            self._popen.wait()
-        if self._popen.stdin is not None:
-            self._popen.stdin.close()
-
-
-def _common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
-    """What all engines' processes find in their environment; None: nothing.
-
-    vLLM spawns its processes (it does so on CPU anyway, and on CUDA a fork would inherit pipes and threads), so what
-    stands there at that moment is all they see.
-    """
-    logging_config = folder / "logging.json"
-    logging_config.write_text(
-        json.dumps(
-            {
-                "version": 1,
-                "disable_existing_loggers": False,
-                "formatters": {"plain": {"format": "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"}},
-                "handlers": {"file": {"class": "logging.FileHandler", "filename": str(log_path), "formatter": "plain"}},
-                "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
-            }
-        )
-    )
-    return {
-        reaper.MARK: reaper.mark(os.getpid()),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the models are folders by now
-        "TOKENIZERS_PARALLELISM": "false",
-        # It would be read at configuration time and override the bytes of both engines (platforms/cpu.py).
-        "VLLM_CPU_KVCACHE_SPACE": None,
-        "KMP_BLOCKTIME": None,  # 1 was measured to cost 40 % system time
-    }
-
-
-def _own_values(settings: EngineSettings) -> dict[str, str | None]:
-    """What only this engine's processes find. vLLM reads the cores in the process that it spawns."""
-    values: dict[str, str | None] = {}
-    if settings.device == "cpu" and settings.cores:
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
-    if settings.preload:
-        values["LD_PRELOAD"] = ":".join(settings.preload)
-    return values
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str | None]) -> Generator[None, None, None]:
-    """Sets variables, None removes one; all of it is put back afterwards, vLLM's own changes too."""
-    saved = dict(os.environ)
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - saved.keys():
-            del os.environ[name]
-        os.environ.update(saved)
-
-
-def _shell(folder: Path, log_path: Path) -> Path:
-    """The script that the processes run under: it gives them a session of their own, so that Ctrl-C reaches only us
-    and we end them, and sends what they print to the log.
-    """
-    shell = folder / "engine.sh"
-    setsid = "setsid " if shutil.which("setsid") else ""
-    shell.write_text(f'#!/bin/sh\nexec {setsid}{quote(sys.executable)} "$@" 2>>{quote(str(log_path))} >&2\n')
-    shell.chmod(0o700)
-    return shell
-
-
-@contextlib.contextmanager
-def _executable(path: Path) -> Generator[None, None, None]:
-    saved = multiprocessing.spawn.get_executable()
-    multiprocessing.set_executable(str(path))
-    try:
-        yield
-    finally:
-        multiprocessing.set_executable(os.fsdecode(saved))
-
-
 def _config(settings: EngineSettings) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has no Triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     options: dict[str, Any] = {
@@ -369,8 +203,8 @@ def _config(settings: EngineSettings) -> Any:
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
         "scheduling_policy": "priority",
-        "disable_log_stats": True,  # no periodic lines; our own logger is passed apart
-        "generation_config": "vllm",  # sampling is ours alone
+        "disable_log_stats": True,  # no periodic lines; our own logger is passed separately
+        "generation_config": "vllm",  # only we choose the sampling
         "seed": 0,
     }
     if settings.device == "cpu":
@@ -389,11 +223,11 @@ def _config(settings: EngineSettings) -> Any:
 
 
 OURS = frozenset({"model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"})
-"""Arguments that the runtime rests on."""
+"""Arguments that the runtime relies on."""
 
 
 def check_arguments(settings: EngineSettings, known: set[str]) -> None:
-    """Raises SettingsError for a further argument that vLLM does not know, or that is not the user's to set."""
+    """Raises SettingsError for an additional argument that vLLM does not know, or that the user may not set."""
     for name in settings.extra:
         if name in OURS:
             raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
@@ -405,7 +239,7 @@ def check_arguments(settings: EngineSettings, known: set[str]) -> None:
 
 @dataclass(slots=True)
 class _Counters:
-    """What the engine's own statistics say; counters from its start."""
+    """Keeps what the engine's own statistics say; counters run from its start."""
 
     running: int = 0
     waiting: int = 0
@@ -418,7 +252,7 @@ class _Counters:
 
 
 def _construct(config: Any) -> tuple[Any, _Counters]:
-    """Blocks until the engine's process is ready, so it is called in a thread."""
+    """Constructs an engine. Blocks until its process is ready, so it is called in a thread."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     counters = _Counters()
@@ -431,9 +265,9 @@ def _stat_logger(counters: _Counters) -> Any:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     class Logger(PrometheusStatLogger):
-        """vLLM calls this interface unstable, so every field is looked up with care.
+        """Reads vLLM's statistics. vLLM calls this interface unstable, so every field is looked up with care.
 
-        A Prometheus logger by name only: where none is given vLLM adds its own, asked or not (StatLoggerManager in
+        A Prometheus logger by name only: if none is given vLLM adds its own, asked or not (StatLoggerManager in
         v1/metrics/loggers.py), and that one takes all metrics of other engines out of the program's registry.
         """
 
@@ -465,10 +299,10 @@ def _stat_logger(counters: _Counters) -> Any:
 
 
 def entropy_of(logprobs: Sequence[float]) -> float | None:
-    """The entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
+    """Returns the entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
 
-    None where there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids brings no
-    others for any request (v1/sample/sampler.py).
+    None if there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids gives no others
+    for any request (v1/sample/sampler.py).
     """
     weights = [math.exp(value) for value in logprobs if value > -math.inf]
     if len(weights) < ENTROPY_TOP:
@@ -478,8 +312,8 @@ def entropy_of(logprobs: Sequence[float]) -> float | None:
 
 
 def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
-    """Puts what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were cached,
-    ``end`` where that is not known.
+    """Writes what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were
+    cached, ``end`` if that is unknown.
     """
     cached = output.num_cached_tokens
     if cached is None or cached < 0:
@@ -502,7 +336,7 @@ class VllmEngine:
         tokenizer: Tokenizer,
         engine: Any,
         counters: _Counters,
-        watchdog: _Watchdog,
+        watchdog: Watchdog,
         log_path: Path,
     ) -> None:
         self.name = settings.name
@@ -538,7 +372,7 @@ class VllmEngine:
                 yield delta
 
     async def _outputs(self, request: Request, prompt_ids: Sequence[int], **changes: Any) -> AsyncGenerator[Any, None]:
-        """What vLLM answers to a prompt; ``changes`` are to the request's own sampling parameters."""
+        """Yields vLLM's outputs for a prompt; ``changes`` are to the request's own sampling parameters."""
         from vllm.exceptions import VLLMError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
 
@@ -547,7 +381,7 @@ class VllmEngine:
             sampling = self._sampling(request, **changes)
         except (VLLMError, ValueError, TypeError) as error:
             raise self._refused(request, error) from error
-        # An operation that is queued again keeps its id; the engine needs another.
+        # A request that is sent again keeps its id; the engine needs another.
         name = f"{request.id}#{next(self._numbers)}"
         outputs = self.engine.generate(
             {"prompt_token_ids": list(prompt_ids)}, sampling, name, priority=request.priority
@@ -559,13 +393,13 @@ class VllmEngine:
                 yield output
         except VllmDead as error:
             raise self._dead() from error
-        # vLLM's own errors are no ValueErrors, and what it does not expect comes as the cause of an empty one.
+        # vLLM's own errors are no ValueErrors; an unexpected one is the cause of an empty error.
         except (VLLMError, ValueError, TypeError) as error:
             if self.engine.errored:
                 raise self._dead() from error
             raise self._refused(request, error.__cause__ or error) from error
         finally:
-            # The abort is under way before anything is awaited: a second cancellation can no longer skip it.
+            # The abort begins before anything is awaited, so a second cancellation cannot skip it.
             abort = None if finished or self._closed else self._abort(name)
             await outputs.aclose()
             if abort is not None:
@@ -573,7 +407,7 @@ class VllmEngine:
                     await asyncio.wait_for(asyncio.shield(abort), ABORT_LIMIT_S)
 
     async def _read(self, request: Request, length: int) -> int | None:
-        """Has the first ids of the prompt computed, so that the cache holds them; returns how many it held before."""
+        """Computes the first ids of the prompt, so that the cache has them; returns how many it had before."""
         cached: int | None = None
         plain = dataclasses.replace(request, likelihood_from=None, logprob_ids=(), allowed_ids=(), max_tokens=1)
         async with aclosing(self._outputs(plain, request.prompt_ids[:length])) as outputs:
@@ -582,13 +416,13 @@ class VllmEngine:
         return cached
 
     async def _with_likelihood(self, request: Request, start: int, output: Any, delta: Delta) -> Delta:
-        """The delta with the log-probabilities of the prompt's ids from ``start`` on.
+        """Returns the delta with the log-probabilities of the prompt's ids from ``start`` on.
 
         vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
-        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): with n cached tokens the first id with a value is
-        n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
-        track had the same one scored. What is missing is asked for from the back: the prompt cut off before it, which
-        is never found whole since vLLM computes a prompt's last token always. That costs a block each time.
+        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): with n cached tokens the first id with a value is n
+        + 1. The block before the step is cached if a block ends at its border, and the step itself if another track had
+        the same one scored. What is missing is requested from the back, with the prompt cut off before it: such a
+        prompt is never found whole, since vLLM always computes a prompt's last token. That costs a block each time.
         """
         ids = request.prompt_ids
         values: dict[int, float] = {}
@@ -609,8 +443,8 @@ class VllmEngine:
     def _abort(self, name: str) -> asyncio.Task[None]:
         """Begins to end the request in the engine, whatever state it is in.
 
-        ``generate`` aborts when it is closed, but a cancellation during its ``add_request`` leaves the request there.
-        A task of its own: a second cancellation must not leak the request.
+        ``generate`` aborts when it is closed, but a cancellation during its ``add_request`` leaves the request there. A
+        task of its own: a second cancellation must not leak the request.
         """
         task = asyncio.ensure_future(self.engine.abort(name))
         self._aborts.add(task)  # the loop itself keeps no task alive
@@ -620,7 +454,7 @@ class VllmEngine:
     def _aborted(self, task: asyncio.Task[None]) -> None:
         self._aborts.discard(task)
         if not task.cancelled():
-            task.exception()  # of a dead engine: there is nothing left to abort, and nobody to tell
+            task.exception()  # the engine is dead: there is nothing left to abort
 
     def _check(self, request: Request) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -660,13 +494,13 @@ class VllmEngine:
             "seed": request.seed,
             # Checked inside the engine (v1/core/sched/utils.py); stop strings would be found here, too late.
             "stop_token_ids": [*request.stop_ids, *ends],
-            "ignore_eos": True,  # the end ids stand among the stop ids
+            "ignore_eos": True,  # the end ids are among the stop ids
             "allowed_token_ids": list(request.allowed_ids) or None,
             "logprob_token_ids": list(request.logprob_ids) or None,
-            # 0: of the sampled token alone. More of them are sorted out at every token, though one position is asked.
+            # 0: of the sampled token alone. More would be sorted at every token, though only one position is asked.
             "logprobs": ENTROPY_TOP if request.first_entropy else 0 if request.sampled_logprobs else None,
             "prompt_logprobs": 0 if likelihood else None,
-            # By default a request for those would compute its whole prompt anew.
+            # By default such a request would compute its whole prompt again.
             "skip_reading_prefix_cache": False,
             "flat_logprobs": likelihood or request.sampled_logprobs or request.first_entropy,
             # With it, the uninitialised ids of cached places kill vLLM's output handler, and with that the engine.
@@ -694,7 +528,7 @@ class VllmEngine:
             position = found[0]
             logprobs = {token: position[token].logprob for token in request.logprob_ids}
         if found and (request.sampled_logprobs or request.first_entropy):
-            # Of each position the sampled token stands first (v1/engine/logprobs.py), then the most probable ones.
+            # At each position the sampled token comes first (v1/engine/logprobs.py), then the most probable ones.
             starts = found.start_indices
             sampled = tuple(found.logprobs[start] for start in starts[: len(ids)]) if request.sampled_logprobs else ()
             if first and request.first_entropy:
@@ -702,7 +536,9 @@ class VllmEngine:
         return Delta(ids, finish, logprobs, output.num_cached_tokens, sampled, entropy)
 
     async def generate_bare(self, ids: Sequence[int], max_tokens: int, seed: int) -> int:
-        """As plainly as vLLM can be asked, past any end, for measuring beside the runtime. Returns the tokens written."""
+        """Generates as plainly as vLLM can be asked, past any end, for comparison with the runtime. Returns the number
+        of tokens.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -722,11 +558,11 @@ class VllmEngine:
         return count
 
     async def forget_prefixes(self) -> None:
-        """Empties the prefix cache, so that what is measured next does not profit from what was before."""
+        """Empties the prefix cache, so that the next measurement does not profit from earlier ones."""
         await self.engine.reset_prefix_cache()
 
     async def warm_up(self) -> None:
-        """The first request for digits compiles what it needs, which takes seconds: not on the first step's time."""
+        """Sends the first request for digits, which compiles for seconds, before the first step needs it."""
         digits = tuple(range(10))
         request = Request("warm-up", [1] * 8, 1, allowed_ids=digits, logprob_ids=digits)
         async for _ in self.stream(request):
@@ -757,8 +593,8 @@ class VllmEngine:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        processes = _tree(self._cores())
-        # Its own way first: it closes sockets and shared memory. What is left after that is killed.
+        processes = with_children(self._cores())
+        # vLLM first closes sockets and shared memory itself. Whatever is left is killed.
         shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
             await asyncio.wait_for(asyncio.shield(shutdown), CLOSE_LIMIT_S)
@@ -768,7 +604,7 @@ class VllmEngine:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            await _see_off(processes)
+            await see_off(processes)
             self._watchdog.release()
 
     def _cores(self) -> set[psutil.Process]:

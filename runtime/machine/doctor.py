@@ -1,4 +1,4 @@
-"""What this machine can run, with which settings, what is missing, and what it costs. Looks only; loads nothing."""
+"""Reports what this machine can run, with which settings, and what is missing. Loads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHAPES = {
     "qwen2.5-coder-0.5b-instruct": (494_032_768, 24, 2, 64, 32_768),
     "qwen2.5-coder-1.5b-instruct": (1_543_714_304, 28, 2, 128, 32_768),
 }
-"""Parameters, layers, key-value heads, head size, context: for models that are not here yet. From their config.json."""
+"""Parameters, layers, key-value heads, head size and context of models that are not here yet. From their config.json."""
 
 _TYPICAL = Work(tracks=24, prompt_tokens=256, token_budget=1024, max_step_tokens=128, suffix_tokens=128)
 
@@ -48,7 +48,7 @@ class Report(BaseModel):
 
 
 def examine(machine: Machine | None = None) -> Report:
-    """Looks at this machine, or at one made up."""
+    """Examines this machine, or a given one."""
     machine = machine or read_machine()
     findings = [_python(), _vllm(machine), _processor(machine), _memory(machine)]
     if not machine.gpus:

@@ -1,4 +1,4 @@
-"""From the machine, the models and the work to the engines' settings. Pure arithmetic, done before anything is loaded."""
+"""Computes the engines' settings from the machine, the models and the work, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 PROCESS_BYTES = int(1.5 * GIB)
-"""What an engine's processes need beside weights and cache on a CPU: the interpreter, torch, and room for activations."""
+"""Memory that an engine's processes need beside weights and cache on a CPU: the interpreter, torch, and room for activations."""
 RESERVE_BYTES = 1 * GIB
-"""Left to this program, its graders, and the rest of the machine."""
+"""Memory left to this program, its graders, and the rest of the machine."""
 GPU_PROCESS_BYTES = 2 * GIB
 """The same on a GPU: CUDA's context, graphs, activations."""
 
 CPU_BLOCK = 32
-"""vLLM's default of 128 on a CPU hardly ever hits inside a short track: only full blocks are cached."""
+"""Tokens in a KV cache block on a CPU. vLLM's default of 128 hardly ever hits inside a short track: only full blocks
+are cached."""
 GPU_BLOCK = 16
 CPU_SEQUENCES_MAX = 32
 GPU_SEQUENCES_MAX = 256
@@ -36,21 +37,22 @@ CPU_BATCHED_TOKENS = 1024
 GPU_BATCHED_TOKENS = 8192
 SLACK_TOKENS = 32
 TRANSLATION = 1.5
-"""Room for a text that another tokenizer wrote, in this one's tokens."""
+"""Room for a text that another tokenizer wrote, in this one's tokens, as a factor."""
 
 
 PAIRS = (
     ("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"),
     ("qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"),
 )
-"""Target and draft that go well together and need no hub."""
+"""Pairs of target and draft that go well together and need no hub."""
 PARAMETERS = {"Qwen/QwQ-32B": 32_763_876_352, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000}
-"""Of the original experiments' models, counted from the shapes in their config.json: known before anything is fetched."""
+"""Parameters of the original experiments' models, counted from the shapes in their config.json: known before anything
+is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What of a model decides its memory. ``parameters``: their number, as stored."""
+    """The facts about a model that decide its memory. ``parameters``: their number, as stored."""
 
     name: str
     path: Path
@@ -61,7 +63,7 @@ class ModelFacts:
     context: int
 
     def kv_bytes(self, dtype_bytes: int) -> int:
-        """Bytes of keys and values of one token."""
+        """Returns the bytes of keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_size * dtype_bytes
 
 
@@ -81,7 +83,7 @@ class Work:
 
 
 def read_facts(name: str, path: Path) -> ModelFacts:
-    """Raises ModelError where the configuration lacks what every decoder has."""
+    """Reads a model's facts. Raises ModelError if the configuration lacks what every decoder has."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     stored = 2 if str(config.get("dtype", config.get("torch_dtype"))) in ("bfloat16", "float16") else 4
@@ -101,7 +103,7 @@ def read_facts(name: str, path: Path) -> ModelFacts:
 
 
 def check_gpus(machine: Machine, tensor_parallel: int) -> None:
-    """Raises CapacityError where an engine is to be shared by more GPUs than there are."""
+    """Raises CapacityError if an engine is to be shared by more GPUs than there are."""
     if tensor_parallel > max(1, len(machine.gpus)):
         there = f"{len(machine.gpus)} GPU{'' if len(machine.gpus) == 1 else 's'}"
         raise CapacityError(
@@ -122,7 +124,7 @@ def check_room(machine: Machine, name: str, tensor_parallel: int) -> None:
 
 
 def context_tokens(work: Work) -> int:
-    """The longest request: prompt, a whole track, one more step, and the judge or the closing behind it."""
+    """Returns the length of the longest request: prompt, a whole track, one more step, and the judge or the closing after it."""
     budget = work.token_budget if work.same_tokenizer else int(work.token_budget * TRANSLATION)
     need = work.prompt_tokens + budget + work.max_step_tokens + work.suffix_tokens + SLACK_TOKENS
     return -(-need // CPU_BLOCK) * CPU_BLOCK
@@ -138,9 +140,9 @@ def engine_settings(
     tensor_parallel: int = 1,
     gpu_share: float | None = None,
 ) -> dict[Role, EngineSettings]:
-    """The settings of all engines together, within the memory that is free now.
+    """Computes the settings of all engines together, within the memory that is free now.
 
-    ``kv_cache_bytes``: for each engine, instead of what the work would like. ``tensor_parallel``: GPUs that share each
+    ``kv_cache_bytes``: for each engine, instead of what the work needs. ``tensor_parallel``: GPUs that share each
     engine. ``gpu_share``: the part of a GPU's memory, 0 to 1, that all engines together may take.
 
     Raises:
@@ -166,7 +168,7 @@ def engine_settings(
     if on_gpu and gpu_share is not None:
         free = min(free, int(gpu_share * total))
 
-    # All on one GPU: of weights and cache each GPU of an engine holds its part.
+    # Per GPU: each GPU of an engine holds its part of weights and cache.
     fixed = {role: facts.parameters * width // tensor_parallel + process for role, facts in models.items()}
     least = {role: facts.kv_bytes(width) * (length + CPU_BLOCK) // tensor_parallel for role, facts in models.items()}
     wanted = {role: kv_cache_bytes or least[role] * sequences for role in models}
@@ -184,7 +186,7 @@ def engine_settings(
             dtype=dtype,
             max_model_len=length,
             max_num_seqs=sequences,
-            # Without prefill in parts (see engines/vllm.py) a whole prompt must fit into one iteration.
+            # Without chunked prefill (see runtime/engines/vllm.py) a whole prompt must fit into one iteration.
             max_num_batched_tokens=GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length),
             block_size=GPU_BLOCK if on_gpu else CPU_BLOCK,
             kv_cache_bytes=kv,

@@ -1,242 +1,47 @@
-"""A lane: what stands before the engines of one model role. Each operation goes to its engine as soon as there is room.
+"""Queues requests before the engines of one model role, and sends each as soon as there is room.
 
-There is no dispatcher and no round: an operation that finds room starts at once, and one that ends hands its place to
-the most urgent one waiting. Nothing is held back to collect a batch: the engine batches by itself at each iteration.
-How many may be in an engine is found from the engine's own statistics: what it would only queue is better queued here,
-where a more urgent one can pass and one that became useless never reaches it.
+There is no dispatcher and no round: a request that finds room starts at once, and one that ends gives its place to the
+most urgent one waiting. Nothing is held back to collect a batch: the engine batches by itself at each iteration. The
+engine's own statistics decide how many requests it gets: what it would only queue is better queued here, where a more
+urgent one can pass and one that became useless never reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-from array import array
 from collections import Counter
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import EngineStalledError, RequestError
-from speclrm.runtime.events import Operation
-from speclrm.runtime.protocols import LOGPROB_MIN
+from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.scheduling.waiting import Waiting
-from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from speclrm.runtime.protocols import Delta, Engine, EngineStats, Finish, Request, Role
+    from speclrm.runtime.engine import Delta, Engine, EngineStats
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.scheduling.requests import Flight
 
 SURPLUS = 1.25
-"""In-flight requests for each sequence that the engine runs. The surplus waits inside the engine, so that a place that
-falls free is filled at the very next iteration instead of one round trip later."""
+"""Requests in flight for each sequence that the engine runs. The surplus waits inside the engine, so that a free place
+is filled at the very next iteration instead of one round trip later."""
 
 CAP_INTERVAL_S = 0.25
-"""How often the engine's statistics are asked for the bound of requests in flight."""
-
-RANK_WIDTH = 1_000_000
-"""Priorities below it are those of requests that are short and that a whole track waits for (``scheduler.priority``)."""
+"""Seconds between two adaptations of the number of requests in flight to the engine's statistics."""
 
 RESERVE_SHARE = 8
-"""Of the sequences that an engine runs, one in so many, but one at least, is kept from writes while there are short requests."""
+"""One in this many of an engine's sequences, and at least one, is kept free of writes while there are short requests."""
 
 RESERVE_S = 10.0
-"""For so long at least after the last short request, and twice that at most."""
+"""Seconds for which that lasts after the last short request, at least; at most twice as long."""
 
 STALL_LIMIT_S = 600.0
-"""How long an engine that somebody reads from may show no progress. A long prompt on a slow CPU takes minutes, never ten."""
-
-
-def digest(request: Request) -> str:
-    """Twelve characters that are equal for equal requests: all that an engine's answer may depend on, but for its limits.
-
-    Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
-    """
-    rest = (
-        request.temperature,
-        request.top_p,
-        request.seed,
-        request.stop_ids,
-        request.allowed_ids,
-        request.logprob_ids,
-        request.sampled_logprobs,
-        request.first_entropy,
-        request.likelihood_from,
-    )
-    ids = request.prompt_ids
-    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
-    state.update(repr(rest).encode())
-    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
-
-
-@dataclass(slots=True)
-class Flight:
-    """One request and what has become of it so far; complete enough to be accounted for at any moment.
-
-    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``cut``: the
-    stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: what a trace says in
-    place of a report made here, where the request is answered from one.
-    """
-
-    request: Request
-    engine: str
-    place: int = 0
-    ready_s: float | None = None
-    ids: list[int] = field(default_factory=list[int])
-    finish: Finish | None = None
-    logprobs: Mapping[int, float] | None = None
-    cached_tokens: int = 0
-    sampled_logprobs: list[float] = field(default_factory=list[float])
-    first_entropy: float | None = None
-    prompt_logprobs: Sequence[float] | None = None
-    queue_s: float = 0.0
-    engine_s: float = 0.0
-    answered: bool = False
-    cut: bool = False
-    recorded: RecordedReports | None = None
-    _reports: int = 0
-    _reported_tokens: int = 0
-    _reported_s: float = 0.0
-
-    def take(self, delta: Delta) -> None:
-        """Raises RequestError where an engine leaves out log-probabilities that were asked for."""
-        request = self.request
-        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
-            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
-        self.ids.extend(delta.ids)
-        self.finish = delta.finish
-        self.answered = True
-        if delta.logprobs is not None:
-            self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
-        if delta.cached_tokens is not None:
-            self.cached_tokens = delta.cached_tokens
-        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
-        if delta.first_entropy is not None:
-            self.first_entropy = delta.first_entropy
-        if delta.prompt_logprobs is not None:
-            self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
-        if request.likelihood_from is not None and self.prompt_logprobs is None:
-            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it brings step after step: no step's end stops a write, which may keep its place for minutes."""
-        return self.request.priority >= RANK_WIDTH and not self.request.stop_ids and self.request.max_tokens > 1
-
-    @property
-    def over(self) -> bool:
-        """Whether everything that will come has come and was reported."""
-        return self.finish is not None and not self.unreported_tokens
-
-    @property
-    def unreported_tokens(self) -> int:
-        return len(self.ids) - self._reported_tokens
-
-    @property
-    def owes_report(self) -> bool:
-        """Whether closing the request now leaves something to account for. A trace knows better than what came from it:
-        it may have tokens that had arrived after the last share was made, or say that the request died unaccounted for.
-        """
-        if self.recorded is not None and self.recorded.left:
-            return self.recorded.dropped_next
-        return self.unreported_tokens > 0
-
-    def report(
-        self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
-    ) -> Operation:
-        """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
-
-        The sum over all reports of a flight is the flight's whole cost. ``kept``: the ids of the step that the share goes
-        to, from where it begins; what came beside them is put into the operation, so that a replay can answer the request
-        with all that the loop saw. None where the request was given up: no replay will answer it. ``digits``: whether the
-        event tells the log-probabilities of the request's ``logprob_ids``.
-        """
-        start = self._reported_tokens
-        first = not self._reports
-        self._reports += 1
-        tokens = self.unreported_tokens if tokens is None else tokens
-        seconds = self.engine_s - self._reported_s
-        self._reported_tokens += tokens
-        self._reported_s = self.engine_s
-        operation = Operation(
-            id=self.request.id,
-            engine=self.engine,
-            seed=self.request.seed,
-            # What was given up before the first token may never have been read: nothing is known of it.
-            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
-            cached_tokens=self.cached_tokens if first else 0,
-            output_tokens=tokens,
-            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
-            engine_s=round(seconds, 6),
-            digest=digest(self.request) if first else "",
-            **({} if kept is None else self._beside(kept, start, tokens, digits)),
-        )
-        return operation if self.recorded is None else self.recorded.report(operation)
-
-    def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
-        """The fields of an operation that a replay needs beside the step that it went to."""
-        share = self.ids[start : start + tokens]
-        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
-        logprobs = () if digits else tuple((self.logprobs or {}).values())
-        return {
-            "finish": self.finish,
-            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
-            "ahead": tuple(self.ids[start + tokens :]),
-            "logprobs": logprobs if start == 0 else (),
-            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
-            "first_entropy": self.first_entropy if start == 0 else None,
-            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
-        }
-
-
-class RecordedReports(Protocol):
-    """The reports of one request that a trace has, in order."""
-
-    @property
-    def left(self) -> int:
-        """How many have not been made again."""
-        ...
-
-    @property
-    def dropped_next(self) -> bool:
-        """Whether the next one says that the request was given up."""
-        ...
-
-    def report(self, now: Operation) -> Operation:
-        """The next one: what only the engine could know is taken from the trace, the rest from ``now``."""
-        ...
-
-
-def _finite(logprob: float) -> float:
-    """Also what is not a number is no evidence for anything."""
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
-
-
-class Flights(Protocol):
-    """Where a track's requests go: a lane, or a trace with a lane behind it."""
-
-    @property
-    def engine(self) -> Engine: ...
-
-    @property
-    def engines(self) -> Sequence[Engine]: ...
-
-    def recall(self, flight: Flight) -> None:
-        """Gives a new flight what a trace says of its request, before it is sent or given up."""
-        ...
-
-    def wants_place(self, flight: Flight) -> bool:
-        """Whether a more urgent request waits for a place such as this one in flight holds."""
-        ...
-
-    def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
-
-    async def run(self, flight: Flight) -> None: ...
+"""Seconds without progress after which an engine that somebody reads from has stalled: more than a long prompt on a
+slow CPU takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +49,8 @@ class LaneStats:
     """A snapshot of one engine's queue. Seconds and counts run from the start.
 
     ``waited_s``: the sum of all waits for a place. ``busy_s``: seconds in which at least one operation was in flight.
-    ``idle_ready_s``: seconds in which none was, though a track stood ready to send one: the runtime's own delay.
-    ``engine``: what the engine says of itself; ``batch``: requests in one of its iterations, on average.
+    ``idle_ready_s``: seconds in which none was, though a track was ready to send one: the runtime's own delay.
+    ``engine``: the engine's own statistics; ``batch``: requests in one of its iterations, on average.
     """
 
     waiting: int
@@ -263,10 +68,9 @@ class LaneStats:
 
 
 class Stay:
-    """A flight's time in its lane: the block around it, and the iterator over its deltas.
+    """A request's time in its lane: the block around it, and the iterator over its deltas.
 
-    Written out, where two generators would be shorter: the loop keeps a weak reference to every one, and so much
-    ceremony was a tenth of all that a step costs.
+    A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
 
     __slots__ = ("_flight", "_queue", "_reader", "_stalled", "_started", "_stream")
@@ -302,7 +106,7 @@ class Stay:
         try:
             delta = await self._stream.__anext__()
         except asyncio.CancelledError as error:
-            # As asyncio.timeout does it: only the watch's own cancellation becomes another error.
+            # As in asyncio.timeout: only the watch's own cancellation becomes another error.
             if self._stalled and task.uncancel() <= others:
                 raise self._stall_error() from error
             raise
@@ -318,7 +122,7 @@ class Stay:
         return self._reader is not None
 
     def stall(self) -> None:
-        """Ends the wait for the next delta with EngineStalledError. To be called while somebody ``waits``."""
+        """Ends the wait for the next delta with EngineStalledError. May be called only while somebody ``waits``."""
         assert self._reader is not None
         if not self._stalled:
             self._stalled = True
@@ -368,10 +172,10 @@ class Lane:
         return [queue.engine for queue in self.queues]
 
     def recall(self, flight: Flight) -> None:
-        """No trace stands behind a live lane."""
+        """Does nothing: a live lane has no trace behind it."""
 
     def fly(self, flight: Flight) -> Stay:
-        """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
+        """Waits for room, then opens the engine's stream. Each delta updates ``flight``.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
 
@@ -381,25 +185,25 @@ class Lane:
         return Stay(self.queues[flight.place], flight)
 
     def wants_place(self, flight: Flight) -> bool:
-        """Whether a lasting flight that is in its engine should give its place up at the end of its step, and ask again.
+        """Whether a lasting request in its engine should give its place up at the end of its step, and ask again.
 
-        So it is while something more urgent is kept from the engine, and all places are held by flights that last.
+        True while something more urgent waits and lasting requests hold all places.
         """
         return self.queues[flight.place].wants_place(flight)
 
     async def run(self, flight: Flight) -> None:
-        """Takes a flight to its end."""
+        """Reads a request to its end."""
         async with self.fly(flight) as deltas:
             async for _ in deltas:
                 pass
 
     def stats(self) -> tuple[LaneStats, ...]:
-        """Of each engine."""
+        """Returns a snapshot of each engine's queue."""
         return tuple(queue.stats() for queue in self.queues)
 
 
 class Overlap:
-    """Seconds in which engines of several roles worked side by side: on one device they slow each other down."""
+    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down."""
 
     def __init__(self) -> None:
         self._busy: Counter[Role] = Counter()
@@ -411,7 +215,7 @@ class Overlap:
         return self._both_s + (now_s() - self._since_s if len(self._busy) > 1 else 0.0)
 
     def change(self, role: Role, by: int) -> None:
-        """An engine of that role begins (1) or ends (-1) to have work."""
+        """Notes that an engine of that role begins (1) or ends (-1) to have work."""
         self._both_s = self.both_s
         self._since_s = now_s()
         self._busy[role] += by
@@ -434,7 +238,7 @@ class _Queue:
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
-        # Those that last wait for themselves: others pass them into the places that they may not have.
+        # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
         self._waiting: dict[bool, Waiting[asyncio.Future[None]]] = {lasting: Waiting() for lasting in (False, True)}
         self._lasting = 0
         self._short = _Peak()
@@ -447,9 +251,9 @@ class _Queue:
         self.operations = 0
 
     async def watch(self) -> None:
-        """Ends the waits for an engine that stands still. Runs until cancelled; one per engine.
+        """Ends the waits for an engine that makes no progress. Runs until cancelled; one per engine.
 
-        What counts is that somebody waits: of an engine from which nobody reads nothing can be said.
+        Only waits count: nothing can be said of an engine from which nobody reads.
         """
         seen = (-1, 0.0)
         while True:
@@ -492,7 +296,7 @@ class _Queue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave(flight)  # the place was given in the same moment: hand it on
+                self.leave(flight)  # the place was given at the same moment: pass it on
             else:
                 waiting.remove(number)
             raise
@@ -501,13 +305,15 @@ class _Queue:
         if not flight.lasting:
             return False
         short = self.in_flight - self._lasting
-        if short:  # what is in the engine may only wait there, behind writes that fill it
+        if short:  # a request in the engine may still wait there, behind writes that fill it
             return self._lasting >= self.engine.max_num_seqs
         waiting = self._waiting[False]
         return bool(waiting) and waiting.first()[0] < flight.request.priority
 
     def _has_room(self, lasting: bool) -> bool:
-        """Whether one more may go to the engine. Those that last leave a few of its sequences to others, while there are any."""
+        """Whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
+        there are any.
+        """
         if not lasting or self.in_flight >= self._cap:
             return self.in_flight < self._cap
         short = self._short.value
@@ -517,7 +323,7 @@ class _Queue:
         return self._lasting < max(1, runs - min(short, max(1, runs // RESERVE_SHARE)))
 
     def _adapt(self) -> None:
-        """The bound of requests in flight, from what the engine runs and what it only queues."""
+        """Adapts the bound of requests in flight to what the engine runs and what it only queues."""
         if self._fixed or now_s() - self._cap_s < CAP_INTERVAL_S:
             return
         self._cap_s = now_s()
@@ -540,19 +346,19 @@ class _Queue:
         self._lasting -= flight.lasting
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s
-            self._since_s = now_s()  # from now on: of being idle
+            self._since_s = now_s()  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
         self._serve()
 
     def _serve(self) -> None:
-        """Gives the places that are free to the most urgent ones waiting."""
+        """Gives free places to the most urgent requests."""
         while (lasting := self._next()) is not None:
             turn = self._waiting[lasting].pop()
             if not turn.done():
                 self._take_place(lasting)
                 turn.set_result(None)
         if self._later is None and self._waiting[True] and self.in_flight < self._cap:
-            # What is left of free places is kept for others; should nobody come for them, no event would say so.
+            # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
     def _serve_later(self) -> None:
@@ -560,7 +366,7 @@ class _Queue:
         self._serve()
 
     def _next(self) -> bool | None:
-        """Of which kind the next one to get a place is; None where there is no place or nobody waits for it."""
+        """Returns the kind of request that gets the next place; None if there is no place or nobody waits for it."""
         found: tuple[int, bool] | None = None
         for lasting, waiting in self._waiting.items():
             if waiting and self._has_room(lasting):
@@ -570,7 +376,7 @@ class _Queue:
 
 
 class _Peak:
-    """The most of something at once, over the last ``RESERVE_S`` seconds and up to twice as many."""
+    """Tracks the maximum of a number over the last ``RESERVE_S`` seconds and up to twice as many."""
 
     def __init__(self) -> None:
         self._since_s = float("-inf")

@@ -1,34 +1,32 @@
-"""A track's token ids, as each model sees them: append-only, and never tokenised again."""
+"""Holds a track's token ids, as each model sees them: append-only, and never tokenised again."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, overload
 
-from speclrm.runtime.errors import ModelError
 from speclrm.runtime.tokens.steps import runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from speclrm.runtime.protocols import Question, Role, StepPrompts, Tokenizer, TrackPlan
+    from speclrm.runtime.engine import Tokenizer
 
 DIGEST_BYTES = 9
-"""Of the hash of a request's ids: twelve characters in the trace."""
+"""Length of the hash of a request's ids: twelve characters in the trace."""
 DECODE_PREFIX = 6
-"""Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
-own incremental detokenizer uses the same idea with 5 (v1/engine/detokenizer.py)."""
+"""Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's own
+incremental detokenizer does the same with 5 (v1/engine/detokenizer.py)."""
 
 
 class Ids(Sequence[int]):
-    """A context as it stood at one moment, with more ids behind it.
+    """A context as it was at one moment, followed by more ids.
 
-    It shares the context's memory: a request waits, and is in the engine, without a copy of what may be thousands of
-    ids. The context only grows, so what stands before ``length`` stays as it was.
+    It shares the context's memory, so that waiting requests hold no copies of what may be thousands of ids. The context
+    only grows, so the ids before ``length`` stay as they were.
     """
 
     __slots__ = ("_behind", "_hash", "_ids", "_length")
@@ -46,7 +44,7 @@ class Ids(Sequence[int]):
         return iter(self.tolist())
 
     def hashed(self) -> blake2b:
-        """A hash that has taken in all ids, as 32-bit words; what the context has hashed before is not hashed again."""
+        """Returns a hash of all ids, as 32-bit words; ids that the context has hashed before are not hashed again."""
         state = (
             blake2b(self._ids[: self._length].tobytes(), digest_size=DIGEST_BYTES)
             if self._hash is None
@@ -56,7 +54,7 @@ class Ids(Sequence[int]):
         return state
 
     def tolist(self) -> list[int]:
-        """All ids, copied."""
+        """Returns a copy of all ids."""
         ids = self._ids[: self._length].tolist()
         ids.extend(self._behind)
         return ids
@@ -70,7 +68,7 @@ class Ids(Sequence[int]):
             start, stop, step = index.indices(len(self))
             if step != 1:
                 return self.tolist()[index]
-            length = self._length  # only what is asked for is copied, not what may be thousands of ids before it
+            length = self._length  # copies only the requested ids, not the thousands before them
             ids = self._ids[min(start, length) : min(stop, length)].tolist()
             ids.extend(self._behind[max(start - length, 0) : max(stop - length, 0)])
             return ids
@@ -79,7 +77,7 @@ class Ids(Sequence[int]):
 
 
 class Context:
-    """One model's view of a track. ``ids`` grows and is never changed."""
+    """One model's view of a track. ``ids`` grows; what is there never changes."""
 
     __slots__ = ("_hash", "_ids", "tokenizer")
 
@@ -92,7 +90,7 @@ class Context:
         return len(self._ids)
 
     def ids(self, *more: Sequence[int], length: int | None = None) -> Ids:
-        """The first ``length`` ids, all unless told, with more behind them."""
+        """Returns the first ``length`` ids (default: all), followed by more."""
         behind = tuple(chain.from_iterable(more))
         if length is None or length == len(self._ids):
             return Ids(self._ids, len(self._ids), behind, self._hash.copy())
@@ -104,7 +102,7 @@ class Context:
         self._hash.update(new.tobytes())
 
     def text_of(self, ids: Sequence[int], before: Sequence[int] = (), length: int | None = None) -> str:
-        """The text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""
+        """Returns the text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""
         end = len(self._ids) if length is None else length
         prefix = [*self._ids[max(0, end - DECODE_PREFIX) : end], *before][-DECODE_PREFIX:]
         known = self.tokenizer.decode(prefix)
@@ -125,8 +123,8 @@ class Context:
 
 
 def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenizer) -> Sequence[int]:
-    """The same piece of text in another model's ids. A control id becomes that of the same mark, where the other model has
-    it, and nothing else becomes one.
+    """Returns the same piece of text in another model's ids. A control id becomes that of the same mark, if the other
+    model has it, and nothing else becomes one.
 
     Equal vocabularies share ids, except those of marks, whose numbers may differ even then.
     """
@@ -153,107 +151,3 @@ def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenize
         ]
         new.extend([marks[written]] if marked and written in marks else target.encode(written))
     return new
-
-
-def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
-    """What a model sees before the first step: the conversation, and an open think mark where the model has one.
-
-    Templates of some reasoning models open the mark themselves; then nothing is added. A raw plan is its text alone.
-    """
-    if plan.raw:
-        return tokenizer.begin(plan.messages[0]["content"])
-    ids = tokenizer.render(plan.messages)
-    context = Context(tokenizer, ids)
-    vocabulary = tokenizer.vocabulary
-    if vocabulary.think_open is not None and vocabulary.think_close is not None and not context.thinking:
-        ids = [*ids, vocabulary.think_open, *tokenizer.encode("\n")]
-    return ids
-
-
-def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
-    """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
-    reply = tokenizer.encode(question.reply)
-    if question.raw:
-        return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]
-    ids = tokenizer.render(question.messages)
-    vocabulary = tokenizer.vocabulary
-    if vocabulary.think_open is not None and vocabulary.think_close is not None:
-        opened = [] if Context(tokenizer, ids).thinking else [vocabulary.think_open]
-        ids = [*ids, *opened, *tokenizer.encode("\n"), vocabulary.think_close, *tokenizer.encode("\n\n")]
-    return [*ids, *reply]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeSuffix:
-    """What follows a step when the target is asked for its opinion: ``ids``, then one of the ten ``digit_ids``."""
-
-    ids: tuple[int, ...]
-    digit_ids: tuple[int, ...]
-
-
-_USER = "Question"
-_ASSISTANT = "Reply"
-
-
-def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
-    """The judge's turn: it ends the assistant's turn, asks, and opens the reply where a digit comes next.
-
-    A raw judge has no turn: its text follows the step.
-
-    Raises:
-        ModelError: the model's tokenizer has no single ids for the ten digits, it writes a judge of a limited length
-            in more, or its chat template does not let a turn of the user follow one of the assistant.
-    """
-    turn = tokenizer.encode_marked(prompts.judge) if prompts.raw else _turn(tokenizer, prompts)
-    suffix = _digits(tokenizer, turn, prompts)
-    if prompts.judge_ids_max is not None and len(suffix.ids) > prompts.judge_ids_max:
-        raise ModelError(
-            f"The target's tokenizer writes the inline judge in {len(suffix.ids)} tokens, and it may have "
-            f"{prompts.judge_ids_max}: it is there to be short. Use --judge turn with this model."
-        )
-    return suffix
-
-
-def judge_of(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix | None:
-    """The judge's suffix, or None where steps are scored without a judge. Raises ModelError."""
-    return judge_suffix(tokenizer, prompts) if prompts.scorer == "judge" else None
-
-
-def _turn(tokenizer: Tokenizer, prompts: StepPrompts) -> list[int]:
-    before = tokenizer.render(
-        [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}], continue_final=True
-    )
-    whole = tokenizer.render(
-        [
-            {"role": "user", "content": _USER},
-            {"role": "assistant", "content": _ASSISTANT},
-            {"role": "user", "content": prompts.judge},
-        ]
-    )
-    if whole[: len(before)] == before:
-        return whole[len(before) :]
-    head, found, tail = tokenizer.decode(whole).rpartition(_ASSISTANT)
-    if not found or prompts.judge not in tail or _USER not in head:
-        raise ModelError(
-            "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
-            "steps. Choose an instruction-tuned or reasoning model as the target, or --prompt-style raw."
-        )
-    return tokenizer.encode_marked(tail)
-
-
-def _digits(tokenizer: Tokenizer, turn: Sequence[int], prompts: StepPrompts) -> JudgeSuffix:
-    for reply in (prompts.judge_reply, prompts.judge_reply.rstrip()):
-        opened = tokenizer.encode(reply)
-        space = prompts.judge_reply[len(reply) :]
-        digits = [tokenizer.encode(f"{reply}{space}{digit}") for digit in range(10)]
-        if all(ids[:-1] == opened for ids in digits):
-            return JudgeSuffix((*turn, *opened), tuple(ids[-1] for ids in digits))
-    raise ModelError(
-        "The target's tokenizer does not write each digit 0-9 as one token after the judge's opening words, so its "
-        "scores cannot be read. Choose another target model."
-    )
-
-
-def prompt_ids(tokenizers: Mapping[Role, Tokenizer], plan: TrackPlan) -> dict[Role, list[int]]:
-    """What each model sees before the first step of a track."""
-    return {role: open_prompt(tokenizer, plan) for role, tokenizer in tokenizers.items()}

@@ -15,14 +15,14 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from speclrm.runtime.engine import Vocabulary
 from speclrm.runtime.errors import ModelError
-from speclrm.runtime.protocols import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"

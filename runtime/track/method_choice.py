@@ -1,31 +1,32 @@
-"""The question that the target is asked before a sample's tracks are planned."""
+"""Asks the target which methods fit, before a sample's tracks are planned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError, told
 from speclrm.runtime.events import Event, Operation, OperationDropped
-from speclrm.runtime.protocols import Question, Request
-from speclrm.runtime.scheduling.lanes import Flight
+from speclrm.runtime.scheduling.requests import Flight
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
-from speclrm.runtime.tokens.context import question_ids
+from speclrm.runtime.tokens.prompts import question_ids
 from speclrm.runtime.tokens.steps import split_ending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from speclrm.runtime.scheduling.lanes import Flights
+    from speclrm.runtime.protocols import Question
+    from speclrm.runtime.scheduling.requests import Flights
 
 PLAN_TRACK = "plan"
-"""Stands in for a track's name in the operation: there is no track yet."""
+"""Stands for the track's name in the operation's id: there is no track yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``text``: None where the engine gave none, with the ``error`` in one line."""
+    """A reply of the target. ``text``: None if the engine gave none; ``error`` then says why in one line."""
 
     text: str | None
     operations: tuple[Operation, ...] = ()
@@ -43,7 +44,7 @@ async def ask(
     emit: Callable[[Event], None],
     room: Callable[[], Awaitable[None]],
 ) -> Reply:
-    """The target's greedy reply. Raises EngineDeadError; a request that fails for itself is an empty reply."""
+    """Returns the target's greedy reply. Raises EngineDeadError; a request that fails alone gives an empty reply."""
     await room()
     tokenizer = lane.engine.tokenizer
     name = operation_id(problem, repeat, PLAN_TRACK, 0, "choose")

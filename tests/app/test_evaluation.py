@@ -16,13 +16,14 @@ from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import ResultsError, TraceReadError
 from speclrm.runtime.events import SCHEMA_VERSION
-from speclrm.runtime.protocols import Problem, Request
+from speclrm.runtime.protocols import Problem
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from speclrm.evaluators.evaluation import Evaluation
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 CONFIG: dict[str, Any] = {

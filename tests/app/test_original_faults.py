@@ -23,12 +23,14 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import StepDrafted, TrackFinished
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.strategies.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 

@@ -53,6 +53,6 @@ def test_a_setting_that_an_older_run_did_not_have_stood_at_its_default() -> None
 
 def test_what_may_change_freely_is_when_and_where() -> None:
     assert set(having("place")) == {
-        *("output_dir", "engine_log", "compress_trace", "concurrency"),
+        *("output_dir", "engine_log", "compress_trace", "concurrency", "sinks"),
         *("kv_cache_gib", "gpu_memory_utilization", "tensor_parallel_size"),
     }

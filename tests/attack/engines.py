@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from workloads import Workload
 
+    from speclrm.runtime.engine import Delta, EngineStats, Request
     from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
-    from speclrm.runtime.protocols import Delta, EngineStats, Request, Role
+    from speclrm.runtime.protocols import Role
 
 
 class Sluggish(WatchedSimulated):

@@ -12,8 +12,8 @@ from cli_runner import speclrm
 from speclrm.benchmarks import overhead
 from speclrm.benchmarks.null_engine import STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.benchmarks.report import BenchReport
+from speclrm.runtime.engine import Request
 from speclrm.runtime.events import EVENT, StepCommitted, StepDrafted
-from speclrm.runtime.protocols import Request
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -66,13 +66,8 @@ def test_what_the_screen_says_of_a_run_is_what_its_summary_says() -> None:
         if not isinstance(event, SampleFinished | TrackFinished):
             continue
         summary = fold.summary()
-        steps = monitor.ledger.steps()
         assert monitor.outcomes == summary.outcomes
-        assert (steps.accepted, steps.rewritten, steps.acceptance) == (
-            summary.accepted,
-            summary.rewritten,
-            summary.acceptance,
-        )
+        assert (monitor.steps["draft"], monitor.steps["rewrite"]) == (summary.accepted, summary.rewritten)
         states = [track for state in fold.states.values() for track in state.tracks.values()]
         assert (monitor.ended, monitor.tracks) == (sum(track.finished for track in states), len(states))
         busy = {
@@ -85,6 +80,7 @@ def test_what_the_screen_says_of_a_run_is_what_its_summary_says() -> None:
         accuracy = "" if summary.accuracy is None else f" · accuracy {summary.accuracy:.0%}"
         assert headline(monitor).startswith(f"{len(summary.samples)}/? samples{accuracy} · tracks {monitor.ended}/")
     assert not monitor.busy
+    assert f"({fold.summary().acceptance:.0%} kept)" in headline(monitor)
 
 
 def test_the_plain_display_has_a_line_for_each_sample_and_its_texts_are_harmless() -> None:

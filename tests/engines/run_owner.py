@@ -8,14 +8,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from typing import TYPE_CHECKING
+
 from support import make_strategy, parts
 
 from speclrm.runtime.engines.vllm import start_engines
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
-from speclrm.runtime.protocols import Engine, Problem, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from speclrm.runtime.engine import Engine
 
 PROBLEMS = [Problem("a", "What is two and two?", "4"), Problem("b", "What is one and two?", "3")]
 OPTIONS = {"tracks": 3, "token_budget": 160, "max_step_tokens": 16, "score_threshold": 4.0}

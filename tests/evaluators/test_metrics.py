@@ -13,11 +13,12 @@ from speclrm.evaluators.report import write_reports
 from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.errors import RequestError
 from speclrm.runtime.events import EVENT, OperationDropped, StepDrafted, StepScored, StepWritten
-from speclrm.runtime.protocols import Problem, Request
+from speclrm.runtime.protocols import Problem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Event, Operation
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]

@@ -42,7 +42,7 @@ from speclrm.runtime.trace.reader import read_trace
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from speclrm.runtime.protocols import Request
+    from speclrm.runtime.engine import Request
 
 TRACES = Path(__file__).parent.parent / "traces"
 

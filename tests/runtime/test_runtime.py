@@ -29,7 +29,7 @@ from speclrm.runtime.events import (
     TrackFinished,
     TrackStarted,
 )
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
 from speclrm.runtime.sample import MADE_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
@@ -37,6 +37,8 @@ from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 PROBLEMS = [Problem(f"p{number}", f"Problem {number}", "4") for number in range(6)]

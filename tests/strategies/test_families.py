@@ -15,7 +15,7 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import RequestError, SettingsError
 from speclrm.runtime.events import EVENT, MethodsChosen, OperationDropped, TrackFinished, TrackStarted
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.strategies.catalog import strategy
 from speclrm.strategies.method_choice import read_methods
@@ -24,6 +24,8 @@ from speclrm.strategies.roles import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 
@@ -88,8 +90,8 @@ def test_the_target_chooses_the_methods_and_the_choice_is_recorded(name: str) ->
     ],
 )
 def test_a_reply_is_read_and_filled_up(reply: str, count: int, duplicates: bool, codes: str, padded: int) -> None:
-    choice = read_methods(reply, count, duplicates=duplicates, original=False)
-    assert ("".join(choice.codes), choice.padded) == (codes, padded)
+    read = read_methods(reply, count, duplicates=duplicates, original=False)
+    assert read == (tuple(codes), padded)
 
 
 def test_a_choice_that_fails_is_a_choice_of_nothing_and_is_told() -> None:

@@ -19,11 +19,13 @@ from support import operation, play
 from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.protocols import Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.strategies.method_choice import ask_for_methods, read_methods
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from speclrm.runtime.engine import Request
 
 TOKENIZER = ByteTokenizer(thinking=True)
 MARKS = ("boxed", "Answer:", "ANSWER:")
@@ -275,8 +277,8 @@ def test_any_completions(turns: list[list[Turn]], threshold: float, budget: int)
     ],
 )
 def test_methods_are_read_as_the_original_did(reply: str, count: int, codes: str, padded: int) -> None:
-    choice = read_methods(reply, count, duplicates=True, original=True)
-    assert ("".join(choice.codes), choice.padded) == (codes, padded)
+    read = read_methods(reply, count, duplicates=True, original=True)
+    assert read == (tuple(codes), padded)
 
 
 @pytest.mark.parametrize(("count", "tokens"), [(1, 1), (3, 5), (5, 9)])

@@ -8,8 +8,9 @@ from types import MappingProxyType
 import pytest
 from support import boxed
 
+from speclrm.runtime.engine import LOGPROB_MIN
 from speclrm.runtime.errors import SettingsError
-from speclrm.runtime.protocols import LOGPROB_MIN, Confidence, Problem, Score, StepPrompts
+from speclrm.runtime.protocols import Confidence, Problem, Score, StepPrompts
 from speclrm.runtime.state import CommittedStep, SampleState, TrackState
 from speclrm.strategies.acceptance import REWRITTEN_SCORES, Gate, accepts
 from speclrm.strategies.catalog import defaults, strategy

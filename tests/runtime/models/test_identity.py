@@ -18,14 +18,14 @@ from speclrm.runtime.engines.simulated.text_world import PackedTokenizer
 from speclrm.runtime.events import StepCommitted, StepDrafted, StepWritten, TrackStarted
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.tokens.context import judge_of
+from speclrm.runtime.tokens.prompts import judge_of
 from speclrm.runtime.tokens.tokenizer import HFTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Message, Request, Tokenizer, Vocabulary
+    from speclrm.runtime.engine import Message, Request, Tokenizer, Vocabulary
 
 CORPUS = [
     "We add 12 and 7.\n\nSo it is 19, naïve as that is.\n\n",

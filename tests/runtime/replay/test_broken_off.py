@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Engine, Request
+    from speclrm.runtime.engine import Engine, Request
 
 
 def speculative(*, problems: int = 1, steps: float = 6.0, **options: Any) -> Setup:
@@ -324,6 +324,7 @@ def test_a_run_that_goes_on_knows_what_its_controller_had_learned(tmp_path: Path
     (live,) = learned
     again = Scheduler(simulated(one)).controller
     assert again is not None
+    again.budget = strategy.limits.token_budget
     again.recall(lasting(read_all(tmp_path / "run")))
     for name in ("threshold", "gain", "_steps", "_tokens", "_kept", "_verdicts", "_hopeless", "_eager", "_drafted"):
         assert getattr(again, name) == pytest.approx(getattr(live, name)), name

@@ -11,13 +11,15 @@ from support import enter
 
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.protocols import EngineStats, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import GROWTH_TOKENS, ROOM_SHARE, SPARE_TOKENS, Admission, Seat
 from speclrm.runtime.scheduling.lanes import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
+
+    from speclrm.runtime.engine import EngineStats
 
 KV_TOKENS = 1000
 ROOM = int(KV_TOKENS * ROOM_SHARE)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import Delta, EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineStalledError, RequestError
-from speclrm.runtime.protocols import Delta, EngineStats, Request, Role
-from speclrm.runtime.scheduling.lanes import RESERVE_S, Flight, Lane
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.scheduling.lanes import RESERVE_S, Lane
+from speclrm.runtime.scheduling.requests import Flight
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.scheduling.waiting import Waiting
 

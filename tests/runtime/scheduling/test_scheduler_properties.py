@@ -2,7 +2,7 @@
 
 The examples are the same at each run, and as many as fit into some 20 seconds. For more, and other ones each time:
 
-SPECLRM_PROPERTY_EXAMPLES=3000 python -m pytest tests/runtime/test_scheduler_properties.py
+SPECLRM_PROPERTY_EXAMPLES=3000 python -m pytest tests/runtime/scheduling/test_scheduler_properties.py
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ from workloads import (
 )
 
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import EngineDeadError, RequestError, TraceError
 from speclrm.runtime.events import (
     StepCommitted,
     TrackFinished,
 )
-from speclrm.runtime.protocols import EngineStats, Problem, Request, Role
+from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import ROOM_SHARE, SPARE_TOKENS, Admission, Seat
-from speclrm.runtime.scheduling.lanes import Flight, Lane
+from speclrm.runtime.scheduling.lanes import Lane
+from speclrm.runtime.scheduling.requests import Flight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -18,7 +18,8 @@ from speclrm.runtime.engines.simulated.tokenizer import PackedTokenizer
 from speclrm.runtime.events import StepDrafted, TrackStarted
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.tokens.context import judge_suffix, question_ids, translate
+from speclrm.runtime.tokens.context import translate
+from speclrm.runtime.tokens.prompts import judge_suffix, question_ids
 from speclrm.runtime.tokens.steps import without_think_close
 from speclrm.runtime.tokens.tokenizer import HFTokenizer, load_tokenizer
 from speclrm.strategies.method_choice import ask_for_methods
@@ -27,7 +28,7 @@ from speclrm.strategies.prompts import STEP_PROMPTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from speclrm.runtime.protocols import Message, Request, Tokenizer
+    from speclrm.runtime.engine import Message, Request, Tokenizer
 
 THINKING = (
     "{{ bos_token }}{% for message in messages %}{% set content = message['content'] %}"

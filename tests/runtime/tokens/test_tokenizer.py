@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import TrackPlan
-from speclrm.runtime.tokens.context import Context, judge_suffix, open_prompt, translate
+from speclrm.runtime.tokens.context import Context, translate
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt
 from speclrm.runtime.tokens.tokenizer import HFTokenizer, load_tokenizer
 from speclrm.strategies.prompts import INLINE_IDS_MAX, INLINE_PROMPTS, STEP_PROMPTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from speclrm.runtime.protocols import Message
+    from speclrm.runtime.engine import Message
 
 TALK: list[Message] = [
     {"role": "user", "content": "What is 2 + 2?"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import PROBLEM, Collector, Played, make_strategy, parts, play
@@ -13,8 +13,11 @@ from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import RequestError
 from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepWritten, TrackFinished
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "Then we wait.\n\n", "So it is \\boxed{4}."]
 WRITTEN = ["One.\n\n", "Two.\n\n", "Three.\n\n", "\\boxed{4}."]

@@ -12,7 +12,7 @@ from speclrm.runtime.engines.scripted import Reply, by_step
 from speclrm.runtime.events import StepCommitted, StepDrafted, StepGated, StepScored, StepWritten
 
 if TYPE_CHECKING:
-    from speclrm.runtime.protocols import Request
+    from speclrm.runtime.engine import Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 LONG = "We think about this for a very long time, with many words.\n\n"

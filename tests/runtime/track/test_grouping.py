@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import make_strategy, operation, play
 
+from speclrm.runtime.engine import Vocabulary
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine
 from speclrm.runtime.events import StepCommitted, StepDrafted, StepGated, StepWritten
-from speclrm.runtime.protocols import Role, Vocabulary
+from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.protocols import Request
+    from speclrm.runtime.engine import Request
 
 GROUPS = (1, 2, 3, 5, 8, 13, 10_000)
 

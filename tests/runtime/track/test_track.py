@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from support import Played, make_strategy, operation, play
 
+from speclrm.runtime.engine import LOGPROB_MIN, Request
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.events import OperationDropped, StepCommitted, StepDrafted, StepScored, StepWritten, TrackFinished
-from speclrm.runtime.protocols import LOGPROB_MIN, Request, Role
-from speclrm.runtime.tokens.context import judge_suffix
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.tokens.prompts import judge_suffix
 from speclrm.runtime.tokens.steps import line_ids, step_end, step_length, stop_ids, whole_characters
 from speclrm.strategies.acceptance import REWRITTEN_SCORES
 from speclrm.strategies.prompts import STEP_PROMPTS

@@ -17,13 +17,14 @@ from support import make_strategy, play
 from speclrm.app import original_faults
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import Request
 from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
 from speclrm.runtime.engines.simulated.presets import PRESETS, simulated_engines
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.engines.simulated.tokenizer import PackedTokenizer
 from speclrm.runtime.errors import CapacityError, EngineDeadError, ModelError
 from speclrm.runtime.events import RunStarted
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from support import make_strategy
 from workloads import EXAMPLES, by_chance, check_said_once
 
+from speclrm.runtime.engine import Request
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
-from speclrm.runtime.protocols import Request, Role
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.tokens.context import Context
 
 if TYPE_CHECKING:
     from again import Fold
 
-    from speclrm.runtime.protocols import Engine
+    from speclrm.runtime.engine import Engine
 
 pytestmark = pytest.mark.timeout(60 + EXAMPLES)
 

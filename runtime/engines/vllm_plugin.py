@@ -1,0 +1,96 @@
+"""Changes vLLM's processes on a CPU. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
+
+It changes only engines of SpecLRM, which name it in their environment, and only if vLLM is as expected: another version
+runs unchanged. The engines' log says what was changed.
+
+- Readers of the shared-memory queue spin for a second after each message (vLLM 0.32,
+  distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). With two engines on few cores these loops take the
+  time of the threads that compute, so they wait for the notice after ``SPIN_S``.
+- vLLM finds a nucleus (top-p) by sorting the whole vocabulary (v1/sample/ops/topk_topp_sampler.py). It is nearly always among
+  the few most probable tokens, which are selected; otherwise the rows concerned are sorted as before.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+ASKED = "SPECLRM_CPU_ENGINE"
+"""Set in the environment of the processes that are to be changed."""
+SPIN_S = 0.002
+FEW = (256, 4096)
+"""Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
+
+
+def register() -> None:
+    """Called by vLLM in each of its processes."""
+    if ASKED not in os.environ:
+        return
+    from vllm.logger import init_logger
+
+    log = init_logger("vllm.speclrm")
+    for change in (_spin_less, _select_the_nucleus):
+        try:
+            log.info("speclrm: %s", change())
+        except Exception as error:  # noqa: BLE001  # an engine without it is slower and no worse
+            log.warning("speclrm: %s left as it is: %r", change.__name__, error)
+
+
+def _spin_less() -> str:
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    condition: Any = shm_broadcast.SpinCondition
+    start = condition.__init__
+    names = start.__code__.co_varnames[: start.__code__.co_argcount]
+    if names[-1] != "busy_loop_s" or start.__defaults__ is None or len(start.__defaults__) != 1:
+        raise TypeError("SpinCondition is another one than expected")
+    start.__defaults__ = (SPIN_S,)
+    return f"readers spin for {SPIN_S * 1000:g} ms"
+
+
+def _select_the_nucleus() -> str:
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    sampler: Any = topk_topp_sampler
+    by_sorting = sampler.apply_top_k_top_p_pytorch
+
+    def select(logits: Any, k: Any, p: Any, allow_cpu_sync: bool = False) -> Any:
+        if p is None or k is not None:
+            return by_sorting(logits, k, p, allow_cpu_sync)
+
+        def sorted_out(some: Any, masses: Any) -> Any:
+            return by_sorting(some, None, masses, allow_cpu_sync)
+
+        return nucleus(logits, p, sorted_out)
+
+    sampler.apply_top_k_top_p_pytorch = select
+    return "nuclei are selected"
+
+
+def nucleus(logits: Any, p: Any, by_sorting: Any) -> Any:
+    """Puts all logits outside of each row's nucleus to -inf.
+
+    ``logits``: (rows, vocabulary), changed in place. ``p``: (rows,), in (0, 1]; a row of 1 stays whole. A token is in the nucleus
+    if those before it, from the most probable one down, have less than ``p`` of the probability together; the first always is.
+    ``by_sorting``: does the same to (some rows, their masses), for rows whose nucleus is large.
+    """
+    import torch
+
+    rows = torch.nonzero(p < 1).flatten()
+    for few in FEW:
+        if not len(rows) or few >= logits.shape[1]:
+            break
+        some, mass = logits[rows], p[rows].unsqueeze(1)
+        values, ids = some.topk(few, dim=-1)
+        probabilities = (values - some.logsumexp(-1, keepdim=True)).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        inside = before < mass
+        inside[:, 0] = True
+        found = ~inside[:, -1]
+        kept = torch.full_like(some[found], -float("inf"))
+        kept.scatter_(1, ids[found], values[found].masked_fill_(~inside[found], -float("inf")))
+        logits[rows[found]] = kept
+        rows = rows[~found]
+    if len(rows):
+        logits[rows] = by_sorting(logits[rows], p[rows])
+    return logits

@@ -1,0 +1,213 @@
+"""Holds one request in flight, its digest, and its costs so far."""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol
+
+from speclrm.runtime.engine import LOGPROB_MIN
+from speclrm.runtime.errors import RequestError
+from speclrm.runtime.events import Operation
+from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from speclrm.runtime.engine import Delta, Engine, Finish, Request
+
+
+RANK_WIDTH = 1_000_000
+"""Priorities below it are those of short requests that a whole track waits for (``scheduler.priority``)."""
+
+
+def digest(request: Request) -> str:
+    """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except its limits.
+
+    Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
+    """
+    rest = (
+        request.temperature,
+        request.top_p,
+        request.seed,
+        request.stop_ids,
+        request.allowed_ids,
+        request.logprob_ids,
+        request.sampled_logprobs,
+        request.first_entropy,
+        request.likelihood_from,
+    )
+    ids = request.prompt_ids
+    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
+    state.update(repr(rest).encode())
+    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request and what became of it so far; complete enough to be accounted for at any moment.
+
+    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have
+    continued. ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``cut``: the stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: the
+    trace's reports of this request, used instead of new ones if a trace answers it.
+    """
+
+    request: Request
+    engine: str
+    place: int = 0
+    ready_s: float | None = None
+    ids: list[int] = field(default_factory=list[int])
+    finish: Finish | None = None
+    logprobs: Mapping[int, float] | None = None
+    cached_tokens: int = 0
+    sampled_logprobs: list[float] = field(default_factory=list[float])
+    first_entropy: float | None = None
+    prompt_logprobs: Sequence[float] | None = None
+    queue_s: float = 0.0
+    engine_s: float = 0.0
+    answered: bool = False
+    cut: bool = False
+    recorded: RecordedReports | None = None
+    _reports: int = 0
+    _reported_tokens: int = 0
+    _reported_s: float = 0.0
+
+    def take(self, delta: Delta) -> None:
+        """Takes a delta. Raises RequestError if the engine left out log-probabilities that were asked for."""
+        request = self.request
+        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
+            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
+        self.ids.extend(delta.ids)
+        self.finish = delta.finish
+        self.answered = True
+        if delta.logprobs is not None:
+            self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
+        if delta.cached_tokens is not None:
+            self.cached_tokens = delta.cached_tokens
+        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
+        if delta.first_entropy is not None:
+            self.first_entropy = delta.first_entropy
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
+        if request.likelihood_from is not None and self.prompt_logprobs is None:
+            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it brings step after step: a write does not stop at a step's end, and may keep its place for minutes."""
+        return self.request.priority >= RANK_WIDTH and not self.request.stop_ids and self.request.max_tokens > 1
+
+    @property
+    def over(self) -> bool:
+        """Whether everything has arrived and was reported."""
+        return self.finish is not None and not self.unreported_tokens
+
+    @property
+    def unreported_tokens(self) -> int:
+        return len(self.ids) - self._reported_tokens
+
+    @property
+    def owes_report(self) -> bool:
+        """Whether closing the request now leaves something to account for. A trace knows this better than the tokens
+        that arrived: it may have tokens that came after the last share was made, or say that the request was never
+        accounted for.
+        """
+        if self.recorded is not None and self.recorded.left:
+            return self.recorded.dropped_next
+        return self.unreported_tokens > 0
+
+    def report(
+        self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
+    ) -> Operation:
+        """Returns the cost since the last report, of the next ``tokens`` output tokens (by default of all that arrived).
+
+        The sum over all reports of a request is its whole cost. ``kept``: the ids of the step that the share goes to,
+        from where the share begins; the operation also gets the ids beside them, so that a replay can answer the
+        request with all that the loop saw. None if the request was abandoned: no replay will answer it. ``digits``:
+        whether the event has the log-probabilities of the request's ``logprob_ids``.
+        """
+        start = self._reported_tokens
+        first = not self._reports
+        self._reports += 1
+        tokens = self.unreported_tokens if tokens is None else tokens
+        seconds = self.engine_s - self._reported_s
+        self._reported_tokens += tokens
+        self._reported_s = self.engine_s
+        operation = Operation(
+            id=self.request.id,
+            engine=self.engine,
+            seed=self.request.seed,
+            # A request abandoned before its first token may never have been read: its tokens are unknown.
+            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
+            cached_tokens=self.cached_tokens if first else 0,
+            output_tokens=tokens,
+            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
+            engine_s=round(seconds, 6),
+            digest=digest(self.request) if first else "",
+            **({} if kept is None else self._beside(kept, start, tokens, digits)),
+        )
+        return operation if self.recorded is None else self.recorded.report(operation)
+
+    def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
+        """Returns the fields of an operation that a replay needs beside the step that it went to."""
+        share = self.ids[start : start + tokens]
+        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
+        logprobs = () if digits else tuple((self.logprobs or {}).values())
+        return {
+            "finish": self.finish,
+            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
+            "ahead": tuple(self.ids[start + tokens :]),
+            "logprobs": logprobs if start == 0 else (),
+            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
+            "first_entropy": self.first_entropy if start == 0 else None,
+            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
+        }
+
+
+class RecordedReports(Protocol):
+    """The reports of one request that a trace has, in order."""
+
+    @property
+    def left(self) -> int:
+        """How many have not been made again."""
+        ...
+
+    @property
+    def dropped_next(self) -> bool:
+        """Whether the next one says that the request was abandoned."""
+        ...
+
+    def report(self, now: Operation) -> Operation:
+        """Returns the next one: what only the engine could know comes from the trace, the rest from ``now``."""
+        ...
+
+
+def _finite(logprob: float) -> float:
+    """Replaces minus infinity and NaN by ``LOGPROB_MIN``."""
+    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
+
+
+class Flights(Protocol):
+    """Where a track's requests go: a lane, or a trace with a lane behind it."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def engines(self) -> Sequence[Engine]: ...
+
+    def recall(self, flight: Flight) -> None:
+        """Gives a new request what a trace says of it, before it is sent or abandoned."""
+        ...
+
+    def wants_place(self, flight: Flight) -> bool:
+        """Whether a more urgent request waits for a place such as this one in flight holds."""
+        ...
+
+    def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
+
+    async def run(self, flight: Flight) -> None: ...

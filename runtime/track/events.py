@@ -1,0 +1,127 @@
+"""Publishes what became of a track's requests: each is accounted for once, and nothing that the trace has is repeated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from speclrm.runtime.errors import told
+from speclrm.runtime.events import Event, OperationDropped, StepScored, StepWritten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from speclrm.runtime.events import Operation
+    from speclrm.runtime.protocols import Role, Score, Step
+    from speclrm.runtime.replay.playback import SamplePlayback
+    from speclrm.runtime.scheduling.requests import Flight
+    from speclrm.runtime.scheduling.scheduler import Purpose
+    from speclrm.runtime.track.requests import TrackRequests
+
+Reason = Literal["stopped", "cancelled", "error", "useless"]
+"""Why a request was abandoned."""
+
+
+class _Where(TypedDict):
+    problem: str
+    repeat: int
+    track: str
+
+
+class TrackEvents:
+    """Publishes the events of one track.
+
+    ``stop_reason``: why the task that runs the track is cancelled, if it is.
+    """
+
+    def __init__(self, requests: TrackRequests, emit: Callable[[Event], None], record: SamplePlayback | None) -> None:
+        self.emit = emit
+        self.stop_reason: Literal["stopped", "cancelled"] = "cancelled"
+        self._requests = requests
+        self._record = record
+        self._told = self._told_all = False
+
+    @property
+    def where(self) -> _Where:
+        requests = self._requests
+        return {"problem": requests.problem, "repeat": requests.repeat, "track": requests.track}
+
+    def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
+        """Notes why the track is about to be cancelled.
+
+        If the trace has this stop, the same requests are reported as abandoned as then, wherever the loop is now.
+        """
+        self.stop_reason = reason
+        track = self._requests.track
+        if reason == "stopped" and self._record is not None and self._record.coming(track) is not None:
+            for event in self._record.stopped(track):
+                self.emit(event)
+            self._told = True
+            self._told_all = self._record.coming(track) is not None
+
+    def reason(self, error: BaseException) -> Reason:
+        return "error" if isinstance(error, Exception) else self.stop_reason
+
+    def drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
+        """Accounts for a request that ended with ``error``."""
+        self.dropped(flight.report(), role, purpose, self.reason(error), error=error)
+
+    def dropped(
+        self,
+        operation: Operation,
+        role: Role,
+        purpose: Purpose,
+        reason: Reason,
+        index: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Accounts for a request that was abandoned. ``index``: its step, if that is not the next one."""
+        if self._told and self._record is not None and (self._told_all or self._record.has(operation.id)):
+            return  # the trace has it
+        self.emit(
+            OperationDropped(
+                **self.where,
+                step=self._requests.index if index is None else index,
+                role=role.value,
+                purpose=purpose,
+                reason=reason,
+                operation=operation,
+                error=told(error) if isinstance(error, Exception) else None,
+            )
+        )
+
+    def scored(
+        self,
+        step: Step,
+        score: Score,
+        flight: Flight,
+        scorer: Literal["judge", "likelihood"],
+        digits: tuple[float, ...] = (),
+        said: str = "",
+    ) -> None:
+        self.emit(
+            StepScored(
+                **self.where,
+                step=step.index,
+                value=score.value,
+                mass=score.mass,
+                digits=digits,
+                said=said,
+                scorer=scorer,
+                operations=(flight.report(kept=(), digits=bool(digits)),),
+            )
+        )
+
+    def written(
+        self, kind: Literal["rewrite", "write", "closing"], step: Step, operations: tuple[Operation, ...]
+    ) -> None:
+        self.emit(
+            StepWritten(
+                **self.where,
+                step=step.index,
+                write_kind=kind,
+                text=step.text,
+                ids=step.ids,
+                ended=step.ended,
+                operations=operations,
+            )
+        )

@@ -1,0 +1,242 @@
+"""Makes one step with one model, from one or more requests.
+
+``tokens/steps.py`` defines what a step is. A request is followed by another one if its output has nothing visible, is
+shorter than a step may be, or ends inside a character.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from speclrm.runtime.clock import now_s
+from speclrm.runtime.protocols import Role, Step
+from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.tokens.steps import confidence, split_ending, step_length, whole_characters, without_think_close
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from speclrm.runtime.events import Operation, StepKind
+    from speclrm.runtime.protocols import Strategy
+    from speclrm.runtime.track.events import Reason, TrackEvents
+    from speclrm.runtime.track.requests import TrackRequests
+
+BLANK_PIECES_MAX = 4
+"""Outputs in a row without anything visible, after which the step counts as empty: a model that writes only newlines
+must not keep its track for ever."""
+
+Ahead = Literal["draft", "rewrite"]
+"""What can be made before it is known to be needed."""
+UNANSWERED: dict[str, Any] = {
+    "finish": None,
+    "tail": (),
+    "logprobs": (),
+    "sampled_logprobs": (),
+    "first_entropy": None,
+    "prompt_logprobs": None,
+}
+"""Fields to clear on an operation whose request was abandoned."""
+Made = tuple[Step, "tuple[Operation, ...]"]
+"""A step, and what it cost."""
+
+
+@dataclass(eq=False, slots=True)
+class Making:
+    """A step that is being made. All that it depends on, its first request included, was read when it was asked for.
+
+    ``before``: uncommitted ids after the context; ``begun``: the context's length; ``flights``: one a piece, of which
+    the last one is under way until ``whole``. ``given_up``: it has been accounted for. ``task``: the task that makes it
+    ahead.
+    """
+
+    role: Role
+    purpose: Ahead
+    ahead: bool
+    index: int
+    before: tuple[int, ...]
+    begun: int
+    limit: int
+    flights: list[Flight] = field(default_factory=list[Flight])
+    whole: Made | None = None
+    given_up: bool = False
+    task: asyncio.Task[Made] | None = None
+
+
+class StepMaker:
+    """Makes steps, and accounts for those that are not needed."""
+
+    def __init__(self, requests: TrackRequests, events: TrackEvents, strategy: Strategy) -> None:
+        self._requests = requests
+        self._events = events
+        self._gate = strategy.gate
+
+    def making(self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False) -> Making:
+        """Reads now everything that ``make`` makes a step of.
+
+        ``ahead``: before it is known to be needed; ``after``: the uncommitted step that it follows.
+        """
+        context = self._requests.contexts[role]
+        spent = self._requests.state.tokens + (0 if after is None else len(after.ids))
+        limit = self._requests.limits.max_step_tokens
+        if not self._requests.limits.original_marks:
+            limit = min(limit, self._requests.limits.token_budget - spent)
+        making = Making(
+            role,
+            purpose,
+            ahead,
+            index=self._requests.index + (after is not None),
+            before=() if after is None else (*self._requests.opening(role), *self._requests.ids_for(after, role)),
+            begun=len(context),  # the context may have grown by the time of a second piece
+            limit=limit,
+        )
+        self._next_piece(making, [])
+        return making
+
+    def _next_piece(self, making: Making, ids: Sequence[int]) -> Flight:
+        """Builds the request for the piece after ``ids``."""
+        role, part = making.role, len(making.flights)
+        flight = self._requests.flight(
+            role,
+            making.purpose,
+            self._requests.contexts[role].ids(making.before, ids, length=making.begun),
+            making.limit - len(ids),
+            stop_ids=self._requests.stop_ids[role],
+            sampled_logprobs=role is Role.DRAFT and self._requests.limits.confidence,
+            first_entropy=role is Role.DRAFT and self._requests.limits.first_entropy and part == 0,
+            part=part,
+            index=making.index,
+            ahead=making.ahead,
+        )
+        making.flights.append(flight)
+        return flight
+
+    async def make(self, making: Making) -> Made:
+        """Makes one step with one model: one request, and more if the first brought nothing visible."""
+        role, before, begun, limit = making.role, making.before, making.begun, making.limit
+        context = self._requests.contexts[role]
+        tokenizer = context.tokenizer
+        original = bool(self._requests.limits.original_marks)
+        least = self._requests.limits.min_step_tokens
+        ids: list[int] = []
+        sampled: list[float] = []
+        entropy: float | None = None
+        text = ""
+        ended = left = False
+        flights = making.flights
+        # Each piece has a token or ends the text, so at most this many pieces make a step long enough.
+        for part in range(max(least, BLANK_PIECES_MAX)):
+            try:
+                flight = self._next_piece(making, ids) if part else flights[0]
+                length, left = await self._run_step(role, flight, ids, sampled, entropy)
+            except BaseException as error:
+                if not making.given_up:
+                    making.given_up = True
+                    self._drop_flights(making, self._events.reason(error), error)
+                raise
+            entropy = entropy if flight.first_entropy is None else flight.first_entropy
+            new, ended = split_ending(flight.ids, tokenizer.vocabulary)
+            ended = ended or flight.finish == "end"
+            ids.extend(new)
+            sampled.extend(flight.sampled_logprobs[: len(new)])
+            if flight.finish == "length":
+                del ids[whole_characters(tokenizer, ids) :]
+            if length is not None:
+                del ids[length:]
+                ended = False  # an end may have come with the step's last token, or later
+            text = context.text_of(ids, before, begun)
+            if original or ended or left or len(ids) >= limit or flight.finish == "length":
+                break
+            if len(ids) >= least if text.strip() else part + 1 >= BLANK_PIECES_MAX:
+                break
+        removed = 0
+        if original:
+            # The original counts all generated tokens: also marks that it removes, and the one that ends a text.
+            generated = len(ids) + ended
+            ids = without_think_close(tokenizer, ids, self._requests.limits.original_marks)
+            removed = max(0, generated - len(ids))
+            text = context.text_of(ids, before, begun)
+        kind: StepKind = making.purpose
+        sure = confidence(sampled[: len(ids)], entropy)
+        step = Step(role, making.index, text, tuple(ids), ended, kind, removed, sure, left)
+        operations: list[Operation] = []
+        start = 0
+        for flight in flights:
+            operation = flight.report(kept=ids[start:])
+            start += operation.output_tokens - len(operation.tail)
+            operations.append(operation)
+        making.whole = step, tuple(operations)
+        return making.whole
+
+    async def _run_step(
+        self,
+        role: Role,
+        flight: Flight,
+        before: list[int],
+        sampled: list[float],
+        entropy: float | None,
+    ) -> tuple[int | None, bool]:
+        """Reads a request until its step ends. Returns the step's length in ids, counted with those ``before``, and
+        whether it was abandoned as doubtful; ``sampled`` and ``entropy`` are those of the pieces before.
+
+        The engine stops at a token that contains a blank line. A blank line of two tokens, which is how some tokenizers
+        write every one, is found here, and the request is aborted. The size of the deltas changes nothing.
+        """
+        tokenizer = self._requests.contexts[role].tokenizer
+        blank, least = bool(self._requests.limits.original_marks), self._requests.limits.min_step_tokens
+        lines = self._requests.line_ids[role]
+        length, judged = None, 0
+        async with self._requests.lanes[role].fly(flight) as deltas:
+            async for _ in deltas:
+                # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
+                if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
+                    ids = [*before, *flight.ids]
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
+                entropy = entropy if flight.first_entropy is None else flight.first_entropy
+                complete = length is not None or flight.finish is not None
+                whole = len(flight.ids) if length is None else length - len(before)
+                judging = range(judged + 1, whole + (not complete))
+                judged = max(judged, whole)
+                for tokens in judging:
+                    so_far = confidence([*sampled, *flight.sampled_logprobs[:tokens]], entropy)
+                    if so_far and self._gate(so_far, whole=False) == "doubtful":
+                        self._requests.ready_s = now_s()
+                        return len(before) + tokens, True
+                if length is not None:
+                    break
+        self._requests.ready_s = now_s()
+        return length, False
+
+    def drop(self, making: Making, reason: Reason) -> None:
+        """Accounts, once, for a step that is not needed, complete or not.
+
+        A complete step is recorded as if its last request had been abandoned before its end. A replay answers no
+        abandoned request, so it sees the same.
+        """
+        if making.given_up:
+            return
+        making.given_up = True
+        if making.whole is None:
+            self._drop_flights(making, reason)
+            return
+        step, operations = making.whole
+        dropped: list[Operation] = []
+        start = 0
+        for operation in operations:
+            kept = operation.output_tokens - len(operation.tail)
+            tail = (*step.ids[start : start + kept], *operation.tail)
+            dropped.append(operation.model_copy(update={"tail": tail, "ahead": ()}))
+            start += kept
+        self._events.dropped(
+            dropped.pop().model_copy(update=UNANSWERED), making.role, making.purpose, reason, step.index
+        )
+        for operation in dropped:
+            self._events.dropped(operation, making.role, making.purpose, reason, step.index)
+
+    def _drop_flights(self, making: Making, reason: Reason, error: BaseException | None = None) -> None:
+        """Accounts for the request under way, then for the pieces before it."""
+        *pieces, last = making.flights
+        self._events.dropped(last.report(), making.role, making.purpose, reason, making.index, error)
+        for piece in pieces:
+            self._events.dropped(piece.report(kept=()), making.role, making.purpose, reason, making.index, error)

@@ -1,0 +1,67 @@
+"""The nucleus of each row, selected instead of sorted out; and a vLLM that is not as expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from speclrm.runtime.engines import vllm_plugin
+
+torch = pytest.importorskip("torch")
+
+
+def sorted_out(logits: Any, p: Any) -> Any:
+    """As vLLM does it (v1/sample/ops/topk_topp_sampler.py), in double precision."""
+    values, ids = logits.double().sort(dim=-1)
+    outside = values.softmax(-1).cumsum(-1) <= 1 - p.double().unsqueeze(1)
+    outside[:, -1] = False
+    return logits.scatter(1, ids, values.masked_fill(outside, -float("inf")).to(logits.dtype))
+
+
+def never(logits: Any, p: Any) -> Any:
+    raise AssertionError(f"{len(logits)} rows were sorted")
+
+
+@pytest.mark.parametrize("spread", [20.0, 6.0, 4.0, 2.5])
+def test_the_nucleus_is_the_one_that_sorting_finds(spread: float) -> None:
+    random = torch.Generator().manual_seed(int(spread))
+    logits = torch.randn(24, 30_000, generator=random) * spread
+    p = torch.rand(24, generator=random) * 0.98 + 0.01
+    expected = sorted_out(logits, p)
+    asked: list[int] = []
+
+    def by_sorting(some: Any, masses: Any) -> Any:
+        asked.append(len(some))
+        return sorted_out(some, masses)
+
+    assert torch.equal(vllm_plugin.nucleus(logits.clone(), p, by_sorting), expected)
+    assert bool(asked) == (spread < 3)  # only a flat row has a nucleus of thousands
+
+
+def test_a_row_of_mass_one_stays_whole_and_a_tiny_mass_leaves_one_token() -> None:
+    logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    found = vllm_plugin.nucleus(logits.clone(), torch.tensor([1.0, 1e-6, 0.5]), sorted_out)
+    assert torch.equal(found[0], logits[0])
+    assert int((found[1] > -float("inf")).sum()) == 1
+    assert int(found[1].argmax()) == int(logits[1].argmax())
+    assert 1 < int((found[2] > -float("inf")).sum()) < 1000
+
+
+def test_what_an_allowed_list_left_out_stays_out_and_a_single_allowed_token_is_found() -> None:
+    logits = torch.full((1, 1000), -float("inf"))
+    logits[0, 7] = 3.0
+    found = vllm_plugin.nucleus(logits.clone(), torch.tensor([0.9]), never)
+    assert torch.nonzero(found[0] > -float("inf")).flatten().tolist() == [7]
+
+
+def test_a_small_vocabulary_is_sorted_as_before() -> None:
+    logits = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
+    p = torch.tensor([0.9, 0.3])
+    assert torch.equal(vllm_plugin.nucleus(logits.clone(), p, sorted_out), sorted_out(logits, p))
+
+
+def test_nothing_is_changed_in_processes_that_do_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(vllm_plugin.ASKED, raising=False)
+    monkeypatch.setattr(vllm_plugin, "_spin_less", lambda: pytest.fail("changed"))
+    vllm_plugin.register()
