@@ -608,8 +608,8 @@ _APART = 1e-6
 
 
 def _apart_at_a_point(one: Any, other: Any) -> bool:
-    """Returns whether two formulas with letters have clearly different values somewhere: most that differ are told apart by that, at
-    once. Letters stand for positive numbers there, for which roots and logarithms are what people mean by them.
+    """Returns whether two formulas with letters have clearly different values somewhere. Most that differ are told apart by that,
+    at once. Letters stand for positive numbers there, for which roots and logarithms are what people mean by them.
     """
     letters = sorted(one.free_symbols | other.free_symbols, key=str)
     if not letters:
