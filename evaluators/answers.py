@@ -335,8 +335,8 @@ def _unmathed(value: str) -> str:
 
 
 def _is_finished(value: str, *, colon: bool = False) -> bool:
-    """Returns whether it is a value, and nothing that is said of one. ``colon``: it stands behind a colon, where names are answers
-    too.
+    """Returns whether it is a value, and nothing that is said of one. ``colon``: it stands behind a colon, where names
+    are answers too.
     """
     if not re.search(r"\w|[∞∅≥≤]|\\infty|\\emptyset|\\varnothing", value) or value.endswith((":", "?", "...")):
         return False

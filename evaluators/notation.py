@@ -1,7 +1,7 @@
 r"""Ways of writing an answer that mean the same, brought into one: pure text work, in linear time.
 
-What a parser of LaTeX reads wrongly or not at all is rewritten before it sees it: repeating decimals, percentages, units,
-numbers in a base, degrees in a cosine.
+Signs of Unicode and the names that programs write become commands of LaTeX, what only dresses an answer is taken off, and numbers
+are written in one piece. Also what can be told from the text alone: options, numbers in a base, dots that leave something out.
 """
 
 from __future__ import annotations
@@ -198,10 +198,6 @@ def _exact(match: re.Match[str]) -> str:
     whole = int((match["whole"] or "0") + fixed)
     top = int((match["whole"] or "0") + fixed + period) - whole
     return f"\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
-
-
-def has_percent(text: str) -> bool:
-    return PERCENT.search(text.strip().strip("$").strip()) is not None
 
 
 def with_dots(text: str) -> str | None:
