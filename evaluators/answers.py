@@ -47,7 +47,7 @@ _ABOUT = (
     r"|\s+in\s+\w+|\s*\([^()]{1,30}\))?"
 )
 _IS = (
-    r"(?:\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
+    r"(?:'s\b|\s+[-–—](?=\s)|\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
 )
 _SAYS = re.compile(
@@ -61,7 +61,7 @@ _HEADING = re.compile(
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
 _CHINESE = re.compile(
-    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
+    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
 )
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
@@ -83,6 +83,8 @@ _CLAUSE = re.compile(
     r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|see|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
 )
 """Where a sentence goes on behind the value that it gives."""
+_TRAILING = re.compile(r",\s+[a-z][a-z\s]*$")
+"""Words alone behind a number and its comma: 36 boats, altogether."""
 _LEADS = re.compile(
     r"(?:\s*(?:therefore|thus|then|hence|now|simply|just|clearly|indeed|equal\s+to|given\s+by|exactly|precisely)\b[\s,:]*)+"
 )
@@ -324,7 +326,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
 def _without_clause(value: str) -> str:
     """A value without what a sentence says behind it; formulas are left whole."""
     hidden = _MATH.sub(lambda match: "\x01" * len(match.group()), value)
-    cut = _CLAUSE.search(hidden)
+    cut = _CLAUSE.search(hidden) or (_TRAILING.search(hidden) if re.match(r"\W*\d", value) else None)
     return value[: cut.start()] if cut and cut.start() > 0 else value
 
 
