@@ -16,6 +16,7 @@ from speclrm.evaluators import report
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import ProblemStarted
 from speclrm.runtime.machine.hardware import read_devices
+from speclrm.runtime.protocols import Role
 from speclrm.runtime.replay.recorded_run import Past, read_past
 from speclrm.runtime.runtime import Resumption
 from speclrm.runtime.trace import run_directory
@@ -80,6 +81,8 @@ async def resume(
                     f"{directory} goes on with other settings for samples that had not begun:\n{table(differing)}",
                 )
             note_surroundings(past, notify)
+            if Role.DRAFT in found.strategy.roles and found.strategy.limits.speculate == "auto":
+                note(notify, "--speculate auto may decide otherwise than without the break: what engines cost changes")
             if plan is not None:
                 plan(len(names))
             resumption = Resumption(
