@@ -155,7 +155,7 @@ class Comparison:
             and (gold.islower() or gold.istitle())
         ):
             return True
-        if _is_word(gold) and _is_word(answer):
+        if (_is_word(gold) and _is_word(answer)) or _ORDINAL.fullmatch(gold) or _ORDINAL.fullmatch(answer):
             return False
         if _compound(gold) or _compound(answer):
             return bool(self._measures(gold, answer, depth))
@@ -964,6 +964,10 @@ def _names(text: str) -> list[str] | None:
         return None
     long = any(len(word) > 3 or (" " in word and re.search(r"\w{3}", word)) for word in wordy)
     return wordy if long or (text.startswith("\\text") and any(len(word) > 1 for word in wordy)) else None
+
+
+_ORDINAL = re.compile(rf"\d+\s*(?:{_TEXTS}\s*\{{\s*)?(?:st|nd|rd|th)\s*\}}?")
+"""No product of letters: 2nd."""
 
 
 def _is_word(text: str) -> bool:
