@@ -1,100 +1,127 @@
-"""Measured costs: what a fit finds must be what made the timings."""
+"""Costs of iterations, found again from looks at a made-up engine whose costs are known."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.cost_probe import Measurement, Prober, fit_costs, measure_sharing
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
-from speclrm.runtime.engines.simulated.presets import PRESETS
-from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
-from speclrm.runtime.errors import EngineStalledError
+from speclrm.runtime.engine import EngineCosts
+from speclrm.runtime.scheduling.iteration_costs import SLOWDOWN_MAX, CostFit, Look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CPU_LIKE = EngineCost(w=0.045, p=0.0016, k=4e-7, s=0.007, request_s=0.003, kv_tokens=30_000, max_num_seqs=32)
+
+def look(costs: EngineCosts, batch: float, context: float, *, iterations: float = 50.0, both: float = 0.0) -> Look:
+    """``batch`` sequences of ``context`` tokens each, a new token each an iteration; ``both``: the share of the time in
+    which another engine worked, too.
+    """
+    alone_s = costs.w + costs.p * batch + costs.k * batch * context
+    busy_s = iterations * alone_s * (1 + both * costs.slowdown)
+    return Look(busy_s, iterations, iterations * batch, iterations * batch * context, both * busy_s)
 
 
-def engine(cost: EngineCost, device: Device | None = None, share: float = 0.5) -> SimulatedEngine:
-    world = SimulatedWorld(MIXES["a70"])
-    return SimulatedEngine("e", cost, world, world.tokenizer, device, share=share)
+def fitted(looks: Sequence[Look]) -> EngineCosts:
+    fit = CostFit()
+    for one in looks:
+        fit.add(one)
+    assert fit.costs is not None
+    return fit.costs
 
 
-def measured(cost: EngineCost, *, quick: bool = False) -> list[Measurement]:
-    async def main() -> list[Measurement]:
-        one = engine(cost)
-        found = await Prober(one).measure(quick=quick)
-        await one.aclose()
-        return found
-
-    return run_virtual(main())
+def predicted_s(costs: EngineCosts, batch: float, context: float, both: float) -> float:
+    return look(costs, batch, context, iterations=1.0, both=both).busy_s
 
 
-@pytest.mark.parametrize("cost", [CPU_LIKE, *PRESETS.values()])
-@pytest.mark.parametrize("quick", [False, True])
-def test_a_fit_recovers_the_constants_of_simulated_timings(cost: EngineCost, quick: bool) -> None:
-    fit = fit_costs(measured(cost, quick=quick))
-    assert (fit.w, fit.p, fit.k) == pytest.approx((cost.w, cost.p, cost.k), rel=0.02)
-    assert (fit.s, fit.request_s) == pytest.approx((cost.s, cost.request_s), rel=0.02, abs=2e-5)
-    assert fit.residual < 0.01
-
-
-def test_a_fit_withstands_noise_and_pauses_of_the_machine() -> None:
-    draw = random.Random(5)
-    noisy: Sequence[Measurement] = [
-        replace(
-            one, seconds=one.seconds * draw.uniform(0.97, 1.03) * (draw.choice((2, 4)) if draw.random() < 0.15 else 1)
+@pytest.mark.parametrize(
+    "costs",
+    [
+        EngineCosts(0.016, 1.3e-4, 5.5e-8),
+        EngineCosts(0.0036, 6e-6, 6e-9),
+        EngineCosts(0.05, 0.001, 4e-7),
+        EngineCosts(0.016, 1.3e-4, 5.5e-8, 0.6),
+    ],
+)
+def test_phases_with_different_batches_tell_the_costs_apart(costs: EngineCosts) -> None:
+    draw = random.Random(1)
+    looks: list[Look] = []
+    for batch in (1, 64, 8, 200, 24, 120):
+        for both in (0.0, 1.0, 0.5):
+            looks += [
+                look(costs, batch * draw.uniform(0.8, 1.2), draw.uniform(500, 6000), both=both) for _ in range(20)
+            ]
+    found = fitted(looks)
+    assert found.w == pytest.approx(costs.w, rel=0.15)
+    assert found.slowdown == pytest.approx(costs.slowdown, abs=0.1)
+    for batch, context, both in ((1, 1000, 0.0), (64, 3000, 1.0), (200, 5000, 0.0)):
+        # The parts may be given to each other where they go together; what they come to may not.
+        assert predicted_s(found, batch, context, both) == pytest.approx(
+            predicted_s(costs, batch, context, both), rel=0.1
         )
-        for _ in range(3)
-        for one in measured(CPU_LIKE)
-    ]
-    fit = fit_costs(noisy)
-    assert (fit.w, fit.p, fit.s) == pytest.approx((CPU_LIKE.w, CPU_LIKE.p, CPU_LIKE.s), rel=0.1)
-    assert fit.residual > 0.1  # and says how far it is off
 
 
-def test_no_constant_comes_out_negative() -> None:
-    fit = fit_costs([Measurement(1.0, 10, 10, 1000, 10), Measurement(0.9, 10, 10, 9000, 10)])
-    assert fit.k == 0
-    assert min(fit.w, fit.p, fit.s, fit.request_s) >= 0
+def test_before_the_first_look_there_is_no_estimate_and_an_empty_look_makes_none() -> None:
+    fit = CostFit()
+    assert fit.costs is None
+    fit.add(Look(0.0, 0.0, 0.0, 0.0, 0.0))
+    fit.add(Look(1.0, 0.0, 0.0, 0.0, 0.0))
+    assert fit.costs is None
 
 
-def test_the_sharing_of_a_device_is_found_again() -> None:
-    async def main() -> list[float]:
-        device = Device()
-        slow, fast = engine(CPU_LIKE, device, 0.6), engine(replace(CPU_LIKE, w=0.01), device, 0.45)
-        shares = await measure_sharing([slow, fast], quick=False)
-        await slow.aclose()
-        await fast.aclose()
-        return shares
-
-    assert run_virtual(main()) == pytest.approx([0.6, 0.45], abs=0.02)
+def test_one_look_is_taken_for_a_cost_of_the_iteration_alone() -> None:
+    costs = fitted([Look(1.0, 50.0, 400.0, 400_000.0, 0.0)])
+    assert costs.w == pytest.approx(0.02, rel=0.2)
+    assert costs.w + costs.p * 8 + costs.k * 8000 == pytest.approx(0.02, rel=0.05)
 
 
-def test_engines_that_do_not_meet_are_not_slowed() -> None:
-    async def main() -> list[float]:
-        one, other = engine(CPU_LIKE), engine(CPU_LIKE)
-        shares = await measure_sharing([one, other], quick=True)
-        await one.aclose()
-        await other.aclose()
-        return shares
-
-    assert run_virtual(main()) == pytest.approx([1.0, 1.0], abs=0.01)
+def test_an_engine_that_never_worked_alone_is_taken_for_a_slow_one() -> None:
+    costs = fitted([look(EngineCosts(0.01, slowdown=1.0), 8, 1000, both=1.0) for _ in range(100)])
+    assert predicted_s(costs, 8, 1000, 1.0) == pytest.approx(0.02, rel=0.05)
+    assert costs.slowdown < 0.3
+    assert costs.w + costs.p * 8 + costs.k * 8000 > 0.015
 
 
-def test_an_engine_that_takes_too_long_is_given_up() -> None:
-    async def main() -> None:
-        one = engine(replace(CPU_LIKE, w=30.0))
-        try:
-            with pytest.raises(EngineStalledError, match="did not answer 33 tokens"):
-                await Prober(one).decode(1, 16, 33)
-        finally:
-            await one.aclose()
+def test_what_is_new_counts_more_than_what_is_old() -> None:
+    slow, fast = EngineCosts(0.04), EngineCosts(0.01)
+    found = fitted(
+        [look(slow, batch, 1000) for batch in (1, 8, 64) * 30] + [look(fast, batch, 1000) for batch in (1, 8, 64) * 70]
+    )
+    assert predicted_s(found, 8, 1000, 0.0) == pytest.approx(0.01, rel=0.1)
 
-    run_virtual(main())
+
+def counts(least: float, most: float) -> st.SearchStrategy[float]:
+    return st.one_of(st.just(0.0), st.floats(least, most))
+
+
+any_look = st.builds(Look, counts(1e-6, 1e4), counts(0.01, 1e6), counts(1, 1e7), counts(1, 1e11), counts(1e-6, 1e4))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(any_look, min_size=1, max_size=40))
+def test_no_cost_is_ever_negative_or_without_a_bound(looks: list[Look]) -> None:
+    fit = CostFit()
+    for one in looks:
+        fit.add(one)
+        if (costs := fit.costs) is not None:
+            assert min(costs.w, costs.p, costs.k, costs.slowdown) >= 0
+            assert costs.slowdown <= SLOWDOWN_MAX
+            assert max(costs.w, costs.p, costs.k) < float("inf")
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    w=st.floats(1e-3, 0.1),
+    p=st.floats(0, 1e-3),
+    k=st.floats(0, 1e-6),
+    batch=st.floats(1, 300),
+    context=st.floats(100, 8000),
+)
+def test_a_constant_load_is_predicted_as_it_is(w: float, p: float, k: float, batch: float, context: float) -> None:
+    """One batch size tells the parts from each other in no way; their sum it does tell."""
+    costs = EngineCosts(w, p, k)
+    found = fitted([look(costs, batch, context) for _ in range(60)])
+    assert predicted_s(found, batch, context, 0.0) == pytest.approx(predicted_s(costs, batch, context, 0.0), rel=0.05)
