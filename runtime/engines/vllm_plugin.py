@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 ASKED = "SPECLRM_CPU_ENGINE"
-"""Set in the environment of the processes that are to be changed."""
+"""The environment variable that is 1 in the processes that are to be changed. A user who sets it to 0 gets vLLM as it is."""
 SPIN_S = 0.002
 FEW = (256, 4096)
 """Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
@@ -24,7 +24,7 @@ FEW = (256, 4096)
 
 def register() -> None:
     """Called by vLLM in each of its processes."""
-    if ASKED not in os.environ:
+    if os.environ.get(ASKED) != "1":
         return
     from vllm.logger import init_logger
 

@@ -158,7 +158,7 @@ def own_values(settings: EngineSettings) -> dict[str, str | None]:
     spawns.
     """
     values: dict[str, str | None] = {}
-    values[vllm_plugin.ASKED] = "1" if settings.device == "cpu" else None
+    values[vllm_plugin.ASKED] = os.environ.get(vllm_plugin.ASKED, "1") if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
     if settings.preload:

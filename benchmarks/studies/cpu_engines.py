@@ -1,0 +1,70 @@
+"""Measures what the changes to vLLM's processes bring on a CPU: turns with and without them, on the same models and problems.
+
+    python benchmarks/studies/cpu_engines.py [--target NAME] [--draft NAME] [--turns 2]
+
+Each turn starts the engines anew (``SPECLRM_CPU_ENGINE`` is 1 or 0), runs each mode once to warm up and once to measure, and
+prints kept tokens a second. Turns alternate (1 0 0 1), so that a machine which grows slower spoils no comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import time
+from typing import Any
+
+from speclrm import api
+from speclrm.evaluators.datasets import load
+from speclrm.runtime.engines.vllm_plugin import ASKED
+
+MODES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
+    "target alone, 32 streams": ("parallel", 4, 8, {}),
+    "target alone, 8 streams": ("parallel", 4, 2, {}),
+    "every step drafted, 8 streams": ("speculative", 4, 2, {"speculate": "always", "judge": "inline"}),
+}
+"""Strategy, problems, tracks a problem, options of the recipe."""
+DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
+
+
+async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str, float]:
+    """Kept tokens a second of each mode."""
+    os.environ[ASKED] = "1" if changed else "0"
+    problems = load(DATASET, limit=4)
+    rates: dict[str, float] = {}
+    async with api.Runtime(target=target, draft=draft) as runtime:
+        for name, (strategy, count, tracks, options) in MODES.items():
+            chosen = api.strategy(strategy, tracks=tracks, token_budget=tokens, closing=False, **options)
+            for measured in (False, True):
+                began = time.perf_counter()
+                states = await asyncio.gather(*(runtime.solve(problem, chosen) for problem in problems[:count]))
+                seconds = time.perf_counter() - began
+                if measured:
+                    kept = sum(track.tokens for state in states for track in state.tracks.values())
+                    rates[name] = kept / seconds
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="qwen2.5-coder-0.5b-instruct")
+    parser.add_argument("--draft", default="smollm2-135m-instruct")
+    parser.add_argument("--tokens", type=int, default=48, help="a track at most")
+    parser.add_argument("--turns", type=int, default=2, help="with and without, each")
+    given = parser.parse_args()
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    order = [
+        changed for number in range(given.turns) for changed in ((True, False) if number % 2 == 0 else (False, True))
+    ]
+    for changed in order:
+        rates = asyncio.run(turn(given.target, given.draft, given.tokens, changed))
+        found[changed].append(rates)
+        print("changed" if changed else "as it is", {name: round(rate, 1) for name, rate in rates.items()}, flush=True)
+    for name in MODES:
+        with_, without = (statistics.median(one[name] for one in found[changed]) for changed in (True, False))
+        print(f"{name}: {with_:.1f} against {without:.1f} tokens/s, {with_ / without:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
