@@ -12,7 +12,7 @@ from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.settings_diff import digest
 from speclrm.app.simulation import is_simulated_dataset, simulated_problems
 from speclrm.app.thresholds import kept_threshold
-from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.runtime.errors import SettingsError
@@ -122,7 +122,7 @@ def resolve(
 
 def make_strategy(name: str, **options: Any) -> Family:
     """A strategy by name with options of its recipe. Raises SettingsError."""
-    return catalog.strategy(name, find_answer, **options)
+    return catalog.strategy(name, find_answer, finished_answer, **options)
 
 
 def recorded_strategy(

@@ -47,8 +47,16 @@ def defaults(name: str) -> Recipe:
     return _entry(name)[1]
 
 
-def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any) -> Family:
+def strategy(
+    name: str,
+    find_answer: Callable[[str], str | None],
+    finished_answer: Callable[[str, str], str | None] | None = None,
+    /,
+    **options: Any,
+) -> Family:
     """Returns a strategy by its name or alias, with options of its recipe; None leaves an option at its default.
+
+    ``find_answer``, ``finished_answer``: as ``Family`` takes them.
 
     Raises:
         SettingsError: the name or an option is unknown, or a value is out of range.
@@ -67,6 +75,7 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
             Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given}),
             find_answer,
             ALIASES.get(name, name),
+            finished_answer=finished_answer,
         )
     except ValidationError as error:
         raise SettingsError(f"Strategy {name}: {_all_told(error)}.") from error

@@ -113,19 +113,6 @@ class _Problem:
         self.lost += not kept
 
 
-@dataclass(slots=True)
-class _Window:
-    """A period in which predictions are compared with results: whether most tracks ``speculates``, the ``tokens``
-    committed at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
-    """
-
-    speculates: bool
-    tokens: int
-    predicted: float = 0.0
-    since_s: float = 0.0
-    rate: float = 0.0
-
-
 class Controller:
     """One for a runtime: call ``see`` with every event of its samples, and ``decide`` before each step of a track.
 
@@ -162,16 +149,12 @@ class Controller:
             self._settings.accepted_prior * self._settings.prior_verdicts,
             self._settings.prior_verdicts,
         )
-        self._prior_weight = self._settings.prior_verdicts
         self._seen: dict[Role, _Totals] = {}
         self._context = 0.0
         self._waiting = 0
         self._looked_s = self._decided_s = float("-inf")
         self._decided_tracks = 0
         self._drafted = False
-        self._tokens = 0
-        self._window: _Window | None = None
-        self._found = {True: _Mean(1.0), False: _Mean(1.0)}
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
         self.threshold, self.gain = 2.0, 1.0
@@ -230,7 +213,7 @@ class Controller:
         problem = self._problems[event.problem]
         problem.doubted.add((event.repeat, event.track))
         problem.verdict(False, self._settings.verdicts_max)
-        self._kept, self._verdicts = self._kept * self._settings.forget, self._verdicts * self._settings.forget + 1
+        self._verdicts += 1
 
     def _forget(self, name: str, track: tuple[int, str]) -> None:
         problem = self._problems.get(name)
@@ -261,7 +244,6 @@ class Controller:
     def _restart(self) -> None:
         """Starts again for other engines: their counters begin anew, and so does the time."""
         self._seen.clear()
-        self._window = None
         self._looked_s = self._decided_s = float("-inf")
 
     def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
@@ -279,7 +261,6 @@ class Controller:
             )
 
     def _commit(self, event: StepCommitted) -> None:
-        self._tokens += event.tokens
         problem = self._problems[event.problem]
         problem.since += 1
         problem.committed[event.repeat, event.track] += event.tokens
@@ -294,10 +275,7 @@ class Controller:
                 self._kept += 1
             elif not doubted:
                 problem.verdict(kept, self._settings.verdicts_max)
-                self._kept, self._verdicts = (
-                    self._kept * self._settings.forget + kept,
-                    self._verdicts * self._settings.forget + 1,
-                )
+                self._kept, self._verdicts = self._kept + kept, self._verdicts + 1
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:
                 self._shape["drafted"].add(event.tokens)
@@ -377,19 +355,8 @@ class Controller:
 
     def _acceptance(self, problem: _Problem) -> float:
         mean = self._kept / self._verdicts
-        return (problem.kept + mean * self._prior_weight) / (problem.verdicts + self._prior_weight)
-
-    def _weigh(self) -> None:
-        """How much the mean of all problems says of a single one: a Beta prior by the method of moments."""
-        known = [problem for problem in self._problems.values() if problem.verdicts >= self._settings.probes]
-        mean = self._kept / self._verdicts
-        if len(known) < self._settings.alike_problems:
-            return
-        chance = sum(mean * (1 - mean) / problem.verdicts for problem in known) / len(known)
-        spread = sum((problem.kept / problem.verdicts - mean) ** 2 for problem in known) / len(known)
-        apart = max(spread - chance, 1e-9)
-        self._prior_weight = min(
-            self._settings.prior_verdicts_max, max(self._settings.prior_verdicts, mean * (1 - mean) / apart - 1)
+        return (problem.kept + mean * self._settings.prior_verdicts) / (
+            problem.verdicts + self._settings.prior_verdicts
         )
 
     # ------------------------------------------------------------------------------------------------------------- inside
@@ -431,11 +398,10 @@ class Controller:
         if target is None or draft is None or not tracks:
             return
         self._decided_s, self._decided_tracks = now, tracks
-        self._weigh()
         shape = self._step
         seated = 1 - min(1.0, self._waiting / tracks)
-        self._measure(now)
-        correction = self._found[True].value / self._found[False].value
+        if not seated:
+            return
         tail = self._tail(tracks * seated, shape, target, draft)
         alone = predict([Group(tracks * seated, None)], shape, target, None).rate
 
@@ -444,7 +410,7 @@ class Controller:
             groups = self._groups(seated, lambda p: self._acceptance(p) if speculate(p) else None)
             share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * seated)
             rate = predict(groups, shape, target, draft).rate if share else alone
-            return rate / alone * (1 + share * (correction / (1 + tail) - 1))
+            return rate / alone * (1 + share * (1 / (1 + tail) - 1))
 
         bounds = sorted({round(self._acceptance(p) * 20) / 20 for p in self._problems.values()})
         worths = {
@@ -457,7 +423,7 @@ class Controller:
         best = self.gain if self.threshold <= 1 else 1.0
         change = best >= now_worth * (1 + self._settings.hysteresis)
         hope = min(self._settings.hopeful, self._hoped())
-        hoped = predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone * correction / (1 + tail)
+        hoped = predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
         self._hopeless = hoped < self._settings.gain_on and self.threshold > 1
         for problem in self._problems.values():
             if change:
@@ -466,7 +432,6 @@ class Controller:
                 problem.reason = self._reason(problem)
         at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
         load = predict(at_work, shape, target, draft)
-        self._expect(now, at_work, load.rate)
         self._eager = (
             draft.slowdown + target.slowdown < self._settings.eager_cost
             and (target.p + target.k * shape.context) * load.target_load < self._settings.eager_cost * target.w
@@ -524,28 +489,6 @@ class Controller:
             accepted = acceptance(problem)
             tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
-
-    def _measure(self, now: float) -> None:
-        """Compares what was committed with what was predicted for the tracks at work, from decision to decision."""
-        if (window := self._window) is None:
-            return
-        window.predicted += window.rate * (now - window.since_s)
-        if (tokens := self._tokens - window.tokens) >= self._settings.rate_tokens:
-            found, most = self._found[window.speculates], self._settings.correction_max
-            ratio = min(most, max(1 / most, tokens / window.predicted))
-            found.value += self._settings.correction_weight * (ratio - found.value)
-            self._window = None
-
-    def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
-        """Sets what results will be compared with from now on."""
-        everyone = sum(group.tracks for group in groups)
-        speculating = sum(group.tracks for group in groups if group.acceptance is not None)
-        if not everyone or 0 < speculating < everyone / 2:
-            self._window = None
-            return
-        if self._window is None or self._window.speculates != (speculating > 0):
-            self._window = _Window(speculating > 0, self._tokens)
-        self._window.since_s, self._window.rate = now, rate
 
     @property
     def _steps_a_track(self) -> float:

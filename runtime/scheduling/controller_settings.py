@@ -29,12 +29,6 @@ class ControllerSettings:
     """Acceptance of a problem before its first verdict, as long as no other problem has any."""
     prior_verdicts: float = 8.0
     """Verdicts that the mean acceptance of all problems counts beside a problem's own."""
-    prior_verdicts_max: float = 64.0
-    """The same where problems are found to be alike."""
-    alike_problems: int = 3
-    """Problems with enough verdicts from which on their differences say something."""
-    forget: float = 0.995
-    """What a verdict counts in the mean of all problems after the next one."""
     verdicts_max: float = 64.0
     """Verdicts that are remembered of a problem: acceptance changes along a track."""
     hopeful: float = 0.95
@@ -59,12 +53,6 @@ class ControllerSettings:
     """Changes of a problem's mode after which one that was turned off waits before it is turned on again."""
     moved: float = 0.1
     """A break-even this much under all at which a problem was tried is reason to look at it again at once."""
-    rate_tokens: int = 2_000
-    """Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
-    correction_weight: float = 0.1
-    """What one such measurement counts beside those before it."""
-    correction_max: float = 1.5
-    """The largest factor, and the inverse of the smallest, that one measurement may be."""
     outlier: float = 4.0
     """Times the mean beyond which what one request read counts no more."""
     eager_acceptance: float = 0.6
