@@ -62,9 +62,10 @@ async def resume(
         with resolved(options, notify, engines) as found:
             differing = changes(past.config, found.config)
             differing |= changed_models(past.config, await weights(found.options))
-            check_problems(past, found.problems)  # which no option allows
+            begun = changed_problem(past, found.problems)
             if differing and not override:
-                refuse(directory, differing, asked=asked is not None)
+                refuse(directory, differing, asked=asked is not None, begun=begun)
+            check_problems(past, found.problems)
             names = [(problem.id, repeat) for problem in found.problems for repeat in range(found.options.repeats)]
             done = [past.samples[name].state for name in names if name in past.samples]
             if past.finished and len(done) == len(names) and None not in done:
@@ -128,6 +129,12 @@ def _machine(machine: Mapping[str, JsonValue]) -> dict[str, str]:
 
 def check_problems(past: Past, problems: Sequence[Problem]) -> None:
     """Raises ResumeError if a problem of the trace has another text now, or another answer."""
+    if (changed := changed_problem(past, problems)) is not None:
+        raise ResumeError(f"{changed}. Put the dataset back as it was, or start a new run.")
+
+
+def changed_problem(past: Past, problems: Sequence[Problem]) -> str | None:
+    """Says which problem had begun and has another text or answer now; None if there is none."""
     named = {problem.id: problem for problem in problems}
     for sample in past.samples.values():
         first = sample.events[0] if sample.events else None
@@ -135,7 +142,5 @@ def check_problems(past: Past, problems: Sequence[Problem]) -> None:
         if not isinstance(first, ProblemStarted) or problem is None:
             continue
         if (first.text, first.gold) != (problem.text, problem.answer):
-            raise ResumeError(
-                f"Problem {sample.problem} has another text or answer than when the run was started. Put the dataset "
-                "back as it was, or start a new run."
-            )
+            return f"Problem {sample.problem} has another text or answer than when the run was started"
+    return None

@@ -37,7 +37,7 @@ WEIGHTS = "weights"
 MODELS = "models"
 """Where it has the facts of each role's model. Older runs have none."""
 
-MODEL_FACTS = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template", "preset": "preset"}
+MODEL_FACTS = {"tensors": "weights", "preset": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
 """Those of them that two comparable runs have in common, with their names for people."""
 
 FACTS = (
@@ -153,8 +153,12 @@ def _short(digest: JsonValue) -> JsonValue:
     return "none" if digest is None else digest[:16] if isinstance(digest, str) else digest
 
 
-def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
-    """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
+def refuse(directory: Path, found: Changes, *, asked: bool, begun: str | None = None) -> NoReturn:
+    """Raises ResumeError.
+
+    ``asked``: the settings were given anew, and not taken from what is recorded. ``begun``: what no option allows, if that
+    has changed, too.
+    """
     command = f"speclrm resume {quote(str(directory))}"
     advice = (
         f"Give what is recorded (`{command}` does), or --override, which goes on and records the change."
@@ -162,6 +166,8 @@ def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
         else f"Put back what was there then, or start a new run. `{command} --override` goes on all the same "
         "and records the change."
     )
+    if begun is not None:
+        advice = f"Put back what was there then, or start a new run. {begun}: no option goes on with that."
     raise ResumeError(
         f"{directory}: the run was started otherwise, and its results would not be comparable.\n{table(found)}\n{advice}"
     )

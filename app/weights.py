@@ -53,7 +53,7 @@ def _of_folder(path: Path) -> dict[str, JsonValue]:
 
     return {
         **store.origin(path),
-        "weights": store.tensors_digest(path),
+        "tensors": store.tensors_digest(path),
         "tokenizer": tokenizer_digest(path),
         "chat_template": template_digest(path),
     }

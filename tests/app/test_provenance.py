@@ -71,7 +71,7 @@ async def test_a_model_is_named_by_where_it_is_from_and_by_digests_of_what_decid
     assert target["index"] == hashlib.sha256(index).hexdigest()
     template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     assert target["chat_template"] == hashlib.sha256(template.encode()).hexdigest()
-    assert {len(target[name]) for name in ("weights", "tokenizer")} == {64}
+    assert {len(target[name]) for name in ("tensors", "tokenizer")} == {64}
     assert set(models["draft"]) == {"name", "preset"}
     assert found["weights"] == {"target": store.weights_digest(folder)}  # what older versions compare
 
@@ -294,6 +294,7 @@ def test_changed_data_are_refused_and_what_had_begun_stays_as_it_was(run: tuple[
         assert refused.returncode == 2
         assert "Problem one has another text or answer" in refused.stderr
         assert "--override" not in refused.stderr  # it would not help
+    assert "Put the dataset back as it was, or start a new run." in refused.stderr
     data.write_text(
         '{"id": "one", "problem": "1+3?", "answer": "4"}\n{"id": "two", "problem": "2+2?", "answer": "4"}\n'
     )
@@ -320,7 +321,7 @@ def test_other_versions_and_another_machine_are_told_and_hold_nothing_up(run: tu
 
 
 def test_runs_of_older_versions_are_compared_by_what_they_recorded() -> None:
-    target: dict[str, Any] = {"weights": "b" * 64, "tokenizer": "c" * 64, "chat_template": None}
+    target: dict[str, Any] = {"tensors": "b" * 64, "tokenizer": "c" * 64, "chat_template": None}
     new: Any = {"models": {"target": target}, "weights": {"target": "x"}}
     assert changed_models({"weights": {"target": "x"}}, new) == {}
     assert changed_models({"weights": {"target": "y"}}, new) == {"target's weights": ("y", "x")}
