@@ -97,7 +97,8 @@ async def start_engines(
     started: dict[Role, VllmEngine] = {}
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
-        start = _Start(settings, Path(folder), log_path, notify or (lambda _: None))
+        ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
+        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None))
         try:
             for role, (engine, counters) in (await start.engines()).items():
                 started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
@@ -122,11 +123,17 @@ class _Start:
     """
 
     def __init__(
-        self, settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path, notify: Callable[[str], None]
+        self,
+        settings: Mapping[Role, EngineSettings],
+        ids: Mapping[Role, int],
+        folder: Path,
+        log_path: Path,
+        notify: Callable[[str], None],
     ) -> None:
         self.log_offset = log_path.stat().st_size
         self.watchdog = Watchdog()
         self._settings = settings
+        self._ids = ids
         self._folder = folder
         self._log_path = log_path
         self._notify = notify
@@ -154,7 +161,7 @@ class _Start:
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with environment(own_values(chosen)):
+                with environment(own_values(chosen, self._ids[role])):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
@@ -311,7 +318,7 @@ def entropy_of(logprobs: Sequence[float]) -> float | None:
     return -sum(weight / total * math.log(weight / total) for weight in weights if weight > 0)
 
 
-def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
+def read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
     """Puts what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were cached,
     ``end`` where that is not known.
     """
@@ -319,8 +326,12 @@ def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) ->
     if cached is None or cached < 0:
         return end
     first = max(start, cached + 1)
-    # One entry a place, the prompt's own id, but none for the first place.
-    values.update(zip(range(first, end), output.prompt_logprobs[first:end].logprobs, strict=True))
+    if first < end:
+        # One entry a place, the prompt's own id, but none for the first place. What was cached is filled with anything, or
+        # (vLLM's V2 model runner, its default on CUDA: v1/worker/gpu/sample/prompt_logprob.py) left out.
+        left_out = len(output.prompt_token_ids) - len(output.prompt_logprobs)
+        found = output.prompt_logprobs[first - left_out : end - left_out].logprobs
+        values.update(zip(range(first, end), found, strict=True))
     return cached
 
 
@@ -419,7 +430,7 @@ class VllmEngine:
         """The delta with the log-probabilities of the prompt's ids from ``start`` on.
 
         vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
-        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): with n cached tokens the first id with a value is
+        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict) or leaves them out: with n cached tokens the first id with a value is
         n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
         track had the same one scored. What is missing is asked for from the back: the prompt cut off before it, which
         is never found whole since vLLM computes a prompt's last token always. That costs a block each time.
@@ -427,14 +438,14 @@ class VllmEngine:
         ids = request.prompt_ids
         values: dict[int, float] = {}
         end = len(ids)
-        cached = _read_prompt(output, start, end, values)
+        cached = read_prompt(output, start, end, values)
         while cached >= start:
             if cached >= end:
-                raise RequestError(f"Engine {self.name} does not say which part of request {request.id} it had cached.")
+                raise EngineError(f"Engine {self.name} does not say which part of request {request.id} it had cached.")
             end = cached
             async with aclosing(self._outputs(request, ids[:end], max_tokens=1, logprob_token_ids=[ids[end]])) as more:
                 async for part in more:
-                    cached = _read_prompt(part, start, end, values)
+                    cached = read_prompt(part, start, end, values)
                     values[end] = part.outputs[0].logprobs[0][ids[end]].logprob
         return dataclasses.replace(
             delta, prompt_logprobs=tuple(values[place] for place in range(start, len(ids))), cached_tokens=cached

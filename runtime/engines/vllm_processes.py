@@ -153,9 +153,12 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
     }
 
 
-def own_values(settings: EngineSettings) -> dict[str, str | None]:
-    """What only this engine's processes find. vLLM reads the cores in the process that it spawns."""
-    values: dict[str, str | None] = {}
+def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
+    """What only this engine's processes find. vLLM reads the cores in the process that it spawns.
+
+    ``ids``: how many its tokenizer has.
+    """
+    values: dict[str, str | None] = {vllm_plugin.IDS: str(ids)}
     values[vllm_plugin.ASKED] = "1" if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))

@@ -513,6 +513,30 @@ def _construction_runs() -> bool:
     return any(frame.name == "_construct" for stack in stacks for frame in stack)
 
 
+async def test_a_padded_model_never_writes_ids_that_its_tokenizer_does_not_have(
+    tiny_models: dict[str, Path], tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_models["other"])
+    assert tokenizer.vocabulary.size < 320  # rows of the model: without a mask one id in sixteen would be none
+    settings = {Role.TARGET: tiny_settings[Role.TARGET].model_copy(update={"path": tiny_models["other"]})}
+    log_path = tmp_path / "engines.log"
+    engines = await start_engines(settings, {Role.TARGET: tokenizer}, log_path=log_path)
+    engine = engines[Role.TARGET]
+    try:
+        wild = [
+            request(engine, f"r{n}", max_tokens=100, temperature=2.0, top_p=top_p, seed=n)
+            for n in range(6)
+            for top_p in (1.0, 0.95)
+        ]
+        answers = await asyncio.gather(*(collect(engine, one) for one in wild))
+        ids = [token for deltas in answers for delta in deltas for token in delta.ids]
+        assert len(ids) > 100
+        assert max(ids) < tokenizer.vocabulary.size
+        assert f"ids from {tokenizer.vocabulary.size} on are never sampled" in log_path.read_text()
+    finally:
+        await engine.aclose()
+
+
 async def test_each_engine_gets_its_own_cores_and_what_it_leaves_in_shared_memory_is_removed(
     tiny_settings: dict[Role, EngineSettings], tmp_path: Path
 ) -> None:
