@@ -430,8 +430,8 @@ class VllmEngine:
         """The delta with the log-probabilities of the prompt's ids from ``start`` on.
 
         vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
-        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict) or leaves them out: with n cached tokens the first id with a value is
-        n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
+        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict) or out: with n cached tokens the first id with a value
+        is n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
         track had the same one scored. What is missing is asked for from the back: the prompt cut off before it, which
         is never found whole since vLLM computes a prompt's last token always. That costs a block each time.
         """
