@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.runtime.engines.simulated.presets import simulated_engines
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
-from speclrm.runtime.machine.sizing import check_gpus, check_room, engine_settings, read_facts
+from speclrm.runtime.machine.placement import Placement, place
+from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
@@ -142,25 +143,26 @@ class RealEngines:
         _check_target(options)
         names = model_names(options)
         machine = read_machine()
-        check_gpus(machine, options.tensor_parallel_size)
-        for name in names.values():
-            if store.find_local(name) is None:  # a wrong name is told before another model is fetched
-                check_room(machine, name, options.tensor_parallel_size)
-        paths = {role: await store.pull(name, notify) for role, name in names.items()}
+        placements = {role: placement(options, role) for role in names}
+        place(machine, placements)
+        extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
+        weights = {role: extra[role].get("load_format") != "dummy" for role in names}
+        for role, name in names.items():
+            if (
+                store.find_local(name, weights=weights[role]) is None
+            ):  # a wrong name is told before another model is fetched
+                check_room(machine, name, placements[role].size)
+        paths = {role: await store.pull(name, notify, weights=weights[role]) for role, name in names.items()}
         self._tokenizers = await _load(paths)
         settings = engine_settings(
             machine,
             {role: read_facts(names[role], path) for role, path in paths.items()},
             _with_prompts(work, strategy, problems, self._tokenizers),
-            dtype=options.dtype,
+            placements=placements,
             kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
-            tensor_parallel=options.tensor_parallel_size,
             gpu_share=options.gpu_memory_utilization,
         )
-        extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
-        self._settings = {
-            role: one.model_copy(update={"extra": {**one.extra, **extra[role]}}) for role, one in settings.items()
-        }
+        self._settings = {role: one.model_copy(update={"extra": extra[role]}) for role, one in settings.items()}
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
         from speclrm.runtime.engines.vllm import start_engines
@@ -188,13 +190,28 @@ class RealEngines:
         names = model_names(self._options)
         paths: dict[Role, Path] = {}
         for role, name in names.items():
-            path = store.find_local(name)
+            path = store.find_local(name, weights=False)
             if path is None:
                 raise ModelError(
                     f"The tokenizer of {name} is not here, and a replay needs it. `speclrm models pull {name}`."
                 )
             paths[role] = path
         return await _load(paths)
+
+
+def placement(options: EngineOptions, role: Role) -> Placement:
+    """How the options place one engine; what is said of all counts where nothing is said of it."""
+    one: dict[str, Any] = {
+        name: getattr(options, f"{role.value}_{name}")
+        for name in ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype")
+    }
+    return Placement(
+        devices=one["devices"],
+        tensor_parallel=one["tensor_parallel_size"] or options.tensor_parallel_size,
+        pipeline_parallel=one["pipeline_parallel_size"],
+        share=one["gpu_memory_utilization"],
+        dtype=one["dtype"] or options.dtype,
+    )
 
 
 def _check_target(options: EngineOptions) -> None:
@@ -237,6 +254,7 @@ def _with_prompts(
         prompt_tokens=max([work.prompt_tokens, *prompts]),
         suffix_tokens=max(suffixes),
         same_tokenizer=len(fingerprints) == 1,
+        likelihood=Role.DRAFT in tokenizers and strategy.prompts.scorer == "likelihood",
     )
 
 

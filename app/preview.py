@@ -58,7 +58,7 @@ def _prompts(found: Resolved) -> dict[str, str]:
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
         name = getattr(found.options, role.value)
-        path = None if is_simulated(name) else store.find_local(name)
+        path = None if is_simulated(name) else store.find_local(name, weights=False)
         tokenizer = None if path is None else load_tokenizer(path)
         if question is not None and role is Role.TARGET:
             prompts["target, choosing methods"] = (

@@ -31,5 +31,5 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
 def _digest(name: str) -> str | None:
     if is_simulated(name):
         return preset_digest(name)
-    path = store.find_local(name)
+    path = store.find_local(name, weights=False)
     return None if path is None else store.weights_digest(path)

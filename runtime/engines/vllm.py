@@ -25,6 +25,7 @@ import structlog
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import Delta, EngineStats, Finish, Request
+from speclrm.runtime.engines import vllm_memory
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
     Watchdog,
@@ -40,6 +41,7 @@ from speclrm.runtime.engines.vllm_processes import (
     with_children,
 )
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
+from speclrm.runtime.settings import UNREAD_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -57,11 +59,6 @@ them on eight at a time costs the loop little and still tells, after an abort, w
 ENTROPY_TOP = 20
 """The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says otherwise.
 GlimpRouter (arXiv 2601.05110) takes as many."""
-
-UNREAD_MAX = 1024
-"""Tokens before a likelihood that may be uncached. vLLM makes logits of the whole vocabulary for each uncached one at once
-(v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. A longer context
-is therefore read by a plain request first, which costs a block where it was cached, as it nearly always is."""
 
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
@@ -102,7 +99,8 @@ async def start_engines(
         try:
             for role, (engine, counters) in (await start.engines()).items():
                 started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
-            for engine in started.values():
+            for role, engine in started.items():
+                engine.tell_memory(settings[role].estimate, start.log_offset)
                 await engine.warm_up()
         except BaseException as error:
             await to_its_end(start.give_up())
@@ -198,6 +196,15 @@ def _config(settings: EngineSettings) -> Any:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has no Triton
     from vllm.engine.arg_utils import AsyncEngineArgs
 
+    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
+    try:
+        return AsyncEngineArgs(**cast("Any", arguments(settings))).create_engine_config()
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
+
+
+def arguments(settings: EngineSettings) -> dict[str, Any]:
+    """What vLLM's EngineArgs are given."""
     options: dict[str, Any] = {
         "model": str(settings.path),
         "served_model_name": settings.name,
@@ -206,6 +213,8 @@ def _config(settings: EngineSettings) -> Any:
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "block_size": settings.block_size,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
         "enforce_eager": settings.enforce_eager,
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
@@ -222,15 +231,16 @@ def _config(settings: EngineSettings) -> Any:
         options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
     if settings.gpu_memory_utilization is not None:
         options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
-    try:
-        return AsyncEngineArgs(**cast("Any", {**options, **settings.extra})).create_engine_config()
-    except (TypeError, ValueError) as error:
-        raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
+    return {**options, **settings.extra}
 
 
-OURS = frozenset({"model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"})
-"""Arguments that the runtime rests on."""
+OURS = frozenset(
+    {
+        *("model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"),
+        *("tensor_parallel_size", "pipeline_parallel_size"),
+    }
+)
+"""Arguments that the runtime rests on, or that have an option of their own."""
 
 
 def check_arguments(settings: EngineSettings, known: set[str]) -> None:
@@ -569,6 +579,11 @@ class VllmEngine:
     async def forget_prefixes(self) -> None:
         """Empties the prefix cache, so that what is measured next does not profit from what was before."""
         await self.engine.reset_prefix_cache()
+
+    def tell_memory(self, estimate: Mapping[str, int], log_offset: int) -> None:
+        """Logs what was expected of its memory, and what it said of it since its log had that many bytes."""
+        processes = {process.pid for process in with_children(self._cores())}
+        vllm_memory.tell(self.name, estimate, self._log_path, log_offset, processes)
 
     async def warm_up(self) -> None:
         """The first request for digits compiles what it needs, which takes seconds: not on the first step's time."""

@@ -162,6 +162,9 @@ def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
     values[vllm_plugin.ASKED] = "1" if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
+    if settings.devices:
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(settings.devices)
+        values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which the devices were numbered
     if settings.preload:
         values["LD_PRELOAD"] = ":".join(settings.preload)
     return values

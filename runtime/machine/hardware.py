@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -15,9 +15,12 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """``id``: as CUDA_VISIBLE_DEVICES names it."""
+
     name: str
     total_bytes: int
     free_bytes: int
+    id: str = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +90,37 @@ def _gpus() -> tuple[Gpu, ...]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
-    query = [command, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    query = [command, "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
-        rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
-        return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
+        return visible_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
+
+
+def visible_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that nvidia-smi ``listed``, of these the ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
+
+    As CUDA does it, none counts from the first one on that is not there. A part of a GPU (MIG) is not listed: it goes by
+    the memory of the first GPU, which is more than it has.
+    """
+    rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if row]
+    gpus = {
+        index: (uuid, Gpu(name, int(total) << 20, int(free) << 20, index)) for index, uuid, name, total, free in rows
+    }
+    if visible is None:
+        return tuple(gpu for _, gpu in gpus.values())
+    found: list[Gpu] = []
+    for asked in map(str.strip, visible.split(",")):
+        match = next(
+            (gpu for uuid, gpu in gpus.values() if asked == gpu.id or (asked and uuid.startswith(asked))), None
+        )
+        if match is None and asked.startswith("MIG-") and gpus:
+            match = next(iter(gpus.values()))[1]
+        if match is None:
+            break
+        found.append(replace(match, id=asked))
+    return tuple(found)
 
 
 def _preload() -> tuple[str, ...]:
