@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runner import speclrm as speclrm_command
 
 import speclrm
 from speclrm.api import EngineOptions, RunOptions
 from speclrm.app.engines import RealEngines, placement
+from speclrm.app.progress import quiet
 from speclrm.app.resolve import make_strategy
+from speclrm.commands.errors import checked
 from speclrm.runtime.engines.vllm import arguments, check_arguments
 from speclrm.runtime.engines.vllm_processes import own_values
 from speclrm.runtime.errors import CapacityError, ModelError, SettingsError, UsageError
@@ -95,21 +96,15 @@ def test_what_the_machine_has_not_is_one_paragraph(count: int, options: dict[str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--target-devices", "0,1"), "--target-devices 0,1: this machine has"),
-        (("--draft-devices", "0,x"), "--draft-devices 'x': Input should be a valid integer"),
-    ],
-)
-def test_the_command_line_says_it_before_anything_is_loaded(
-    flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    models = ("--target", "qwen2.5-coder-0.5b-instruct", "--draft", "smollm2-135m-instruct")
-    done = speclrm_command("run", "speculative", *models, "--dataset", "reasoning-gym:chain_sum", *flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"speclrm: {message}")
+async def test_it_is_said_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speclrm.app.engines.read_machine", lambda: machine(2))
+    monkeypatch.setattr(store, "pull", lambda *_, **__: pytest.fail("fetched"))
+    given = {"strategy": "baseline", "dataset": "x", "target": "qwen2.5-coder-0.5b-instruct"}
+    options = checked(RunOptions, **given, target_devices=("0", "2"))
+    with pytest.raises(SettingsError, match="--target-devices 0,2: this machine has 2 GPUs"):
+        await RealEngines(options).size(make_strategy("baseline"), WORK, (), quiet)
+    with pytest.raises(UsageError, match=r"^--draft-devices 'x': Input should be a valid integer"):
+        checked(RunOptions, **given, draft_devices=("0", "x"))
 
 
 def test_a_share_of_all_engines_over_what_is_free_is_refused_and_one_below_it_bounds_them() -> None:
@@ -160,7 +155,7 @@ def test_each_gpu_is_filled_by_the_engines_on_it() -> None:
 
 def test_the_estimate_follows_the_shape_the_batch_and_the_parallel_size() -> None:
     """QwQ-32B at 8,192 batched tokens was estimated at 2.5 to 3.4 GiB beside weights and cache, a flat 2 before."""
-    known = {"dtype_bytes": 2, "batched_tokens": 8192, "sequences": 256}
+    known: dict[str, Any] = {"dtype_bytes": 2, "batched_tokens": 8192, "sequences": 256}
     large, small = estimate(QWQ, **known), estimate(R1, **known)
     assert 2.5 < (large.total - large.weights) / GIB < 3.6
     assert (small.total - small.weights) / GIB < 2.2
@@ -255,7 +250,7 @@ async def test_a_folder_without_weights_will_do_for_dummy_weights_and_is_sized_b
         strategy="baseline", dataset="x", target=str(bare_folder), target_args={"load_format": "dummy"}
     )
     engines = RealEngines(options)
-    await engines.size(make_strategy("baseline"), WORK, (), lambda *_: None)
+    await engines.size(make_strategy("baseline"), WORK, (), quiet)
     (settings,) = engines.settings.values()
     assert settings.estimate["weights"] == counted * 2
     assert arguments(settings)["load_format"] == "dummy"
