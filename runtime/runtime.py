@@ -189,10 +189,16 @@ class Runtime:
         return self._scheduler
 
     async def solve(
-        self, problem: Problem, strategy: Strategy, *, seed: int | None = 0, sinks: Sequence[Sink] = ()
+        self,
+        problem: Problem,
+        strategy: Strategy,
+        *,
+        seed: int | None = 0,
+        sinks: Sequence[Sink] = (),
+        required: Sequence[Sink] = (),
     ) -> SampleState:
-        """One attempt at one problem, kept in memory."""
-        result = await self.run([problem], strategy, seed=seed, sinks=sinks)
+        """One attempt at one problem, kept in memory. ``sinks``, ``required``: as of ``run``."""
+        result = await self.run([problem], strategy, seed=seed, sinks=sinks, required=required)
         return result.samples[0]
 
     async def stream(
@@ -228,13 +234,16 @@ class Runtime:
         directory: Path | None = None,
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
+        required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
     ) -> RunResult:
         """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
-        what they do does not touch the run (``sinks.Subscriber``). ``trace``: segments of its file and their packing. With a
+        what they do does not touch the run (``sinks.Subscriber``): one that falls behind loses events. ``required`` ones lose
+        none: each event is theirs at once, the run waits for their ``room``, ends with their errors, and does not close
+        them. ``trace``: segments of its file and their packing. With a
         ``resumption`` the run goes on where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
@@ -251,6 +260,7 @@ class Runtime:
             directory=directory,
             config=config,
             sinks=sinks,
+            required=required,
             resumption=resumption,
             trace=trace,
         )
