@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.placement import Placement, place
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
-    from speclrm.runtime.engine import Engine, Tokenizer
+    from speclrm.runtime.engine import Engine, Request, Tokenizer
     from speclrm.runtime.engines.simulated.engine import SimulatedEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
@@ -133,6 +134,7 @@ class RealEngines:
         self._options = options
         self._settings: dict[Role, EngineSettings] = {}
         self._tokenizers: dict[Role, Tokenizer] = {}
+        self._warm_up: dict[Role, list[Request]] = {}
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
@@ -163,6 +165,16 @@ class RealEngines:
             gpu_share=options.gpu_memory_utilization,
         )
         self._settings = {role: one.model_copy(update={"extra": extra[role]}) for role, one in settings.items()}
+        self._warm_up = {
+            role: of_each_kind(
+                role,
+                strategy.limits,
+                strategy.prompts,
+                drafts=Role.DRAFT in names,
+                seeded=getattr(options, "seed", 0) is not None,
+            )
+            for role in names
+        }
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
         from speclrm.runtime.engines.vllm import start_engines
@@ -174,6 +186,7 @@ class RealEngines:
             self._settings,
             self._tokenizers,
             log_path=self._options.engine_log or _new_engine_log(),
+            warm_up=self._warm_up,
             notify=lambda what: notify(what, None, None),
         )
         engines: dict[Role, Engine] = {}

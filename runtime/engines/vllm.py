@@ -73,12 +73,13 @@ async def start_engines(
     tokenizers: Mapping[Role, Tokenizer],
     *,
     log_path: Path,
+    warm_up: Mapping[Role, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``log_path``: where the engines write their own log. If one fails to start, or the caller is cancelled, no process
-    of any is left.
+    ``warm_up``: a request of each kind that will come. ``log_path``: where the engines write their own log. If one fails
+    to start, or the caller is cancelled, no process of any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -101,7 +102,7 @@ async def start_engines(
                 started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
             for role, engine in started.items():
                 engine.tell_memory(settings[role].estimate, start.log_offset)
-                await engine.warm_up()
+                await engine.warm_up((warm_up or {}).get(role, ()))
         except BaseException as error:
             await to_its_end(start.give_up())
             for engine in started.values():
@@ -585,12 +586,11 @@ class VllmEngine:
         processes = {process.pid for process in with_children(self._cores())}
         vllm_memory.tell(self.name, estimate, self._log_path, log_offset, processes)
 
-    async def warm_up(self) -> None:
-        """The first request for digits compiles what it needs, which takes seconds: not on the first step's time."""
-        digits = tuple(range(10))
-        request = Request("warm-up", [1] * 8, 1, allowed_ids=digits, logprob_ids=digits)
-        async for _ in self.stream(request):
-            pass
+    async def warm_up(self, requests: Sequence[Request]) -> None:
+        """Has what these need compiled, one after the other: not on the first step's time."""
+        for request in requests:
+            async for _ in self.stream(request):
+                pass
 
     def stats(self) -> EngineStats:
         counters = self._counters

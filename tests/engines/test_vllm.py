@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ from support import Collector, make_strategy, parts
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.engine import Delta, Request
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
+from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, EngineFacts, MethodsChosen, StepDrafted, StepScored
 from speclrm.runtime.protocols import Problem, Role
@@ -511,6 +512,18 @@ def _construction_runs() -> bool:
     """Whether some thread is in the blocking part of an engine's start."""
     stacks = map(traceback.extract_stack, sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]
     return any(frame.name == "_construct" for stack in stacks for frame in stack)
+
+
+@pytest.mark.parametrize("options", [{}, {"gate_entropy": 1.5}, {"scorer": "likelihood", "score_threshold": -0.5}])
+async def test_each_kind_of_request_can_be_warmed_up(
+    engine_pair: dict[Role, VllmEngine], options: dict[str, Any]
+) -> None:
+    chosen = make_strategy("speculative", **options)
+    for role, engine in engine_pair.items():
+        before = engine.stats().output_tokens
+        requests = of_each_kind(role, chosen.limits, chosen.prompts, drafts=True, seeded=True)
+        await engine.warm_up(requests)
+        assert engine.stats().output_tokens >= before + len(requests)
 
 
 async def test_a_padded_model_never_writes_ids_that_its_tokenizer_does_not_have(
