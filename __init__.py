@@ -3,7 +3,7 @@
     async with speclrm.Runtime(target="qwen2.5-coder-0.5b-instruct", draft="smollm2-135m-instruct") as runtime:
         sample = await runtime.solve(speclrm.Problem("p1", "What is 12 * 13?"), speclrm.strategy("speculative"))
 
-Names are loaded when they are first used, so that importing the package costs nothing.
+Names are loaded when they are first used, so importing the package costs nothing.
 """
 
 from __future__ import annotations

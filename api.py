@@ -1,4 +1,4 @@
-"""The public door: a runtime on named models, strategies by name, and whole runs. All work is done in ``app/``."""
+"""The facade for programs: a runtime on named models, strategies by name, and whole runs. ``app/`` does all the work."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from speclrm.runtime.state import SampleState
 
 PROMPT_TOKENS = 1024
-"""Room for a problem, where it is not known which will come."""
+"""Room for a problem of unknown length."""
 
 
 class Runtime(_Runtime):
-    """Reasoning on two models: ``async with speclrm.Runtime(target=..., draft=...) as runtime``.
+    """Reasons with two models: ``async with speclrm.Runtime(target=..., draft=...) as runtime``.
 
-    ``tracks``: how many are expected at once. Lengths in tokens. The other options are those of ``speclrm run``. Models that
-    are not here are fetched first. The engines' processes and the judges of answers live as long as the block.
-    ``engines``: used instead of models by name, and left open at the end; ``same`` then says which answers are equal, by
-    default those with equal texts.
+    ``tracks``: how many are expected at once. Lengths in tokens. The other options are those of ``speclrm run``. Models
+    that are not here are downloaded first. The engines' processes and the graders live as long as the block.
+    ``engines``: used instead of models by name, and left open at the end; ``same`` then says which answers are equal,
+    by default those with equal texts.
 
     Raises:
         SettingsError: neither a target nor engines are given, or both.
 
     Raises, on entry:
-        UsageError: a model cannot be had, or the work does not fit this machine.
+        UsageError: a model cannot be loaded, or the work does not fit this machine.
         EngineError: an engine did not start.
     """
 
@@ -126,7 +126,7 @@ class Runtime(_Runtime):
 async def solve(
     problem: str | Problem, *, target: str, draft: str | None = None, notify: Notify = quiet, **options: Any
 ) -> SampleState:
-    """One attempt at one problem, with engines of its own. For more than one, keep a ``Runtime`` open.
+    """Makes one attempt at one problem, with engines of its own. For more problems, keep a ``Runtime`` open.
 
     ``options`` are the recipe's; the strategy is ``speculative`` with a draft and ``baseline`` without.
     """

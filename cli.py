@@ -15,7 +15,7 @@ _NAMES = re.compile(r"^\S+\s+\w+|(?<=\s)--[\w-]+")
 def main() -> None:
     """Runs the program as its arguments say."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Until a command is at work (``commands.errors.guard``) there is nothing to end in good order.
+        # Until a command runs (``commands.errors.guard``) there is nothing to clean up.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from speclrm.commands.program import app, with_dashes
 

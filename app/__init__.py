@@ -1,1 +1,1 @@
-"""What one invocation is: options resolved, engines opened, runs made, resumed, replayed and evaluated. No screen."""
+"""Does what one invocation asks: resolves options, opens engines, makes, resumes, replays and evaluates runs. No screen."""

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from speclrm.runtime.runtime import Runtime
 
 WORLD_SEED = 0
-"""Simulated models say the same in each calibration."""
+"""Simulated models write the same in each calibration."""
 
 
 class CalibrationReport(Options):
-    """What a calibration found. ``preset``: as kept in ``preset_file`` for ``--target sim/...`` and ``--dataset sim:...``."""
+    """The result of a calibration. ``preset``: as written to ``preset_file``, for ``--target sim/...`` and ``--dataset
+    sim:...``.
+    """
 
     calibration: Calibration
     judge: JudgeQuality
@@ -44,8 +46,9 @@ async def calibrate(
     plan: Callable[[int], None] | None = None,
     engines: MakeEngines = make_engines,
 ) -> CalibrationReport:
-    """Measures what the engines cost and how the target scores draft steps on a few problems, and keeps both: the
-    threshold for ``--score-threshold auto``, and a preset for simulated engines.
+    """Measures what the engines cost and how the target scores draft steps on a few problems.
+
+    Keeps both: the threshold for ``--score-threshold auto``, and a preset for simulated engines.
     """
     found = _resolved(options, engines)
     if plan is not None:
@@ -68,13 +71,13 @@ async def calibrate(
 
 
 async def calibrate_in(runtime: Runtime, options: CalibrateOptions, sinks: Sequence[Sink] = ()) -> Calibration:
-    """The threshold alone, on a runtime that is open already."""
+    """Finds only the threshold, on an open runtime."""
     calibration, _ = await _calibrated(runtime, options, _resolved(options, make_engines), sinks)
     return calibration
 
 
 def _resolved(options: CalibrateOptions, engines: MakeEngines) -> Resolved:
-    """A calibration is a run of drafts, each scored."""
+    """Resolves a calibration as a run in which each step is drafted and scored."""
     if options.draft is None:
         raise SettingsError("Calibration needs a draft model, whose steps are judged. Give --draft MODEL.")
     run = RunOptions(
@@ -100,10 +103,10 @@ def _resolved(options: CalibrateOptions, engines: MakeEngines) -> Resolved:
 async def _calibrated(
     runtime: Runtime, options: CalibrateOptions, found: Resolved, sinks: Sequence[Sink]
 ) -> tuple[Calibration, ScoreLog]:
-    """The threshold, and the run that it was drawn from."""
+    """Returns the threshold, and the run that it was drawn from."""
     first = await _scored(runtime, found, sinks, RANGES[options.scorer][0], options.seed)
     # The second pass sees the contexts that the first one's threshold gives: rewritten steps raise the scores of those
-    # behind them, so a threshold drawn from drafts alone would keep far more in a run (77 % where 55 % were meant).
+    # after them, so a threshold drawn from drafts alone would accept far more in a run (77 % instead of 55 %).
     threshold, _ = choose_threshold(sorted(first.scores), options.acceptance)
     second = await _scored(runtime, found, sinks, threshold, options.seed + 1)
     scores = sorted(second.scores)
@@ -124,7 +127,7 @@ async def _calibrated(
 
 
 async def _scored(runtime: Runtime, found: Resolved, sinks: Sequence[Sink], threshold: float, seed: int) -> ScoreLog:
-    """The scores of one pass over the problems. Raises SettingsError if there are none."""
+    """Returns the scores of one pass over the problems. Raises SettingsError if there are none."""
     chosen = make_strategy(found.strategy.name, **{**found.options.recipe, "score_threshold": threshold})
     log = ScoreLog()
     await runtime.run(found.problems, chosen, seed=seed, sinks=sinks, required=[log])

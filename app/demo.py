@@ -1,4 +1,4 @@
-"""The demonstration: a draft and a target solve problems together, beside the target alone on the same problems."""
+"""Runs the demonstration: solves problems with a draft and a target, then with the target alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPT_TOKENS = 512
 
 
 class DemoOptions(BaseModel):
-    """Small enough for two cores."""
+    """Options of the demonstration; their defaults suit two cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ async def compare(
     plan: Any = None,
     make: MakeEngines = make_engines,
 ) -> Comparison:
-    """Calibrates on other problems, then runs both. Their traces are left in two folders below ``directory``."""
+    """Calibrates on other problems, then runs both. Writes their traces to two folders below ``directory``."""
     for name in ("speculative", "baseline"):
         check_free(directory / name)
     recipe: dict[str, Any] = {
@@ -108,7 +108,7 @@ async def compare(
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """Which was faster here, and why: what each model had to compute, in tokens."""
+    """Returns lines that say which was faster here, and why: what each model had to compute, in tokens."""
     with_drafts, alone = comparison.speculative, comparison.alone
     lines = [
         f"with drafts   {with_drafts.seconds:6.1f} s, accuracy {with_drafts.accuracy or 0:.0%}, "

@@ -1,4 +1,4 @@
-"""The engines of one invocation, real or simulated: sized for the work, then opened."""
+"""Sizes and opens the engines of one invocation, real or simulated."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Engines(Protocol):
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
-        """By role, once sized; empty if engines have none."""
+        """Settings by role, once sized; empty if engines have none."""
         ...
 
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
@@ -61,16 +61,16 @@ class Engines(Protocol):
         ...
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
-        """Without an engine, for a replay. Raises ModelError if one is not here."""
+        """Loads tokenizers without an engine, for a replay. Raises ModelError if one is not here."""
         ...
 
 
 MakeEngines = Callable[["EngineOptions", str, int], Engines]
-"""Engines for options, the name of a dataset and a seed; the last two say what simulated models answer."""
+"""Makes engines from options, the name of a dataset and a seed; the last two decide what simulated models answer."""
 
 
 def make_engines(options: EngineOptions, dataset: str = "", seed: int = 0) -> Engines:
-    """The engines that the options name. Raises SettingsError if one is simulated and one is not."""
+    """Returns the engines that the options name. Raises SettingsError if one is simulated and one is not."""
     if simulated(options):
         return SimulatedEngines(options, dataset, seed)
     return RealEngines(options)
@@ -79,7 +79,7 @@ def make_engines(options: EngineOptions, dataset: str = "", seed: int = 0) -> En
 def open_runtime(
     engines: Engines, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify
 ) -> Runtime:
-    """A runtime for ``async with`` on these engines. Raises on entry what ``size`` and ``open`` raise."""
+    """Returns a runtime for ``async with`` on these engines. Raises on entry what ``size`` and ``open`` raise."""
 
     async def open_parts(stack: AsyncExitStack) -> Parts:
         await engines.size(strategy, work, problems, notify)
@@ -126,7 +126,7 @@ class SimulatedEngines:
 
 
 class RealEngines:
-    """vLLM's engines, each in processes of its own, and graders beside them."""
+    """vLLM's engines, each in processes of its own, with graders beside them."""
 
     simulated = False
 
@@ -150,9 +150,8 @@ class RealEngines:
         extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
         weights = {role: extra[role].get("load_format") != "dummy" for role in names}
         for role, name in names.items():
-            if (
-                store.find_local(name, weights=weights[role]) is None
-            ):  # a wrong name is told before another model is fetched
+            # Reports a wrong name before another model is downloaded.
+            if store.find_local(name, weights=weights[role]) is None:
                 check_room(machine, name, placements[role].size)
         paths = {role: await store.pull(name, notify, weights=weights[role]) for role, name in names.items()}
         self._tokenizers = await _load(paths)
@@ -213,7 +212,7 @@ class RealEngines:
 
 
 def placement(options: EngineOptions, role: Role) -> Placement:
-    """How the options place one engine; what is said of all counts where nothing is said of it."""
+    """Returns how the options place one engine. What they say of all engines counts if they say nothing of this one."""
     one: dict[str, Any] = {
         name: getattr(options, f"{role.value}_{name}")
         for name in ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype")
@@ -241,7 +240,7 @@ async def _load(paths: Mapping[Role, Path]) -> dict[Role, Tokenizer]:
 def _with_prompts(
     work: Work, strategy: Family, problems: Sequence[Problem], tokenizers: Mapping[Role, Tokenizer]
 ) -> Work:
-    """The work with the longest prompt and suffix that the strategy makes of these problems."""
+    """Returns the work with the longest prompt and suffix that the strategy makes of these problems."""
     target = tokenizers[Role.TARGET]
     prompts: list[int] = []
     for problem in problems:
@@ -249,7 +248,7 @@ def _with_prompts(
         if (question := strategy.question(problem)) is not None:
             plans += strategy.plan(
                 problem, 0, 0, LONGEST_METHOD
-            ).tracks  # whatever the target will choose, it is no longer
+            ).tracks  # whatever the target chooses is no longer than this
             # The question stands alone: no budget of steps follows it, only the reply.
             length = len(question_ids(target, question)) + question.max_tokens
             prompts.append(length - work.token_budget - work.max_step_tokens)
@@ -272,10 +271,10 @@ def _with_prompts(
 
 
 def _quiet_tracker() -> None:
-    """Starts Python's resource tracker in a form that cleans up without a word.
+    """Starts Python's resource tracker in a form that cleans up without messages.
 
-    Engines are killed if they do not end at once; what they leave in shared memory is then removed by
-    the tracker, and its warning about that would stand under the results.
+    Engines are killed if they do not end at once; the tracker then removes what they leave in shared memory, and its
+    warning would appear under the results.
     """
     saved = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
@@ -289,7 +288,7 @@ def _quiet_tracker() -> None:
 
 
 def _new_engine_log() -> Path:
-    """A log of its own for each start; only the newest are kept."""
+    """Returns a log file of its own for each start; only the newest are kept."""
     folder = store.cache_dir() / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("engines-*.log"))[: -ENGINE_LOGS_KEPT + 1]:

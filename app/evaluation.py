@@ -1,4 +1,4 @@
-"""Evaluates runs that lie in folders: finds them, reads their traces, groups those that are comparable."""
+"""Evaluates runs in folders: finds them, reads their traces, groups those that are comparable."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TRACES = (TRACE_FILE, "trace.0001.jsonl", "trace.0001.jsonl.zst")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The folders that hold a trace, at any depth, each once, in the order of their names.
+    """Returns the folders with a trace, at any depth, each once, in the order of their names.
 
     Raises:
-        ResultsError: a folder is missing, holds no run, or holds results in the pickle format of the original scripts,
-            which would be left out in silence.
+        ResultsError: a folder is missing, has no run, or has results in the pickle format of the original scripts, which would
+            be ignored silently.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -66,7 +66,7 @@ def _pickled(path: Path, count: int) -> str:
 
 
 def read_config(directory: Path) -> dict[str, JsonValue]:
-    """What a run was asked, from the beginning of its trace; nothing where that is empty. Raises TraceReadError."""
+    """Returns a run's configuration, from the beginning of its trace; empty if the trace is. Raises TraceReadError."""
     for event in read_trace(directory / TRACE_FILE):
         if isinstance(event, RunStarted):
             return event.config
@@ -74,10 +74,10 @@ def read_config(directory: Path) -> dict[str, JsonValue]:
 
 
 def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *, rebuild: bool = False) -> RunResults:
-    """A run from its trace. Raises TraceReadError.
+    """Reads a run from its trace. Raises TraceReadError.
 
-    Its results.jsonl and summary.json are written anew with ``rebuild``, where they are missing or say something else;
-    without it that is told.
+    With ``rebuild``, writes its results.jsonl and summary.json again if they are missing or different; without it, only
+    reports that.
     """
     fold = Summary()
     config: dict[str, JsonValue] = {}
@@ -113,10 +113,10 @@ async def evaluate_runs(
     notice: Callable[[str], None] = lambda _: None,
     rebuild: bool = False,
 ) -> list[Evaluation]:
-    """An evaluation for each configuration among the runs in the folders, beside the first baseline among them; runs that
-    are not ``wanted`` are told of.
+    """Returns an evaluation for each configuration among the runs in the folders, compared with the first baseline
+    among them. Reports runs that are not ``wanted``.
 
-    ``rebuild``: as ``read_run``.
+    ``rebuild``: as in ``read_run``.
 
     Raises:
         ResultsError: there is nothing to evaluate; the message says what there is.

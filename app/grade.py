@@ -29,7 +29,7 @@ GRADED_AHEAD = 256
 
 
 class GradedRow(BaseModel):
-    """``row``: from 1, as it stands in the file. ``answer``: as found in the text, or None."""
+    """``row``: from 1, in the order of the file. ``answer``: as found in the text, or None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,10 +48,10 @@ async def grade_file(
     *,
     answers_only: bool = False,
 ) -> None:
-    """Grades the rows of a file and hands them to ``take`` in the file's order, as they come.
+    """Grades the rows of a file and passes them to ``take`` in the file's order, as they come.
 
     Raises:
-        DatasetError: the file or a row cannot be read, or a column is missing; what was graded has been handed over.
+        DatasetError: the file or a row cannot be read, or a column is missing; the rows graded so far have been passed on.
     """
     async with AsyncExitStack() as stack:
         rows = _gradable(path, text_column, gold_column)
@@ -76,7 +76,7 @@ async def grade_file(
                     if len(waiting) >= GRADED_AHEAD:
                         take(await waiting.popleft())
             except DatasetError as error:
-                broken = error  # told once the rows before it have been handed over
+                broken = error  # raised once the rows before it have been passed on
             while waiting:
                 take(await waiting.popleft())
     if broken is not None:

@@ -1,4 +1,4 @@
-"""Tracks in lock-step: a barrier around each, as the original experiments' loops had it; free-running is compared with it."""
+"""Runs tracks in lock-step: a barrier around each, as in the original experiments, for comparison with free-running tracks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Barrier:
-    """Opens when all tracks of a sample that are still at work stand before it."""
+    """Opens when all running tracks of a sample wait at it."""
 
     def __init__(self) -> None:
         self._tracks = 0
@@ -21,7 +21,7 @@ class Barrier:
 
     @contextmanager
     def member(self) -> Generator[None]:
-        """The block in which one track is at work."""
+        """Counts one track as running for the duration of the block."""
         self._tracks += 1
         try:
             yield
@@ -48,7 +48,9 @@ class Barrier:
 
 
 class LockStepTrack:
-    """A track that waits for the others of its sample after each draft, each score, and before it commits either's step."""
+    """A track that waits for the others of its sample after each draft, after each score, and before it commits a
+    drafted or rewritten step.
+    """
 
     def __init__(self, track: Track, barrier: Barrier) -> None:
         self._inner = track

@@ -21,18 +21,18 @@ FIRST_FREE = "the first that are free"
 
 
 class Options(BaseModel):
-    """Frozen, and strict about names."""
+    """Base class: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EngineOptions(Options):
-    """The models and how they are loaded."""
+    """Options of the models and of how they are loaded."""
 
     target: Annotated[
         str | None,
         Option(
-            "Target model: a known name, a Hugging Face repository, or a folder.",
+            "Target model: a known name, a Hugging Face repository, a folder, or sim/NAME (simulated).",
             MODELS,
             "task",
             flags=("--model-name",),
@@ -42,7 +42,10 @@ class EngineOptions(Options):
     draft: Annotated[
         str | None,
         Option(
-            "Draft model: a known name, a Hugging Face repository, or a folder.", MODELS, "method", complete="model"
+            "Draft model: a known name, a Hugging Face repository, a folder, or sim/NAME (simulated).",
+            MODELS,
+            "method",
+            complete="model",
         ),
     ] = None
     dtype: Annotated[
@@ -137,13 +140,13 @@ class EngineOptions(Options):
 
 
 class DataOptions(Options):
-    """Which problems."""
+    """Options that select the problems."""
 
     dataset: Annotated[
         str,
         Option(
-            "Benchmark (aime, aime25, math500, gpqa, livemathbench, gsm8k, amc23), reasoning-gym:TASK, or a JSONL, CSV or "
-            "Parquet file.",
+            "Benchmark (aime, aime25, math500, gpqa, livemathbench, gsm8k, amc23), reasoning-gym:TASK, sim:NAME (simulated), "
+            "or a JSONL, CSV or Parquet file.",
             PROBLEMS,
             "task",
             flags=("--dataset-name",),
@@ -152,7 +155,12 @@ class DataOptions(Options):
     ]
     data_dir: Annotated[
         Path | None,
-        Option("Folder with the benchmark's rows.", PROBLEMS, "problems", shown="downloaded from the hub"),
+        Option(
+            "Folder with the benchmark's rows (JSONL, CSV or Parquet).",
+            PROBLEMS,
+            "problems",
+            shown="downloaded from the hub",
+        ),
     ] = None
     problem_ids: Annotated[
         str | None,
@@ -183,10 +191,10 @@ class DataOptions(Options):
 
 
 class RunOptions(EngineOptions, DataOptions):
-    """Everything that ``speclrm run`` can be told.
+    """All options of ``speclrm run``.
 
     ``recipe``: the options of the strategy that are given, by the names of ``Recipe``, which checks them; they may also
-    be given flat, beside the others. ``score_threshold`` may be ``auto``: what a calibration kept.
+    be given flat, beside the others. ``score_threshold`` may be ``auto``: the threshold that a calibration kept.
     """
 
     strategy: str
@@ -209,7 +217,14 @@ class RunOptions(EngineOptions, DataOptions):
         Option("Folder of the run; must be new or empty.", RUN, "place", shown="runs/<time>-<strategy>"),
     ] = None
     seed: Annotated[
-        int | None, Option("Random seed: a whole number, or none.", RUN, "draw", words=("none",), metavar="NUMBER|none")
+        int | None,
+        Option(
+            "Random seed: a whole number, or none for unseeded sampling.",
+            RUN,
+            "draw",
+            words=("none",),
+            metavar="NUMBER|none",
+        ),
     ] = 0
     concurrency: Annotated[int, Field(ge=1), Option("Maximum number of samples in progress.", RUN, "place")] = (
         CONCURRENCY
@@ -225,7 +240,7 @@ class RunOptions(EngineOptions, DataOptions):
         ),
     ] = ()
     compress_trace: Annotated[
-        bool, Option("Compress closed segments of a long trace (docs/trace.md).", RUN, "place")
+        bool, Option("Compress closed trace segments of 256 MiB with zstd (needs pyarrow).", RUN, "place")
     ] = False
 
     @model_validator(mode="before")
@@ -246,10 +261,11 @@ class RunOptions(EngineOptions, DataOptions):
 
 
 class CalibrateOptions(EngineOptions):
-    """Everything that ``speclrm calibrate`` can be told."""
+    """All options of ``speclrm calibrate``."""
 
     dataset: Annotated[
-        str, Option("Problems to calibrate on; not those to be solved later.", PROBLEMS, "task", complete="dataset")
+        str,
+        Option("Problems to calibrate on; use others than those of later runs.", PROBLEMS, "task", complete="dataset"),
     ] = CALIBRATION_DATASET
     limit: Annotated[int, Field(ge=1), Option("Number of problems.", PROBLEMS, "problems")] = 4
     tracks: Annotated[int, Field(ge=1), Option("Parallel tracks per problem.")] = 2
@@ -261,11 +277,15 @@ class CalibrateOptions(EngineOptions):
     ] = "average"
     scorer: Annotated[
         Scorer,
-        Option("Score of a draft step: a digit by the target, or the step's mean log-likelihood.", SCORES),
+        Option(
+            "Score of a draft step: a digit written by the target, or its mean log-likelihood (experimental).", SCORES
+        ),
     ] = "judge"
     judge: Annotated[
         JudgeLayout,
-        Option("Where the judge's question stands: in a turn of its own, or inline after the step.", SCORES),
+        Option(
+            "Where the judge's question stands: in a turn of its own, or inline after the step (experimental).", SCORES
+        ),
     ] = "auto"
     acceptance: Annotated[
         float, Field(gt=0, lt=1), Option("Share of draft steps that the threshold should accept.", SCORES)
@@ -279,4 +299,4 @@ class CalibrateOptions(EngineOptions):
 
 
 RUN_DECLARED = declared(DataOptions, EngineOptions, Recipe, RunOptions)
-"""The options of a run, those of its recipe among them, by their fields' names."""
+"""The options of a run, including those of its recipe, by their fields' names."""

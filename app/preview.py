@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Preview(Options):
-    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by what they are for."""
+    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by their purpose."""
 
     options: RunOptions
     recipe: dict[str, Any]
@@ -31,9 +31,9 @@ class Preview(Options):
 
 
 def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
-    """What a run would do, from settings, problems and tokenizers alone: nothing is loaded, fetched or written.
+    """Shows what a run would do, from settings, problems and tokenizers alone: nothing is loaded, downloaded or written.
 
-    Prompts are shown as the models' chat templates make them if a model is here, and as plain turns if it is not.
+    Prompts appear as the models' chat templates make them if a model is here, and as plain turns if it is not.
 
     Raises:
         UsageError: as ``run`` would.

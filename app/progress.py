@@ -1,4 +1,4 @@
-"""The progress callback of everything that takes long."""
+"""Defines the progress callback of long operations."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ Notify = Callable[[str, float | None, float | None], None]
 
 
 def quiet(stage: str, done: float | None, total: float | None) -> None:
-    """Tells nobody."""
+    """Ignores all progress."""

@@ -1,4 +1,4 @@
-"""Replays a recorded run without engines, compares, and goes on from there in a new folder."""
+"""Replays a recorded run without engines, compares, and continues from there in a new folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Replayed(NamedTuple):
-    """``past``: what came again as it was; ``options``: those of the run."""
+    """The result of a replay. ``past``: the events that came again as they were; ``options``: those of the run."""
 
     report: ReplayReport
     past: Past
@@ -70,11 +70,11 @@ class Ended(Options):
 
 
 class ReplayReport(Options):
-    """What a replay came to.
+    """The report of a replay.
 
     ``events``: of samples, in the record; ``repeated``: how many of them came again. ``results``: rows of finished
-    samples, ``same``: how many are equal to the recorded ones byte for byte. ``votes``: of samples that did not come to
-    their end, the answers so far with the tracks that gave them.
+    samples; ``same``: how many are equal to the recorded ones byte for byte. ``votes``: for samples that did not
+    finish, the answers so far with the tracks that gave them.
     """
 
     run: str
@@ -91,16 +91,16 @@ class ReplayReport(Options):
 
     @property
     def equal(self) -> bool:
-        """Whether it was the same run again. If the record itself ends early, tracks end without a difference."""
+        """Whether the replay equals the run. If the record itself ends early, its tracks may end early, too."""
         return not self.differences and self.same == self.recorded_results == self.results
 
 
 async def replay(
     directory: Path, settings: Mapping[str, Any], notify: Notify = quiet, engines: MakeEngines = make_engines
 ) -> Replayed:
-    """Plays the run in a folder again, under virtual time and without an engine; nothing in the folder is changed.
+    """Replays the run in a folder, under virtual time and without an engine; nothing in the folder is changed.
 
-    ``settings``: options of the recipe that are to be others (what-if). ``engines``: whose tokenizers are used.
+    ``settings``: options of the recipe with other values (what-if). ``engines``: provide the tokenizers.
     """
     run_directory.read_record(directory)
     past = read_past(directory, lambda text: notify(text, None, None), whole=True)
@@ -120,7 +120,7 @@ async def replay(
 
 
 async def _recorded_runtime(past: Past, found: Resolved) -> Runtime:
-    """A runtime whose engines answer from the record."""
+    """Returns a runtime whose engines answer from the record."""
     first = past.attempts[0]
     assert isinstance(first, RunStarted)
     tokenizers = await found.engines.tokenizers()
@@ -147,7 +147,7 @@ async def go_on(
     plan: Callable[[int], None] | None = None,
     engines: MakeEngines = make_engines,
 ) -> RunReport:
-    """A new run in a folder of its own that begins with what a replay under other settings could tell."""
+    """Starts a new run in a folder of its own, which begins with what a replay under other settings could tell."""
     past = replayed.past
     recipe = {**replayed.options.recipe, **settings}
     options = replayed.options.model_copy(update={"output_dir": directory, "recipe": recipe})
@@ -164,7 +164,7 @@ async def go_on(
 
 
 def read_settings(items: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` pairs of a recipe; a value is JSON if it can be read so, else text. Raises SettingsError."""
+    """Reads ``key=value`` pairs of a recipe; a value is JSON if it can be read so, else text. Raises SettingsError."""
     found: dict[str, Any] = {}
     for item in items:
         name, given, text = item.partition("=")
@@ -183,7 +183,7 @@ def read_settings(items: Iterable[str]) -> dict[str, Any]:
 def report(
     playback: Playback, past: Past, before: Sequence[SampleRow], now: Any, changed: Mapping[str, Any]
 ) -> ReplayReport:
-    """``before``: the recorded rows; ``now``: the fold of the events that came this time."""
+    """Makes the report. ``before``: the recorded rows; ``now``: the fold of the events that came this time."""
     rows = {(row.problem, row.repeat): row.model_dump_json() for row in before}
     again = now.summary().samples
     unfinished = {

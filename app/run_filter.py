@@ -1,4 +1,4 @@
-"""Which of the runs that lie in a folder are meant."""
+"""Filters runs by dataset, model, size and strategy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """None, or no strategy, stands for all.
+    """The wanted runs. None, or no strategy, means all.
 
-    ``dataset``: with all its splits. ``model``: the target's name or the last part of it, in any case of letters.
-    ``model_size``: how that part ends, as in ``32b``. ``strategies``: their own names.
+    ``dataset``: with all its splits. ``model``: the target's name or the last part of it, in any letter case.
+    ``model_size``: the end of that part, such as ``32b``. ``strategies``: their own names.
     """
 
     dataset: str | None = None
@@ -27,7 +27,7 @@ class Wanted:
     strategies: tuple[str, ...] = ()
 
     def takes(self, config: Mapping[str, JsonValue]) -> bool:
-        """``config``: as a run's trace begins with it."""
+        """Whether a run is wanted. ``config``: the configuration at the beginning of its trace."""
         target = last_part(str(config.get("target")))
         return (
             (self.dataset is None or _whole(str(config.get("dataset"))) == _whole(self.dataset))

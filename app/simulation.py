@@ -1,4 +1,4 @@
-"""Simulated models and datasets by their names: ``sim/...`` and ``sim:...``."""
+"""Finds simulated models (``sim/...``) and datasets (``sim:...``) by their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_MIX = "aime-mix"
 
 
 def model_names(options: EngineOptions) -> dict[Role, str]:
-    """The models that are given, by role, in the order of roles: engines of one device take turns in it."""
+    """Returns the given models by role, in the order of roles, in which engines on one device take turns."""
     names = {Role.TARGET: options.target, Role.DRAFT: options.draft}
     return {role: name for role in Role if (name := names[role]) is not None}
 
@@ -49,7 +49,7 @@ def is_simulated_dataset(dataset: str) -> bool:
 
 
 def simulated_problems(dataset: str, options: EngineOptions, seed: int) -> list[Problem]:
-    """The problems of ``sim:MIX`` or ``sim:MIX?size=N``. Raises SettingsError if the engines are real."""
+    """Returns the problems of ``sim:MIX`` or ``sim:MIX?size=N``. Raises SettingsError if the engines are real."""
     if not simulated(options):
         raise SettingsError(
             f"{dataset} is a world of simulated engines, which real models know nothing of. Give --target "
@@ -67,7 +67,7 @@ def simulated_problems(dataset: str, options: EngineOptions, seed: int) -> list[
 
 
 def world(options: EngineOptions, dataset: str, seed: int, problems: Iterable[Problem]) -> SimulatedWorld:
-    """What simulated models say: by the dataset's world, else the engines' own preset, else the default one."""
+    """Returns what simulated models write: by the dataset's world, else the engines' own preset, else the default one."""
     if is_simulated_dataset(dataset):
         settings = world_settings(_mix(dataset))
     else:

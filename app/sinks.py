@@ -1,4 +1,4 @@
-"""Sinks of other packages that a run is told to feed, by name."""
+"""Makes the sinks of other packages that ``--sink`` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.protocols import Sink
 
 GROUP = "speclrm.sinks"
-"""Entry points of packages that bring sinks: a name each, and what gives a sink when it is called without arguments."""
+"""Entry points of packages that bring sinks: each a name, and a callable without arguments that returns a sink."""
 
 
 def named_sinks(names: Iterable[str]) -> list[Sink]:
@@ -35,7 +35,7 @@ def _named(name: str) -> Sink:
     make, what = brought
     try:
         sink = make()
-    except Exception as error:  # whatever that code raises is its own affair, and told as such
+    except Exception as error:  # that code may raise anything
         raise SettingsError(f"{what} cannot be made: {type(error).__name__}: {error}.") from error
     if missing := [verb for verb in ("emit", "room", "aclose") if not callable(getattr(sink, verb, None))]:
         raise SettingsError(f"{what} gives no sink: a {type(sink).__name__} has no {missing[0]}() (speclrm.Sink).")

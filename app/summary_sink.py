@@ -1,4 +1,4 @@
-"""A sink that keeps a run's summary, and scores and step lengths as they came."""
+"""Keeps a run's summary, scores and step lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SummarySink(Summary):
-    """Keeps the summary of the events that it is given."""
+    """Keeps the summary of the events that it receives."""
 
     def emit(self, event: Event) -> None:
         self.add(event)
@@ -25,7 +25,7 @@ class SummarySink(Summary):
 
 
 class ScoreLog(SummarySink):
-    """Keeps also each score, with the probability of digits behind it, and the length of each step."""
+    """Also keeps each score, with the probability of all digits, and the length of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ScoreLog(SummarySink):
             self.lengths["target"].append(len(event.ids))
 
     def labelled(self) -> list[tuple[float, bool]]:
-        """The scores of steps of samples that were graded, with whether the sample was right."""
+        """Returns the scores of steps of graded samples, with whether the sample was right."""
         outcomes = {(row.problem, row.repeat): row.outcome for row in self.summary().samples}
         return [
             (score, outcomes[sample] == "correct")

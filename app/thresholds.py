@@ -1,4 +1,4 @@
-"""A judge's scores: the threshold drawn from them, kept for each pair of models, and what they are worth."""
+"""Chooses a threshold from a judge's scores, keeps it for each pair of models, and measures what the scores are worth."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Calibration(BaseModel):
-    """What a judge's scores look like, and the threshold drawn from them.
+    """The distribution of a judge's scores, and the threshold drawn from them.
 
-    ``scores``: of drafted steps, on the scorer's scale, sorted, in contexts as a run with about this threshold has them.
-    ``acceptance``: the share of them that the threshold keeps. ``mass``: the mean probability that the judge gave to
-    digits; far below one, it does not understand the question.
+    ``scores``: of drafted steps, on the scorer's scale, sorted, in contexts as a run with about this threshold has
+    them. ``acceptance``: the share of them that the threshold accepts. ``mass``: the mean probability that the judge
+    gave to digits; far below one, it does not understand the question.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,12 +42,12 @@ class Calibration(BaseModel):
 
 
 class JudgeQuality(BaseModel):
-    """What scores say about outcomes.
+    """How well scores predict outcomes.
 
-    ``steps``: scored steps of samples that were graded right or wrong. ``auroc``: the chance that a step of a right sample
-    has a higher score than one of a wrong sample; None where all ended alike. ``calibration_error``: the expected
-    calibration error of score / 9 as the chance to be right, 0 to 1, over ten bins. ``thresholds``: threshold and the share
-    of drafts that it keeps.
+    ``steps``: scored steps of samples that were graded right or wrong. ``auroc``: the chance that a step of a right
+    sample has a higher score than one of a wrong sample; None if all ended alike. ``calibration_error``: the expected
+    calibration error of score / 9 as the chance to be right, 0 to 1, over ten bins. ``thresholds``: thresholds with the
+    share of drafts that each accepts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -63,7 +63,9 @@ THRESHOLDS = tuple(number / 2 for number in range(19))
 
 
 def judge_quality(scores: Sequence[float], labelled: Sequence[tuple[float, bool]]) -> JudgeQuality:
-    """``scores``: sorted; ``labelled``: scores of steps with whether their sample was right."""
+    """Measures how well scores predict outcomes. ``scores``: sorted; ``labelled``: scores of steps with whether their
+    sample was right.
+    """
     return JudgeQuality(
         steps=len(labelled),
         right=sum(right for _, right in labelled),
@@ -74,7 +76,7 @@ def judge_quality(scores: Sequence[float], labelled: Sequence[tuple[float, bool]
 
 
 def auroc(labelled: Sequence[tuple[float, bool]]) -> float | None:
-    """The area under the receiver's curve by ranks, equal scores counting half (Mann and Whitney's U)."""
+    """Returns the area under the ROC curve by ranks, equal scores counting half (Mann and Whitney's U)."""
     wrong = sorted(score for score, right in labelled if not right)
     right = [score for score, right in labelled if right]
     if not wrong or not right:
@@ -84,7 +86,9 @@ def auroc(labelled: Sequence[tuple[float, bool]]) -> float | None:
 
 
 def calibration_error(labelled: Sequence[tuple[float, bool]]) -> float | None:
-    """Over ten bins of score / 9: the distance of their mean from the share of right ones, weighted by size (Naeini 2015)."""
+    """Returns the error over ten bins of score / 9: the distance of a bin's mean from its share of right ones, weighted
+    by size (Naeini 2015).
+    """
     if not labelled:
         return None
     bins: dict[int, list[tuple[float, bool]]] = {}
@@ -96,9 +100,9 @@ def calibration_error(labelled: Sequence[tuple[float, bool]]) -> float | None:
 
 
 def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float, float]:
-    """The threshold, among the scores seen, whose kept share comes nearest to the one asked for; and that share.
+    """Returns the threshold, among the scores seen, whose accepted share is nearest to the one asked for; and that share.
 
-    ``scores`` is sorted. A threshold that keeps all or nothing is taken only where there is no other.
+    ``scores`` is sorted. A threshold that accepts all or nothing is taken only if there is no other.
     """
     candidates: dict[float, float] = {}
     for index, score in enumerate(scores):
@@ -109,7 +113,7 @@ def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float,
 
 
 def way_of_scoring(scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> str:
-    """What a threshold holds for: the scores of another way are different numbers."""
+    """Names the way of scoring that a threshold holds for: other ways give other numbers."""
     if scorer == "likelihood":
         return scorer
     layout = AUTO_LAYOUT if judge == "auto" else judge
@@ -117,18 +121,18 @@ def way_of_scoring(scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> s
 
 
 def calibration_path(target: str, draft: str, way: str) -> Path:
-    """Where the threshold for a pair of models and a way of scoring is kept."""
+    """Returns the file of the threshold for a pair of models and a way of scoring."""
     return store.cache_dir() / "calibrations" / f"{pair_name(target, draft)}__{way}.json"
 
 
 def pair_name(target: str, draft: str) -> str:
-    """A name for files about a pair of models."""
+    """Returns a name for files about a pair of models."""
     names = [re.sub(r"[^\w.-]+", "--", name.removeprefix("vllm/")).strip("-") for name in (target, draft)]
     return "__".join(names)
 
 
 def keep(calibration: Calibration) -> None:
-    """Writes the calibration where ``kept_threshold`` finds it, whole or not at all."""
+    """Writes the calibration to the place where ``kept_threshold`` finds it, whole or not at all."""
     way = way_of_scoring(calibration.scorer, calibration.judge, calibration.score_method)
     path = calibration_path(calibration.target, calibration.draft, way)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +140,7 @@ def keep(calibration: Calibration) -> None:
 
 
 def kept_threshold(target: str, draft: str, *, scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> float:
-    """The threshold that an earlier calibration kept. Raises SettingsError where there was none."""
+    """Returns the threshold that an earlier calibration kept. Raises SettingsError if there is none."""
     way = way_of_scoring(scorer, judge, method)
     path = calibration_path(target, draft, way)
     options = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {method}"

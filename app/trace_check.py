@@ -1,4 +1,4 @@
-"""Traces as they lie on the disk, looked at: checked, counted, followed while they grow."""
+"""Checks a trace on disk, and follows one while it grows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def check(path: Path, notice: Callable[[str], None] = lambda _: None) -> Report:
-    """Checks the trace of a run, or a trace file; in a run's folder also what was derived from it.
+    """Checks the trace of a run, or a trace file; in a run's folder also the files derived from it.
 
-    ``results.jsonl`` and ``summary.json`` are compared where they are there and the run has ended: until then they say
-    how it stood when they were written.
+    ``results.jsonl`` and ``summary.json`` are compared if they exist and the run has ended: until then they may be
+    older than the trace.
 
     Raises:
         TraceReadError: there is nothing to check, or a file cannot be read or is of a newer form.
@@ -52,7 +52,7 @@ def check(path: Path, notice: Callable[[str], None] = lambda _: None) -> Report:
 
 
 def follow(path: Path, last: int, wait: Callable[[], None] | None) -> Iterator[Placed]:
-    """The ``last`` events of a trace, and, with ``wait``, those that come, until the run's end.
+    """Yields the ``last`` events of a trace, and, with ``wait``, new ones until the run's end.
 
     ``wait`` is called while there is nothing new; whatever it raises ends the following. The file is followed when it
     becomes a closed segment and another one begins.
@@ -66,7 +66,7 @@ def follow(path: Path, last: int, wait: Callable[[], None] | None) -> Iterator[P
     held: deque[Line] = deque(maxlen=max(last, 1))
     ended = False
     for line in _growing(trace, number, wait):
-        if line is None:  # all that is there has been read
+        if line is None:  # everything there has been read
             if last > 0:
                 for one in held:
                     yield from _placed(decoder, one)
@@ -78,7 +78,7 @@ def follow(path: Path, last: int, wait: Callable[[], None] | None) -> Iterator[P
         ended = b'"kind":"run_finished"' in line.data
         if last >= 0:
             if line.number == 1 or RUN_STARTED in line.data:
-                decoder.event(line)  # it says in which form the others are
+                decoder.event(line)  # it has the schema version of the others
             held.append(line)
             continue
         yield from _placed(decoder, line)
@@ -93,7 +93,7 @@ def _placed(decoder: Decoder, line: Line) -> Iterator[Placed]:
 
 
 def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Iterator[Line | None]:
-    """The lines from segment ``number`` on; None whenever all that is there has been read."""
+    """Yields the lines from segment ``number`` on; None whenever everything there has been read."""
     while True:
         segment = next((one for one in segments(trace) if one.number == number), None)
         if segment is None:
@@ -104,7 +104,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
             continue
         with open_segment(segment.path) as file:
             if segment.live and not _still(trace, number, os.fstat(file.fileno()).st_ino):
-                continue  # it was closed between the look and the opening
+                continue  # the segment was closed before it could be opened
             at = count = 0
             closed = not segment.live
             while True:
@@ -116,7 +116,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
                 elif closed:
                     break
                 elif not _still(trace, number, os.fstat(file.fileno()).st_ino):
-                    closed = True  # what was written before it was closed is still to be read
+                    closed = True  # the lines written before it was closed are still unread
                     file.seek(at)
                 else:
                     yield None
@@ -128,7 +128,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
 
 
 def _still(trace: Path, number: int, inode: int) -> bool:
-    """Whether the open file is the live one yet."""
+    """Whether the open file is still the live one."""
     try:
         return segments(trace)[-1].number == number and trace.stat().st_ino == inode
     except OSError:

@@ -1,1 +1,1 @@
-"""Benchmarks: each makes a report of one form (``report``), on simulated, empty or real engines."""
+"""Benchmarks on simulated, empty or real engines: each makes a report of the same form (``report``)."""

@@ -1,4 +1,4 @@
-"""A service under load: problems arrive at random, and each waits for its answer among those that are at work already."""
+"""Measures a service under load: problems arrive at random, and each waits for its answer beside those already running."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ QUICK_PROBLEMS = 4
 
 @dataclass(slots=True)
 class Service:
-    """What came of a stream of problems. ``waits_s``: from arrival to answer, in the order of arrivals. ``seconds``: from the
-    start to the last answer. ``at_once_max``: problems at work at the same time.
+    """What came of a stream of problems. ``waits_s``: from arrival to answer, in the order of arrivals. ``seconds``:
+    from the start to the last answer. ``at_once_max``: most problems running at the same time.
     """
 
     waits_s: list[float] = field(default_factory=list[float])
@@ -38,7 +38,7 @@ class Service:
 
 
 def arrivals(count: int, per_minute: float, seed: int) -> list[float]:
-    """When each of ``count`` problems comes, in seconds from the start: a Poisson process drawn from the seed.
+    """Returns when each of ``count`` problems comes, in seconds from the start: a Poisson process drawn from the seed.
 
     Other rates stretch or squeeze the same pattern, so that rates and modes are compared on the same arrivals.
     """
@@ -54,7 +54,7 @@ def arrivals(count: int, per_minute: float, seed: int) -> list[float]:
 async def serve(
     runtime: Runtime, strategy: Strategy, problems: Sequence[Problem], *, per_minute: float, seed: int = 0
 ) -> Service:
-    """Solves each problem from the moment it comes, whatever is at work then: concurrent calls of ``Runtime.solve``.
+    """Solves each problem from the moment it comes, whatever is running then: concurrent calls of ``Runtime.solve``.
 
     Raises what ``Runtime.solve`` raises, in a group; the other calls are cancelled then.
     """
@@ -92,10 +92,11 @@ async def measure(
     quick: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
-    """Waits, throughput and queueing for each mode at each rate (problems a minute).
+    """Measures waits, throughput and queueing for each mode at each rate (problems a minute).
 
-    ``options``: models, dataset, seed, and the options that all modes share. Fewer problems than asked for come again
-    under other names. Runs on the loop that it is called on; simulated engines need one with virtual time.
+    ``options``: models, dataset, seed, and the options that all modes share. If there are fewer problems than asked
+    for, they come again under other names. Runs on the loop that it is called on; simulated engines need one with
+    virtual time.
 
     Raises:
         UsageError: something asked for cannot be done; nothing was loaded.
@@ -123,7 +124,7 @@ async def measure(
 
     if simulated:
         for mode in modes:
-            for rate in rates:  # engines of its own each time: simulated ones start at once
+            for rate in rates:  # new engines each time: simulated ones start at once
                 async with replace(resolved, strategy=families[mode.name]).runtime() as runtime:
                     await at(mode, rate, runtime)
     else:
@@ -182,7 +183,7 @@ def _row(mode: Mode, rate: float, service: Service) -> Row:
 
 
 def _figures(rows: Sequence[Row], modes: Sequence[Mode], rates: Sequence[float]) -> list[Figure]:
-    """How the first mode's waits compare with each other mode's, at each rate."""
+    """Compares the first mode's waits with each other mode's, at each rate."""
     found: list[Figure] = []
     by_place = {(row["mode"], row["a minute"]): row for row in rows}
     for other in modes[1:]:

@@ -1,4 +1,4 @@
-"""What a benchmark compares: strategies with options, written as ``NAME`` or ``NAME:option=value:option=value``."""
+"""Reads what a benchmark compares: strategies with options, written as ``NAME`` or ``NAME:option=value:option=value``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 LOCK_STEP = "lock-step"
 SHORT = {LOCK_STEP: "speculative:speculate=always:fault=rounds"}
-"""Names for what would be long to write. Lock-step is the original's way: every track waits for all others after each
-phase of a step."""
+"""Short names for modes. Lock-step is the original's way: every track waits for all others after each phase of a step."""
 
 
 class Mode(BaseModel):
-    """``options``: of the strategy's recipe. ``fault``: one of the original's that is on meanwhile."""
+    """A strategy with options. ``options``: of the strategy's recipe. ``fault``: one of the original's that is on meanwhile."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +32,7 @@ class Mode(BaseModel):
     fault: str | None = None
 
     def family(self, **common: Any) -> Family:
-        """The strategy, with options that all modes share. Raises SettingsError for an option that it does not have."""
+        """Returns the strategy, with options that all modes share. Raises SettingsError for an option that it does not have."""
         return make_strategy(self.strategy, **{**common, **self.options})
 
     def reproduced(self) -> AbstractContextManager[None]:
@@ -43,7 +42,7 @@ class Mode(BaseModel):
 
 
 def read_modes(text: str) -> list[Mode]:
-    """Modes with commas between. Raises SettingsError: one is unknown, or stands there twice."""
+    """Reads modes separated by commas. Raises SettingsError: one is unknown, or given twice."""
     modes = [_read(part.strip()) for part in text.split(",") if part.strip()]
     names = [mode.name for mode in modes]
     if not modes or len(set(names)) < len(names):
@@ -53,7 +52,7 @@ def read_modes(text: str) -> list[Mode]:
 
 def _read(text: str) -> Mode:
     strategy, *pairs = SHORT.get(text, text).split(":")
-    defaults(strategy)  # an unknown strategy is told at once
+    defaults(strategy)  # raises for an unknown strategy at once
     options: dict[str, str] = {}
     for pair in pairs:
         name, given, value = pair.partition("=")

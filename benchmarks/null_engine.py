@@ -1,4 +1,4 @@
-"""Engines that cost nothing: what is left of a run on them is the runtime's own work."""
+"""An engine that costs nothing: the rest of a run's cost is the runtime's own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 _BLANK_LINE, _END = 0x1E, 0x04
 """Control characters that no text has stand for a blank line and for the end of a turn."""
 STEP_TOKENS = 32
-"""Of a drafted step: what 1.5B models write on average between two blank lines (docs/simulation.md)."""
+"""Tokens of a drafted step: what 1.5B models write on average between two blank lines (docs/simulation.md)."""
 DELTA_TOKENS = 8
-"""As vLLM is asked for (runtime/engines/vllm.py)."""
+"""Tokens of a delta, as requested from vLLM (runtime/engines/vllm.py)."""
 
 
 class CheapTokenizer:
-    """A token a byte of Latin-1, converted in one call each way: about the cheapest that there can be. What is not in
-    Latin-1 becomes a question mark.
+    """Maps each byte of Latin-1 to a token, in one call each way, which is about as cheap as possible. Other characters
+    become question marks.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def _deltas(letter: str) -> tuple[Delta, ...]:
 class EmptyEngine:
     """Answers at once: a score with full marks, a step of ``STEP_TOKENS`` in deltas of ``DELTA_TOKENS``.
 
-    Before each delta the loop gets a turn, as with every engine that takes time; so all tracks are at work together.
+    Before each delta the loop gets a turn, as with every engine that takes time; so all tracks run together.
     """
 
     def __init__(self, name: str, *, max_num_seqs: int = 256, max_model_len: int = 100_000) -> None:

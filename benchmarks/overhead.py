@@ -1,8 +1,8 @@
-"""What the runtime itself costs: CPU time a step and memory a track, on engines that cost nothing.
+"""Measures the runtime's own cost: CPU time a step and memory a track, on engines that cost nothing.
 
-A step is a draft, its score and its commit, with a trace on disk. Its yardstick is an *empty operation*: three times a
-trip through a queue to another task and back by a future, which is what a step's requests would be with nothing around
-them. Both are measured in the same process, in turns.
+A step is a draft, its score and its commit, with a trace on disk. The unit is an *empty operation*: three trips through
+a queue to another task and back by a future, which is what a step's requests would be with nothing around them. Both
+are measured in the same process, in turns.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ TRIPS = 3
 """Trips to another task that an empty operation makes."""
 TRACKS_PER_PROBLEM = 5
 STEP_LIMIT_EMPTY_OPERATIONS = 15.0
-"""A step may cost so many empty operations."""
+"""Empty operations that a step may cost."""
 GROWTH_MAX = 1.3
-"""So many times more may a step cost at ten times as many tracks."""
+"""Factor by which a step may cost more at ten times as many tracks."""
 TRACK_KB_MAX = 20.0
 """Memory of a track beside its token ids, which take four bytes each."""
 ID_BYTES = 4
 
 
 STEPS = 12
-"""Of a track. The first and the last of each track are left out, with the starts and ends of tracks around them."""
+"""Steps of a track. The first and the last of each track are left out, with the starts and ends of tracks around them."""
 MORE_RUNS = 10
-"""So many times more runs where there are few tracks, whose runs are short."""
+"""Factor of runs if there are few tracks, whose runs are short."""
 EMPTY_TRIPS = 20_000
 
 
@@ -66,7 +66,7 @@ def measure(
     quick: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
-    """CPU time a step and memory a track, for each loop, number of ids in a context, and number of tracks at once.
+    """Measures CPU time a step and memory a track, for each loop, number of ids in a context, and number of tracks.
 
     ``quick``: one run of each on the first loop, at up to 1,000 tracks.
     """
@@ -119,7 +119,7 @@ def measure(
 
 
 def _figures(rows: Sequence[Row]) -> list[Figure]:
-    """The bounds that the runtime is held to, over rows at 1,000 and 10,000 tracks."""
+    """Checks the bounds of the runtime, over rows at 1,000 and 10,000 tracks."""
     found: list[Figure] = []
     by_place = {(row["loop"], row["context ids"], row["tracks"]): row for row in rows}
     for (loop, context, tracks), row in by_place.items():
@@ -171,7 +171,7 @@ def _row(loop: LoopKind, context: int, tracks: int, runs: int) -> Row:
 
 
 async def empty_operation_s(callers: int) -> float:
-    """CPU seconds of an empty operation, with so many callers at once."""
+    """Returns the CPU seconds of an empty operation, with a number of callers at once."""
     queue: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     trips = max(TRIPS, EMPTY_TRIPS // callers)
@@ -197,7 +197,7 @@ async def empty_operation_s(callers: int) -> float:
 
 
 async def step_s(tracks: int, context: int) -> float:
-    """CPU seconds of a step, mean over all but the first and the last of each track."""
+    """Returns the CPU seconds of a step, mean over all but the first and the last of each track."""
     total = tracks * STEPS
     times: list[float] = []
 
@@ -212,7 +212,7 @@ async def step_s(tracks: int, context: int) -> float:
 
 
 def track_kb(tracks: int, context: int) -> float:
-    """Python's memory of a track that has taken half its steps, in units of 1,000 bytes, without four bytes an id."""
+    """Returns Python's memory of a track that has taken half its steps, in units of 1,000 bytes, without four bytes an id."""
     held: list[int] = []
 
     def look() -> None:
@@ -256,14 +256,14 @@ class Gauge:
 
 
 def _problems(tracks: int, context: int, strategy: Family) -> list[Problem]:
-    """Problems whose prompts have ``context`` ids for the models that read them."""
+    """Returns problems whose prompts have ``context`` ids for the models that read them."""
     shell = len(CheapTokenizer().render(strategy.plan(Problem("p", ""), 0, 0).tracks[0].messages))
     text = "x" * max(1, context - shell)
     return [Problem(f"p{number}", text) for number in range(-(-tracks // strategy.recipe.tracks))]
 
 
 async def run_empty(tracks: int, context: int, directory: Path, gauge: Gauge) -> None:
-    """``speculative`` on so many tracks at once, every draft accepted, each track ended by the number of its steps."""
+    """Runs ``speculative`` on a number of tracks, every draft accepted, each track ended by the number of its steps."""
     strategy = make_strategy(
         "speculative",
         speculate="always",

@@ -1,7 +1,7 @@
-"""Real models: strategies side by side on engines that are loaded once, and the target beside bare vLLM.
+"""Compares strategies on real engines that are loaded once, and the target with bare vLLM.
 
-All that is compared takes turns in ABBA rounds, so that a machine which grows slower spoils no comparison. Each turn begins
-with empty prefix caches.
+Everything compared takes turns in ABBA rounds, so that a machine which becomes slower spoils no comparison. Each turn
+begins with empty prefix caches.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from speclrm.runtime.runtime import Runtime
 
 CPU_SHARE_MAX = 0.05
-"""Of all CPU time that a run takes, the part of our own process."""
+"""Share of a run's CPU time that our own process may take."""
 BARE, UNENDING = "bare vLLM", "baseline to the budget"
 """The same prompts and numbers of tokens, by plain calls of the engine and by the runtime."""
 WARM_UP_TOKENS = 16
 
 
 class BareEngine(Protocol):
-    """What an engine must have to be asked without a runtime; the vLLM engine has it."""
+    """What an engine must have to be used without a runtime; the vLLM engine has it."""
 
     async def generate_bare(self, ids: Sequence[int], max_tokens: int, seed: int) -> int: ...
 
@@ -63,7 +63,7 @@ class Unending(Family):
 
 @dataclass(slots=True)
 class Turns:
-    """What a mode's turns came to, one entry a turn. ``own_s``, ``engines_s``: CPU seconds of processes."""
+    """The results of a mode's turns, one entry a turn. ``own_s``, ``engines_s``: CPU seconds of processes."""
 
     seconds: list[float] = field(default_factory=list[float])
     tokens: list[int] = field(default_factory=list[int])
@@ -78,7 +78,7 @@ class Turns:
 
 
 def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """ABBA: every second round goes backwards."""
+    """Returns the modes' order in each round: every second round goes backwards (ABBA)."""
     return [list(names) if number % 2 == 0 else list(reversed(names)) for number in range(rounds)]
 
 
@@ -91,10 +91,10 @@ async def measure(
     quick: bool = False,
     notify: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
-    """Seconds, tokens, accuracy and the runtime's own share of CPU time for each mode, medians over rounds.
+    """Measures seconds, tokens, accuracy and the runtime's own share of CPU time for each mode, medians over rounds.
 
-    ``options``: models, problems, seed, and the options that all modes share. ``bare``: also the target alone against bare
-    calls of its engine.
+    ``options``: models, problems, seed, and the options that all modes share. ``bare``: also measure the target alone
+    against bare calls of its engine.
 
     Raises:
         UsageError: something asked for cannot be done; nothing was loaded.
@@ -140,7 +140,7 @@ async def take_turns(
     seed: int | None,
     notify: Callable[[str], None],
 ) -> dict[str, Turns]:
-    """All modes, round after round, on one open runtime; before the first, a short one of each to warm up."""
+    """Runs all modes, round after round, on one open runtime; before the first, a short one of each to warm up."""
     engine = runtime.scheduler.lanes[Role.TARGET].engine
     first = next(iter(families.values())).recipe
     unending = Unending(first.model_copy(update={"tracks": 1, "plan": "plain", "methods": ()}), lambda _: None)
@@ -191,7 +191,7 @@ async def take_turns(
 
 
 async def timed(work: Callable[[], Awaitable[tuple[int, SummarySink | None]]]) -> Turns:
-    """One turn: clock, CPU time of processes, tokens, and what the run came to where it was one."""
+    """Measures one turn: clock, CPU time of processes, tokens, and the run's summary if it was one."""
     own, engines = own_cpu_s(), engines_cpu_s()
     started = time.perf_counter()
     tokens, fold = await work()
@@ -216,12 +216,12 @@ async def forget_prefixes(runtime: Runtime) -> None:
 
 
 def own_cpu_s() -> float:
-    """CPU seconds of this process."""
+    """Returns the CPU seconds of this process."""
     return time.process_time()
 
 
 def engines_cpu_s() -> float:
-    """CPU seconds of the engines' processes: those below this one whose name says vLLM."""
+    """Returns the CPU seconds of the engines' processes: those below this one whose name says vLLM."""
     seconds = 0.0
     for process in psutil.Process().children(recursive=True):
         try:
@@ -260,7 +260,7 @@ def _share(turns: Turns) -> float | None:
 
 
 def figures(turns: Mapping[str, Turns], modes: Sequence[str]) -> list[Figure]:
-    """Ratios of turns of the same round, medians of them, and the runtime's share of CPU time."""
+    """Computes ratios of turns of the same round, medians of them, and the runtime's share of CPU time."""
     found: list[Figure] = []
     if BARE in turns:
         found.append(figure(f"tokens/s, {UNENDING} / {BARE}", _ratio(turns[UNENDING].rates, turns[BARE].rates)))

@@ -1,4 +1,4 @@
-"""The form of all benchmarks: a report with its circumstances, a table of rows, and figures that hold or do not.
+"""The form of all benchmark reports: circumstances, a table of rows, and figures with bounds that hold or do not.
 
 A benchmark is a function that returns a ``BenchReport``; the command prints it, and ``write`` keeps it with its charts.
 """
@@ -31,10 +31,10 @@ class _Model(BaseModel):
 
 
 class Figure(_Model):
-    """One number that the benchmark is about.
+    """A number that the benchmark is about.
 
-    ``bound``: what it should be, as ``<= 15``; None where nothing was promised. ``holds``: whether it is so; None where
-    there is no bound or no value.
+    ``bound``: what it should be, such as ``<= 15``; None without a bound. ``holds``: whether it is so; None if there is
+    no bound or no value.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Figure(_Model):
 
 
 class Chart(_Model):
-    """A line for each of ``lines`` (columns) and each value of the column ``by``, over the column ``x``."""
+    """A chart with a line for each of ``lines`` (columns) and each value of the column ``by``, over the column ``x``."""
 
     name: str
     title: str
@@ -58,7 +58,7 @@ class Chart(_Model):
 
 
 class BenchReport(_Model):
-    """What a benchmark found.
+    """The result of a benchmark.
 
     ``what``: one sentence on what was measured. ``runs``: repetitions behind each row. ``rows``: a table; every row has
     the same columns, whose names carry their units. ``simulated``: whether its seconds are those of a cost model.
@@ -86,7 +86,7 @@ class BenchReport(_Model):
 def figure(
     name: str, value: float | None, unit: str = "", *, at_most: float | None = None, at_least: float | None = None
 ) -> Figure:
-    """A figure with at most one bound. Without a value nothing holds and nothing fails."""
+    """Makes a figure with at most one bound. Without a value it neither holds nor fails."""
     if at_most is not None:
         return Figure(
             name=name,
@@ -122,7 +122,7 @@ def report(
     notes: Sequence[str] = (),
     command: str = "",
 ) -> BenchReport:
-    """A report with this machine and these versions. Call it when the benchmark begins or ends."""
+    """Makes a report with this machine and these versions. Call it when the benchmark begins or ends."""
     record = run_directory.new_record({})
     return BenchReport(
         benchmark=benchmark,
@@ -145,7 +145,7 @@ def report(
 
 
 class Spread(_Model):
-    """Of repeated measurements."""
+    """Median and range of repeated measurements."""
 
     median: float
     low: float
@@ -153,7 +153,7 @@ class Spread(_Model):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Median, least and greatest. Raises ValueError where there are no values."""
+    """Returns median, least and greatest. Raises ValueError if there are no values."""
     found = sorted(values)
     if not found:
         raise ValueError("there is nothing to take a median of")
@@ -161,8 +161,8 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which that share (0 to 1) of all lies, interpolated between neighbours (the method of numpy's
-    default). Raises ValueError where there are no values.
+    """Returns the value below which that share (0 to 1) of all lies, interpolated between neighbours (numpy's default
+    method). Raises ValueError if there are no values.
     """
     found = sorted(values)
     if not found:
@@ -177,7 +177,7 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 
 def print_report(console: Console, report: BenchReport) -> None:
-    """The table, then the figures with their bounds, then the circumstances."""
+    """Prints the table, then the figures with their bounds, then the circumstances."""
     from rich.table import Table
     from rich.text import Text
 
@@ -205,7 +205,7 @@ def print_report(console: Console, report: BenchReport) -> None:
 
 
 def circumstances(report: BenchReport) -> list[str]:
-    """Under which conditions the numbers came about: nothing is worth saying without them."""
+    """Returns the conditions of the measurement: numbers mean nothing without them."""
     models = ", ".join(f"{role} {name}" for role, name in report.models.items())
     seeds = ", ".join(map(str, report.seeds))
     lines = [
@@ -219,7 +219,7 @@ def circumstances(report: BenchReport) -> list[str]:
 
 
 def shown(value: Cell) -> str:
-    """A cell as it is printed: numbers to three or four digits, nothing as a dash."""
+    """Returns a cell as it is printed: numbers to three or four digits, None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -234,12 +234,12 @@ def shown(value: Cell) -> str:
 
 
 def write(report: BenchReport, folder: Path, form: Literal["svg", "png"] = "svg") -> list[Path]:
-    """``report.json`` and a file for each chart, into a folder that is new or empty. Returns what was written.
+    """Writes ``report.json`` and a file for each chart, into a folder that is new or empty. Returns the paths.
 
     Without matplotlib there are no charts.
 
     Raises:
-        RunDirectoryError: the folder holds something already.
+        RunDirectoryError: the folder is not empty.
         OSError: it cannot be written.
     """
     run_directory.check_free(folder)
@@ -250,7 +250,7 @@ def write(report: BenchReport, folder: Path, form: Literal["svg", "png"] = "svg"
 
 
 def read(path: Path) -> BenchReport:
-    """A report from its file. Raises pydantic's ValidationError for another form."""
+    """Reads a report from its file. Raises pydantic's ValidationError for another form."""
     return BenchReport.model_validate_json(path.read_bytes())
 
 
@@ -284,7 +284,7 @@ def _draw(report: BenchReport, chart: Chart, folder: Path, form: str) -> Path | 
 
 
 def curves(rows: Sequence[Row], chart: Chart) -> dict[str, list[tuple[Any, Any]]]:
-    """The points of each line of a chart, by its label; rows without a value are left out."""
+    """Returns the points of each line of a chart, by its label; rows without a value are left out."""
     found: dict[str, list[tuple[Any, Any]]] = {}
     for row in rows:
         group = "" if chart.by is None else str(row[chart.by])

@@ -1,8 +1,8 @@
-"""``bench schedule``: schedules on simulated engines, against the target alone at equal concurrency.
+"""``bench schedule``: compares schedules on simulated engines with the target alone at equal concurrency.
 
-Virtual seconds, so the table is the same on every machine. The target alone has as many tracks at once, batched, under the same
-scheduler. Lock-step has the same tracks, judge and engines as ``plain`` and a barrier after each phase of a step, as in the
-original experiments. Levers are the one configuration (``LEVERS``) with one thing taken away.
+Seconds are virtual, so the table is the same on every machine. The target alone has as many tracks, batched, under the
+same scheduler. Lock-step has the same tracks, judge and engines as ``plain`` and a barrier after each phase of a step,
+as in the original experiments. ``LEVERS`` are one configuration, and the same with one thing taken away.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TARGET, DRAFT = "sim/qwq-32b", "sim/r1-1.5b"
 TRACKS_A_PROBLEM = 5
 PLAIN: dict[str, Any] = {"speculate": "always", "draft_ahead": "never", "rewrite_ahead": "never"}
 CONFIGURATION: dict[str, Any] = {"judge": "inline", "gate_sure": -0.1}
-"""The one configuration of ``auto``: cheap scores, and a gate that keeps a third of the good steps unscored."""
+"""The configuration of ``auto``: cheap scores, and a gate that keeps a third of the good steps unscored."""
 LEVERS: dict[str, dict[str, Any]] = {
     "auto": CONFIGURATION,
     "auto, no gate": {"judge": "inline"},
@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 def simulate(
     mix: str, tracks: int, strategy: str, options: dict[str, Any], *, shared: bool, seed: int, fault: str | None = None
 ) -> Outcome:
-    """One run of ``tracks`` tracks, five to a problem where there are that many.
+    """Runs ``tracks`` tracks, five to a problem if there are that many.
 
     Raises:
         SettingsError: there is no such mix.
@@ -109,7 +109,7 @@ def measure(
     quick: bool,
     notify: Callable[[str], None],
 ) -> BenchReport:
-    """All mixes, devices and numbers of tracks, each schedule once: a simulation repeats itself to the byte."""
+    """Measures all mixes, devices and numbers of tracks, each schedule once: a simulation repeats itself to the byte."""
     rows: list[Row] = []
     figures: list[Figure] = []
     for device in devices:
@@ -183,7 +183,7 @@ def _case(mix: str, tracks: int, shared: bool, seed: int, quick: bool, figures: 
 
 
 def _goal(mix: str, tracks: int, shared: bool) -> float:
-    """What ``auto`` should reach: never noticeably slower than the target alone, and faster where drafts are good."""
+    """Returns the goal of ``auto``: never noticeably slower than the target alone, and faster if drafts are good."""
     if shared or mix not in ("a70", "a85"):
         return 0.98
     if mix == "a70":
@@ -192,7 +192,7 @@ def _goal(mix: str, tracks: int, shared: bool) -> float:
 
 
 def _discarded(seed: int, quick: bool) -> list[Figure]:
-    """What of the drafts is thrown away on the mix of problems, and how much of the final text is still theirs."""
+    """Measures which share of the drafts is discarded on the mix of problems, and how much of the final text is still theirs."""
     tracks = 10 if quick else 55
     fixed = simulate("aime-mix", tracks, "speculative", PLAIN, shared=False, seed=seed).summary
     gate = {**PLAIN, "judge": "inline", "gate_sure": -0.1, "gate_entropy": 1.4}

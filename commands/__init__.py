@@ -1,1 +1,1 @@
-"""The commands in groups, with what they share: their settings, the screen, and how errors are told."""
+"""The commands, and what they share: options, settings files, the screen, and errors."""

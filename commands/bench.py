@@ -1,4 +1,4 @@
-"""``bench``: measurements of the runtime itself, of schedules, of load, and of real models."""
+"""``bench``: measures the runtime itself, schedules, load, and real models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LOAD = {
     "token_budget": None,
     "seed": 0,
 }
-"""The options of a run that `bench load` takes, with its defaults."""
+"""Options of a run that `bench load` takes, with its defaults."""
 REAL = {
     "target": "qwen2.5-coder-0.5b-instruct",
     "draft": "smollm2-135m-instruct",
@@ -60,12 +60,12 @@ REAL = {
     "score_method": None,
     "seed": 0,
 }
-"""Those that `bench real` takes."""
+"""Options of a run that `bench real` takes, with its defaults."""
 
 ENGINES = tuple(name for name in EngineOptions.model_fields if name not in ("target", "draft"))
-"""What both take of how engines are loaded."""
+"""Options of how engines are loaded, which both take."""
 
-bench_app = typer.Typer(help="Measure: the runtime's own cost, schedules, load, real models.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure the runtime's own cost, schedules, load, and real models.", no_args_is_help=True)
 
 
 def overhead(
@@ -82,7 +82,7 @@ def overhead(
     output_dir: OutputDir = None,
     plot_format: PlotFormat = "svg",
 ) -> None:
-    """The runtime's own CPU time a step and memory a track, on engines that answer at once."""
+    """Measure the runtime's own CPU time per step and memory per track, on engines that cost nothing."""
 
     def measure() -> BenchReport:
         from speclrm.benchmarks import overhead as benchmark
@@ -111,7 +111,7 @@ def schedule(
     output_dir: OutputDir = None,
     plot_format: PlotFormat = "svg",
 ) -> None:
-    """Schedules on simulated engines: lock-step, free-running, each lever, and the target alone."""
+    """Compare schedules on simulated engines: lock-step, free-running, each option, the target alone."""
 
     def measure() -> BenchReport:
         from speclrm.benchmarks import schedule as benchmark
@@ -140,7 +140,7 @@ def load(
     output_dir: OutputDir = None,
     plot_format: PlotFormat = "svg",
 ) -> None:
-    """Time to an answer while problems arrive at random, by rate, for each mode."""
+    """Measure the time to an answer while problems arrive at random, by rate and mode."""
 
     def measure() -> BenchReport:
         from speclrm.benchmarks import load as benchmark
@@ -163,14 +163,14 @@ def load(
 def real(
     given: Given,
     modes: Modes = "speculative,parallel,lock-step",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each mode.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; each runs every mode once.")] = 2,
     bare: Annotated[bool, typer.Option(help="Also measure the target alone against bare vLLM.")] = True,
     quick: Quick = False,
     json: Json = False,
     output_dir: OutputDir = None,
     plot_format: PlotFormat = "svg",
 ) -> None:
-    """Real models: modes side by side on the same engines, the target alone beside bare vLLM, and our own CPU time."""
+    """Compare modes on the same real models, the target alone with bare vLLM, and CPU time."""
 
     def measure() -> BenchReport:
         from speclrm.benchmarks import real as benchmark
@@ -193,9 +193,9 @@ def bench(
     output_dir: Path | None,
     plot_format: Literal["svg", "png"] = "svg",
 ) -> None:
-    """Runs one benchmark as a command: its folder is checked first, its report printed and kept.
+    """Runs one benchmark as a command: checks its folder, measures, prints and writes the report.
 
-    A figure that does not hold is said and is no error. ``measure`` raises UsageError for what cannot be done.
+    A missed bound is printed and is no error. ``measure`` raises UsageError for what cannot be done.
     """
 
     def start() -> None:
@@ -214,7 +214,7 @@ def bench(
             print_json(report.model_dump(mode="json"))
         else:
             figures.print_report(console, report)
-        # What took minutes to measure has been shown by then, whatever the disk says.
+        # Printed before it is written: a full disk must not lose what took minutes to measure.
         written = figures.write(report, folder, plot_format)
         if json:
             return
@@ -225,7 +225,7 @@ def bench(
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """Numbers from 1 with commas between. Raises UsageError."""
+    """Reads whole numbers from 1, separated by commas. Raises UsageError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise UsageError(f"{option} {text!r}: write whole numbers from 1 with commas between.")
@@ -233,7 +233,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
 
 
 def positive(option: str, text: str) -> list[float]:
-    """Numbers above 0 with commas between. Raises UsageError."""
+    """Reads numbers above 0, separated by commas. Raises UsageError."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -244,13 +244,13 @@ def positive(option: str, text: str) -> list[float]:
 
 
 def tell(what: str) -> None:
-    """Progress, on stderr, where a person looks on."""
+    """Prints progress on stderr if it is a terminal."""
     if sys.stderr.isatty():
         say(f"  {what}", err=True)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Puts the group into the command line."""
+    """Adds the command group."""
     for name, function in {"schedule": schedule, "overhead": overhead, "load": load, "real": real}.items():
         bench_app.command(name)(configurable(f"bench-{name}")(function))
     app.add_typer(bench_app, name="bench")

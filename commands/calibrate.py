@@ -33,7 +33,8 @@ def calibrate(
 ) -> None:
     """Measure two engines and how the target scores the draft's steps.
 
-    Keeps a threshold for `run --score-threshold auto` and a preset for `--target sim/...` and `--dataset sim:...`.
+    Keeps a threshold for `run --score-threshold auto`,
+    and a preset for `--target sim/...` and `--dataset sim:...`.
     """
 
     def start() -> None:
@@ -87,7 +88,7 @@ def print_calibration(console: Console, result: Calibration) -> None:
 
 
 def _print_measured(console: Console, report: CalibrationReport) -> None:
-    """What the engines cost and what the scores are worth."""
+    """Prints what the engines cost and how well scores predict right answers."""
     from rich.table import Table
 
     judge, world = report.judge, report.preset.world

@@ -1,4 +1,4 @@
-"""Where an option's value comes from: the command line, else the environment, else a TOML file, else the default."""
+"""Reads an option's value from the command line, else the environment, else a TOML file, else takes the default."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "SPECLRM_"
 REPEATED = ("target_arg", "draft_arg", "set_")
-"""Options that may be given more than once."""
+"""Options that may be given more than once on the command line."""
 _options: dict[str, set[str]] = {}
 """The options of each command, by the names that a configuration file uses."""
 
 
 def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives each option of a command its environment variable, and the command a ``--config``.
+    """Adds an environment variable to each option of a command, and the option ``--config`` to the command.
 
-    ``inherits``: another command whose table in the file counts for this one too.
+    ``inherits``: another command, whose table in the file also holds for this one.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -56,7 +56,7 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
-            del values["config"]  # it did its work before the others were read
+            del values["config"]  # it was handled before the other options were read
             function(**values)
 
         shaped = cast("Any", command)
@@ -80,7 +80,7 @@ def _with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
         return kept
     own = copy.copy(option)
     own.envvar = ENVIRONMENT + parameter.name.upper()
-    own.show_envvar = False  # one sentence says it for all: the names are those of the options
+    own.show_envvar = False  # one sentence for all: the variables are named after the options
     return kept.replace(annotation=Annotated[get_args(parameter.annotation)[0], own])
 
 
@@ -128,7 +128,7 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
 
 
 def _plain(path: Path, key: str, value: Any) -> Any:
-    """A list becomes what the command line would say: its items with commas, or the option again for each."""
+    """Turns a list of a file into command-line form: comma-separated, or one value per repeated option."""
     if isinstance(value, list):
         items = [str(item) for item in cast("list[Any]", value)]
         return items if key.replace("-", "_") in REPEATED else ",".join(items)
@@ -138,7 +138,7 @@ def _plain(path: Path, key: str, value: Any) -> Any:
 
 
 def _owners(name: str) -> str:
-    """The commands that have a setting, for people; nothing if there is none."""
+    """Names the commands that have a setting, in words; empty if there is none."""
     owners = [command for command in _options if name in _options[command]]
     *most, last = owners or [""]
     return f"{', '.join(most)} and {last}" if most else last

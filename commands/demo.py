@@ -1,4 +1,4 @@
-"""``demo``: a draft and a target beside the target alone."""
+"""``demo``: compares drafting with the target alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def demo(
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Calibrate, solve a few problems with a draft and a target, then with the target alone, and compare."""
+    """Solve a few problems with a draft and a target, then with the target alone, and compare."""
 
     def start() -> None:
         from speclrm.app import demo as demonstration

@@ -1,7 +1,7 @@
-"""What a person sees of a run: live on stderr while it goes, and its figures on stdout at the end.
+"""Shows a run: live on stderr, and its figures on stdout at the end.
 
-All of it is a fold over events. What models wrote, and what stands in files, is untrusted: escape sequences and markup in it
-are made harmless. All that goes to a terminal goes through ``Terminal``, ``print_json`` or ``visible``.
+Everything shown is a fold over events. Text of models and files is untrusted: escape sequences and markup in it are
+made harmless. All output to a terminal passes ``Terminal``, ``print_json`` or ``visible``.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Event, Operation
 
 WINDOW_S = 10.0
-"""Tokens per second are of the last ten."""
+"""Seconds over which tokens per second are measured."""
 SLICE_S = 0.25
 REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
 ROWS_MAX = 8
 REPORT_ROWS_MAX = 40
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""What a terminal obeys or does not show: C0, DEL and C1 controls, marks of direction and of no width, halves of characters."""
+"""Characters that a terminal obeys or does not show: C0, DEL and C1 controls, marks of direction and of no width, surrogates."""
 _SPACE = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def visible(text: str, *, keep: str = "\n\t") -> str:
-    r"""The text with each control character but those to ``keep`` as it would be written in JSON: ``\u001b``.
+    r"""Returns the text with each control character but those to ``keep`` as JSON would write it: ``\u001b``.
 
     A JSON text stays one, and means the same.
     """
@@ -72,13 +72,13 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
 
 
 def harmless(text: str, width: int = 60) -> str:
-    """One line of at most ``width`` characters, without control characters."""
+    """Returns one line of at most ``width`` characters, without control characters."""
     line = visible(_SPACE.sub(" ", text))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 class Terminal(Console):
-    """A console on which no text is control or markup, whoever wrote it."""
+    """A console that treats no text as control or markup, whoever wrote it."""
 
     def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
         super().__init__(file=file, width=width, markup=False, emoji=False)
@@ -105,7 +105,7 @@ class _Track:
 
 @dataclass(slots=True)
 class _Sample:
-    """One that is not finished. ``ended``: how many of its tracks are; ``tokens``: of the others."""
+    """An unfinished sample. ``ended``: how many of its tracks are; ``tokens``: of the others."""
 
     gold: str | None = None
     tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
@@ -114,10 +114,10 @@ class _Sample:
 
 
 class Monitor:
-    """A sink that follows a run and can say how it stands. Times are real seconds.
+    """A sink that follows a run and tells its state. Times are real seconds.
 
-    An event costs the same however long the run is, and so does the answer: all that is shown is kept as it is shown. What
-    is finished is only counted. Where events are missing, figures are wrong by these and no more.
+    An event costs the same however long the run is, and so does the state: everything shown is kept in that form.
+    Finished samples are only counted. If events are missing, figures are wrong by these and no more.
     """
 
     def __init__(self) -> None:
@@ -133,9 +133,9 @@ class Monitor:
         self.outcomes: Counter[str] = Counter()
         self.tracks = 0
         self.ended = 0
-        """Tracks that are finished."""
+        """Finished tracks."""
         self.busy: dict[tuple[str, int, str], _Track] = {}
-        """Tracks that are not, in the order of their starts."""
+        """Unfinished tracks, in the order of their starts."""
         self._samples: dict[tuple[str, int], _Sample] = {}
         self._rates = _Rates()
         self._ended_tokens = 0
@@ -177,7 +177,7 @@ class Monitor:
         self._token_part += event.tokens / len(sample.tracks)
 
     def _change(self, event: SampleEvent) -> None:
-        """Of a sample or of which tracks it has."""
+        """Updates a sample or the set of its tracks."""
         sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
         self._count(sample, -1)
         match event:
@@ -199,14 +199,14 @@ class Monitor:
                 self.outcomes[event.outcome] += 1
                 del self._samples[event.problem, event.repeat]
                 for name in sample.tracks:
-                    self.busy.pop((event.problem, event.repeat, name), None)  # of whose end nothing was heard
+                    self.busy.pop((event.problem, event.repeat, name), None)  # whose end was missed
                 return
             case _:
                 pass
         self._count(sample, 1)
 
     def _end(self, sample: _Sample, track: _Track, by: int) -> None:
-        """The track ended (1) or goes on after all (-1)."""
+        """Notes that the track ended (1) or continues after all (-1)."""
         track.finished = by > 0
         sample.ended += by
         sample.tokens -= by * track.tokens
@@ -225,7 +225,7 @@ class Monitor:
     async def aclose(self) -> None:
         pass
 
-    # As what is asked for a picture.
+    # What a display reads.
 
     def notify(self, what: str, done: float | None, total: float | None) -> None:
         self.stage = what + (f" {done / total:.0%}" if done is not None and total else "")
@@ -243,24 +243,24 @@ class Monitor:
 
     @property
     def finished(self) -> int:
-        """Samples that are."""
+        """Number of finished samples."""
         return self.outcomes.total()
 
     def gold(self, problem: str, repeat: int) -> str | None:
-        """Of a sample that is not finished."""
+        """Returns the gold answer of an unfinished sample."""
         sample = self._samples.get((problem, repeat))
         return None if sample is None else sample.gold
 
     def rates(self) -> dict[str, float]:
-        """Generated tokens per second of each model, over the last seconds."""
+        """Returns the generated tokens per second of each model, over the last seconds."""
         span = max(1.0, min(WINDOW_S, self.elapsed_s))
         return {role: tokens / span for role, tokens in self._rates.tokens().items()}
 
     def left_s(self) -> float | None:
-        """Seconds to go, about; None until there is something to tell it from.
+        """Estimates the seconds to go; None until something is known.
 
-        A running sample counts by how far its tracks are, measured by the tokens that finished tracks took; all running
-        tracks together are at nine tenths at most.
+        A running sample counts by the progress of its tracks, measured by the tokens that finished tracks took; all
+        running tracks together count as nine tenths at most.
         """
         if self.total is None or self.ended < 2:
             return None
@@ -272,7 +272,7 @@ class Monitor:
 
 
 class _Rates:
-    """Tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
+    """Counts tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
 
     def __init__(self) -> None:
         self._slices: deque[tuple[int, dict[str, int]]] = deque()
@@ -295,7 +295,7 @@ class _Rates:
 
 
 def headline(monitor: Monitor) -> str:
-    """One line: how many problems are done, how it goes, how fast, and how long it will take."""
+    """Returns one line: how many problems are done, the results so far, the speed, and the time left."""
     if not monitor.running:
         return f"{monitor.stage} ({_seconds(monitor.elapsed_s)})"
     accepted, rewritten, written = (monitor.steps[origin] for origin in ("draft", "rewrite", "write"))
@@ -320,7 +320,7 @@ def _seconds(seconds: float) -> str:
 
 
 class LiveView:
-    """The ``rich`` display: redrawn a few times a second, whatever comes in between."""
+    """The ``rich`` display: redrawn a few times a second, however many events arrive."""
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
         self._monitor = monitor
@@ -356,9 +356,9 @@ class LiveView:
 
 
 class PlainView:
-    """The ``plain`` display, a sink: a line for each finished sample, and one now and then.
+    """The ``plain`` display, a sink: prints a line for each finished sample, and one now and then.
 
-    It hands each event to its monitor first, so that what it reads there is as far as the event.
+    It passes each event to its monitor first, so that the monitor is as far as the event.
     """
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
@@ -384,7 +384,7 @@ class PlainView:
             self._print(f"{line} · {headline(self._monitor)}" if line else headline(self._monitor))
 
     def _print(self, line: str) -> None:
-        # Not by the console's own `print`: it lays out what is one line as it is, for longer than a short sample takes.
+        # Not by the console's own `print`, whose layout of a single line takes longer than a short sample.
         self._console.file.write(visible(line) + "\n")
         self._console.file.flush()
 
@@ -396,7 +396,7 @@ class PlainView:
 
 
 class JsonView:
-    """The ``json`` display, a sink: a JSON object on stdout for each finished sample. Its monitor's events too."""
+    """The ``json`` display, a sink: prints a JSON object to stdout for each finished sample, and passes events to its monitor."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -423,13 +423,13 @@ def print_json(value: object) -> None:
 
 
 def print_line(text: str) -> None:
-    """On stdout, at once: JSON, which nothing may fold."""
+    """Prints a line of JSON to stdout at once, without folding it."""
     sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
 
 
 def sample_line(event: SampleFinished, monitor: Monitor) -> str:
-    """Of a sample of whose end the monitor has not heard yet."""
+    """Returns the line of a sample whose end the monitor has not seen yet."""
     answer = "no answer" if event.answer is None else harmless(event.answer, 30)
     gold = harmless(monitor.gold(event.problem, event.repeat) or "-", 30)
     return f"{event.problem}/{event.repeat}: {event.outcome} ({answer}; gold {gold})"
@@ -439,7 +439,7 @@ def sample_line(event: SampleFinished, monitor: Monitor) -> str:
 
 
 def print_report(console: Console, summary: RunSummary, title: str = "") -> None:
-    """All figures of a run, on a console (stdout)."""
+    """Prints all figures of a run to a console (stdout)."""
     if title:
         console.print(Text(title, style="bold"))
     console.print(_samples_table(summary))
@@ -474,7 +474,7 @@ def _samples_table(summary: RunSummary) -> Table:
 
 
 def figures(summary: RunSummary) -> list[str]:
-    """The run's numbers, a line a matter."""
+    """Returns the run's numbers, one line a subject."""
     outcomes = ", ".join(f"{name} {count}" for name, count in sorted(summary.outcomes.items()))
     lines: list[str] = []
     if summary.accuracy is not None:
@@ -523,7 +523,7 @@ def figures(summary: RunSummary) -> list[str]:
 
 
 def _ledger_table(summary: RunSummary) -> Table:
-    """A column a model: what became of its tokens, and of its engine's time. Rows without a number are left out."""
+    """Makes a table with a column a model: the fate of its tokens, and its engine's time. Rows without a number are left out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tokens")
     for role in summary.tokens:

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine can run."""
+"""``doctor``: reports what this machine can run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from speclrm.commands.screen import stdout
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """What this machine can run, with which settings, what is missing, and what it costs."""
+    """Report what this machine can run, with which settings, and what is missing."""
 
     def start() -> None:
         from speclrm.runtime.machine import doctor as examination

@@ -1,4 +1,4 @@
-"""Tells errors: each that is raised on purpose, and each of a disk, becomes one paragraph and an exit code."""
+"""Turns errors into one paragraph and an exit code: those that are raised on purpose, and those of a disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Ended(BaseException):
-    """The run was ended from outside; ``number`` is the signal's."""
+    """A signal ended the run; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -57,11 +57,11 @@ def guard(start: Callable[[], None]) -> None:
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001  # the last resort
-        if interrupted:  # an import may put it into an error of its own
+        if interrupted:  # an import may wrap it in an error of its own
             complain("ended by SIGINT.")
             raise typer.Exit(130) from None
         if not isinstance(error, OSError) or not is_disk_error(error):
-            say(traceback.format_exc(), err=True)  # an error that nobody expected may quote anything
+            say(traceback.format_exc(), err=True)  # an unexpected error may quote anything
             raise typer.Exit(1) from None
         where = "The output" if error.filename is None else os.fsdecode(error.filename)
         complain(f"{where} cannot be read or written: {reason(error)}. {remedy(error)}, then run the command again.")
@@ -71,7 +71,7 @@ def guard(start: Callable[[], None]) -> None:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # the interpreter would try once more at its end, and make that its exit code
+            except OSError:  # the interpreter would try again at its end, and change the exit code
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -80,8 +80,8 @@ def complain(text: str) -> None:
     from speclrm.commands.display import Terminal, harmless
     from speclrm.commands.logs import Unfailing
 
-    lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several
-    # The terminal may have been closed, or the disk be full that errors are written to.
+    lines = [harmless(line, 4000) for line in text.split("\n")]  # a table has several lines
+    # The terminal may be closed, or the disk full that stderr goes to.
     console = Terminal(file=cast("Any", Unfailing(sys.stderr)))
     console.print("speclrm: " + "\n".join(lines), highlight=False, soft_wrap=True)
 
@@ -94,7 +94,7 @@ def say(text: object = "", *, err: bool = False) -> None:
 
 
 def checked(kind: type[T], **values: Any) -> T:
-    """Options of a kind. Raises UsageError, which names each wrong one."""
+    """Makes options of a class. Raises UsageError, which names each wrong one."""
     from pydantic import ValidationError
 
     try:

@@ -1,4 +1,4 @@
-"""``eval``: what runs came to."""
+"""``eval``: evaluates runs from their traces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate(
         typer.Option("--model", "--model-name", help="Only runs with this target: its name, or the last part of it."),
     ] = None,
     model_size: Annotated[
-        str | None, typer.Option(help="Only runs with targets of this size, as their names end: 32b.")
+        str | None, typer.Option(help="Only runs with targets of this size, such as 32b: the end of the name.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     rebuild: Annotated[
@@ -47,7 +47,7 @@ def evaluate(
 ) -> None:
     """Evaluate runs from their traces: accuracy, pass@k, majority, outcomes, acceptance, tokens, time.
 
-    Runs of one configuration are taken together; each other configuration is a row of its own.
+    Runs with the same configuration are combined into one row.
     """
     folders = [*(directories or ()), *filter(None, [results_dir])]
     evaluate_into(folders, Wanted(dataset, model, model_size), json=json, rebuild=rebuild)
@@ -160,7 +160,7 @@ def _details(one: Evaluation) -> list[str]:
 
 
 def _some(pass_at: dict[int, float]) -> list[tuple[int, float]]:
-    """K of 1, 2, 4, ... and the last."""
+    """Selects k = 1, 2, 4, ... and the last."""
     last = max(pass_at, default=0)
     return [(k, value) for k, value in pass_at.items() if k & (k - 1) == 0 or k == last]
 
@@ -172,7 +172,7 @@ def _chain(one: Evaluation) -> str:
 
 
 def _flops(one: Evaluation) -> str:
-    """To decode, and with what was read of prompts: as ratios where there is a baseline."""
+    """Shows decode FLOPs and all FLOPs, as ratios if there is a baseline."""
     if one.compared is not None and one.compared.decode_flops is not None and one.compared.all_flops is not None:
         return f"{one.compared.decode_flops:.2f}x, {one.compared.all_flops:.2f}x"
     if one.decode_flops is None or one.all_flops is None:

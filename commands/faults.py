@@ -1,4 +1,4 @@
-"""``faults``: the original experiments' faults that can be switched on."""
+"""``faults``: lists the faults of the original code that can be turned on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from speclrm.commands.screen import stdout
 
 
 def faults() -> None:
-    """List the original experiments' faults that --reproduce-fault switches on."""
+    """List the faults of the original code that --reproduce-fault turns on."""
 
     def start() -> None:
         from rich.table import Table

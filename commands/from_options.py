@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from speclrm.strategies.option import Declared
 
 Given = dict[str, Any]
-"""Annotates the parameter of a command that takes what was given for the declared options."""
+"""Annotates the parameter of a command that receives the declared options that were given."""
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -54,9 +54,9 @@ _COMPLETE = {"": None, "model": complete_model, "dataset": complete_dataset, "fa
 def takes(
     options: Mapping[str, Declared], defaults: Mapping[str, Any] | None = None, unset: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command these options, in the place of its parameter that is annotated ``Given``.
+    """Gives a command these options, in place of its parameter that is annotated ``Given``.
 
-    ``defaults``: other defaults, by field. ``unset``: what stands for every default in the help.
+    ``defaults``: other defaults, by field. ``unset``: shown in the help in place of every default.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -87,7 +87,7 @@ def takes(
 
 
 def only(options: Mapping[str, Declared], names: Iterable[str]) -> dict[str, Declared]:
-    """Some of the options, in the order of the names."""
+    """Returns some of the options, in the order of the names."""
     return {name: options[name] for name in names}
 
 
@@ -95,7 +95,7 @@ def only(options: Mapping[str, Declared], names: Iterable[str]) -> dict[str, Dec
 
 
 def _parameter(one: Declared, defaults: Mapping[str, Any], unset: str | None) -> inspect.Parameter:
-    """An option that is None unless it is given, so that its default stays with the field that declares it."""
+    """Makes an option that is None unless it is given, so that its default stays with the field that declares it."""
     option = one.option
     flag = "--" + one.name.replace("_", "-")
     flags = [flag, *option.flags] if option.flags or one.type is bool else []
@@ -122,7 +122,7 @@ def _parameter(one: Declared, defaults: Mapping[str, Any], unset: str | None) ->
 
 
 def defaulting(parameter: inspect.Parameter, default: Any) -> inspect.Parameter:
-    """The parameter with another default, and a help that says so."""
+    """Returns the parameter with another default, and a help that says so."""
     kind, option = get_args(parameter.annotation)
     own = copy.copy(cast("OptionInfo", option))
     own.help = with_default((own.help or "").partition(_DEFAULT)[0].rstrip(), str(default))
@@ -131,7 +131,7 @@ def defaulting(parameter: inspect.Parameter, default: Any) -> inspect.Parameter:
 
 
 def with_default(text: str, default: str) -> str:
-    """A sentence of help with the default behind it."""
+    """Appends the default to a sentence of help."""
     return f"{text} {_DEFAULT}{default}][/dim]" if default else text
 
 
@@ -140,7 +140,7 @@ _UNSET: Any = object()
 
 
 def _kind(one: Declared) -> Any:
-    """The type that the command line reads."""
+    """Returns the type that the command line reads."""
     if get_origin(one.type) is dict:
         return list[str]
     if get_origin(one.type) is tuple or one.option.words:
@@ -175,7 +175,7 @@ def _number_or_word(one: Declared, flag: str, text: str) -> Any:
 
 
 def read_pairs(flag: str, items: Iterable[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value is JSON if it can be read so, else text. Raises SettingsError."""
+    """Reads ``NAME=VALUE`` pairs; a value is JSON if it can be read so, else text. Raises SettingsError."""
     found: dict[str, Any] = {}
     for item in items:
         name, given, value = item.partition("=")
@@ -193,7 +193,7 @@ def read_pairs(flag: str, items: Iterable[str]) -> dict[str, Any]:
 
 
 def settings_lines(options: Mapping[str, Declared], values: Mapping[str, Any]) -> list[str]:
-    """Values in the form that --config takes, one a line; those that are not set as comments."""
+    """Returns values in the form that --config takes, one a line; those that are not set as comments."""
     lines: list[str] = []
     for one in options.values():
         value = values.get(one.field)
@@ -208,7 +208,7 @@ def settings_lines(options: Mapping[str, Declared], values: Mapping[str, Any]) -
 
 
 def table(options: Mapping[str, Declared]) -> str:
-    """The options as Markdown, a table for each group."""
+    """Returns the options as Markdown, a table for each group."""
     groups: dict[str, list[Declared]] = {}
     for one in options.values():
         groups.setdefault(one.option.group, []).append(one)

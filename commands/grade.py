@@ -1,4 +1,4 @@
-"""``grade``: whether texts of any tool hold the right answers."""
+"""``grade``: grades the outputs of any tool."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Diagnostics: structured lines on stderr or in a file, never among the results.
+"""Writes diagnostics as structured lines to stderr or a file, never among the results.
 
-Values may be what a model wrote: no line lets a terminal, or who reads the file on one, obey it.
+Values may be what a model wrote: no line can control a terminal, not even one on which the file is read later.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ LEVELS: dict[LogLevel, int] = {
 
 
 def configure(level: LogLevel, *, file: Path | None = None, console: Console | None = None) -> None:
-    """JSON lines into the file, or readable lines on stderr, through the console where a live display is on.
+    """Sends JSON lines to the file, or readable lines to stderr, through the console while a live display is on.
 
-    What other libraries warn of on stderr is made harmless as well.
+    Warnings of other libraries on stderr are made harmless as well.
     """
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -45,7 +45,7 @@ def configure(level: LogLevel, *, file: Path | None = None, console: Console | N
         _harmless_values,
     ]
     if file is not None:
-        # Without a buffer, in which lines that a full disk refused would wait, and fail once more at the very end.
+        # Unbuffered: lines that a full disk refused would wait in a buffer, and fail again at the very end.
         stream: Any = Unfailing(TextIOWrapper(FileIO(file, "a"), encoding="utf-8", write_through=True))
         processors.append(structlog.processors.JSONRenderer())
     else:
@@ -74,7 +74,7 @@ def _harmless_values(_logger: Any, _name: str, line: MutableMapping[str, Any]) -
 
 
 def _harmless(value: Any) -> Any:
-    """The value with its texts on one line each; what is none and no number becomes one."""
+    """Returns the value with each text on one line; a value that is neither text nor number becomes text."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -94,14 +94,14 @@ def _format_warning(*arguments: Any, **options: Any) -> str:
 
 
 class _Harmless(logging.Formatter):
-    """For what is logged where nobody set up logging: it goes to stderr as it is."""
+    """Makes harmless what is logged if nobody set up logging: it would go to stderr as it is."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
 class Unfailing:
-    """A stream that loses what its file does not take: nothing ends because nobody can be told how it goes."""
+    """A stream that drops what its file does not take: a run must not end because its diagnostics cannot be written."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""``models``: names to local weights."""
+"""``models``: lists, downloads and locates model weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from speclrm.commands.errors import guard, say
 from speclrm.commands.screen import Screen, run_async, stdout
 from speclrm.commands.screen_options import Display
 
-models_app = typer.Typer(help="Names to local weights: list, pull, path.", no_args_is_help=True)
+models_app = typer.Typer(help="List, download and locate model weights.", no_args_is_help=True)
 
 
 def models_list() -> None:
-    """The models with a short name, and which of them are here."""
+    """List the models with a short name, and which of them are here."""
 
     def start() -> None:
         from rich.table import Table
@@ -35,9 +35,10 @@ def models_list() -> None:
 
 
 def models_pull(
-    names: Annotated[list[str], typer.Argument(help="Known names or hub repositories.")], display: Display = None
+    names: Annotated[list[str], typer.Argument(help="Known names or Hugging Face repositories.")],
+    display: Display = None,
 ) -> None:
-    """Fetch models; one that is here already is not fetched again."""
+    """Download models; one that is here already is not downloaded again."""
 
     def start() -> None:
         from speclrm.runtime.models import store

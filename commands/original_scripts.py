@@ -1,7 +1,7 @@
-"""The seven commands of the original experiments: `run` and `eval` under their old names and defaults.
+"""Adds the seven commands of the original experiments: `run` and `eval` under their old names and defaults.
 
 Names, flags and defaults are those of SSR's scripts (github.com/YuanlinChu/SSR-Spec_Scale_Reasoning, readme.md and the
-scripts' parsers). Each takes all options of `run` or `eval` beside its own.
+scripts' parsers). Each also takes all options of `run` or `eval`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DRAFT = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A script that solved problems. ``defaults``: of options of `run`."""
+    """A script that solves problems. ``defaults``: of options of `run`."""
 
     name: str
     strategy: str
@@ -40,7 +40,7 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class OriginalEvaluation:
-    """A script that evaluated results of these strategies."""
+    """A script that evaluates results of these strategies."""
 
     name: str
     strategies: tuple[str, ...]
@@ -55,31 +55,31 @@ ORIGINALS = (
     Original(
         "base-test",
         "baseline",
-        "The target alone, one track (base_test.py).",
+        "Run the target alone on one track (base_test.py).",
         {**_COMMON, "output_dir": Path("results/baseline_vllm_test")},
     ),
     Original(
         "scale-reason",
         "parallel",
-        "The target on several tracks (scale_reason.py).",
+        "Run the target alone on several tracks (scale_reason.py).",
         {**_COMMON, "output_dir": Path("results/scale_reason")},
     ),
     Original(
         "spec-scale-reason",
         "speculative",
-        "Draft, score, rewrite on several tracks (spec_scale_reason.py).",
+        "Draft, score and rewrite on several tracks (spec_scale_reason.py).",
         {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
     ),
     Original(
         "spec-scale-reason-async",
         "speculative",
-        "The same; tracks never wait for each other in either (spec_scale_reason_async.py).",
+        "Do the same as spec-scale-reason (spec_scale_reason_async.py).",
         {**_PAIR, "output_dir": Path("results/asyn_spec_scale")},
     ),
     Original(
         "spec-scale-reason-2",
         "speculative-methods",
-        "The same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
+        "Do the same with methods that the target chooses for each problem (spec_scale_reason_2.py).",
         {**_PAIR, "output_dir": Path("results/spec_scale_Inf")},
     ),
 )
@@ -110,10 +110,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _solving(original: Original) -> Callable[..., None]:
-    """`run` without its first argument, with the script's defaults.
+    """Makes `run` without its first argument, with the script's defaults.
 
-    Results go into a folder of their own each time, by model, dataset and time: the scripts add to what is there, and a
-    run's folder is never written over.
+    Results go into a new folder each time, by model, dataset and time: the scripts add to what is there, and a run's
+    folder is never overwritten.
     """
 
     def command(**values: Any) -> None:
@@ -126,7 +126,7 @@ def _solving(original: Original) -> Callable[..., None]:
 
 
 def _evaluating(original: OriginalEvaluation) -> Callable[..., None]:
-    """`eval` without its folders, with the script's."""
+    """Makes `eval` without its folders, with the script's."""
 
     def command(**values: Any) -> None:
         wanted = Wanted(values["dataset"], values["model"], values["model_size"], original.strategies)
@@ -139,7 +139,7 @@ def _evaluating(original: OriginalEvaluation) -> Callable[..., None]:
 def _shaped(
     command: Callable[..., None], like: Callable[..., None], without: str, defaults: dict[str, Any]
 ) -> Callable[..., None]:
-    """The command with the options of another, but for one, and with defaults of its own."""
+    """Returns the command with the options of another, except one, and with defaults of its own."""
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(like, eval_str=True).parameters.values():
         if parameter.name != without:

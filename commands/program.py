@@ -29,7 +29,7 @@ from speclrm.commands.trace import trace_app
 
 
 def with_dashes(name: str) -> str:
-    """Options and commands may be written with underscores too, as the original scripts do."""
+    """Accepts options and commands with underscores too, as the original scripts do."""
     return name.replace("_", "-")
 
 

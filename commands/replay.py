@@ -1,4 +1,4 @@
-"""``replay``: plays a recorded run again and compares."""
+"""``replay``: replays a recorded run without engines and compares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from speclrm.app.replay import ReplayReport
 
 SHOWN_MAX = 40
-"""Lines of each kind that a report shows."""
+"""Maximum lines of each kind in a report."""
 
 
 def replay(
@@ -28,14 +28,14 @@ def replay(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="What if: another value for an option of the recipe; repeatable.",
+            help="Replay with another value of a strategy option; repeatable.",
             rich_help_panel=STRATEGY,
         ),
     ] = None,
     continue_: Annotated[
         bool,
         typer.Option(
-            "--continue", help="Go on with engines where the record ends, in a new folder.", rich_help_panel=RUN
+            "--continue", help="Continue with engines where the record ends, in a new folder.", rich_help_panel=RUN
         ),
     ] = False,
     output_dir: Annotated[
@@ -45,9 +45,9 @@ def replay(
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Play a recorded run again, without engines, and compare; or ask what would have been.
+    """Replay a recorded run without engines and compare, or try other settings on its record.
 
-    Exit code 1 where it does not come to the same. Nothing in the run's folder is changed.
+    Exits with 1 if something differs. Changes nothing in the run's folder.
     """
 
     def start() -> None:

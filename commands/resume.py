@@ -1,4 +1,4 @@
-"""``resume``: goes on with a run that was cut short."""
+"""``resume``: continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARMLESS = tuple(
     for name, one in RUN_DECLARED.items()
     if one.option.effect == "place" and name not in ("output_dir", "compress_trace")
 )
-"""What may change between two attempts at a run: when and where things are computed."""
+"""Options that may change between two attempts at a run: when and where things are computed."""
 
 
 @takes(only(RUN_DECLARED, HARMLESS), unset="as before")
@@ -34,10 +34,9 @@ def resume(
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Go on with a run that was cut short, inside its problems.
+    """Continue an interrupted run where each of its tracks was, with the same seeds.
 
-    Finished samples stay as they are, tracks continue where they were, with the same seeds. A run that has ended is left
-    alone.
+    Finished samples are not run again. A run that has ended is left alone.
     """
 
     def start() -> None:
@@ -65,7 +64,7 @@ def resume(
 
 
 def show(report: RunReport, kind: str) -> None:
-    """What a run came to. Raises SpecLRMError where every track failed."""
+    """Prints a run's report. Raises SpecLRMError if every track failed."""
     if kind == "json":
         from speclrm.commands.display import print_json
 

@@ -1,4 +1,4 @@
-"""``run``: problems in, a trace and figures out."""
+"""``run``: solves the problems of a dataset and writes a trace."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _speculative_config(text: str | None) -> dict[str, Any]:
 
 
 def _show(preview: Preview) -> None:
-    """Settings in the form that --config takes, then the prompts."""
+    """Prints the settings as a --config file, then the prompts."""
     from speclrm.commands.display import harmless
 
     options = preview.options

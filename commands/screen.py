@@ -1,4 +1,4 @@
-"""The screen of a command: the display for the time of a run, the loop, and what is printed at the end."""
+"""Runs a command's work with its display, its event loop and its engines, and prints the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _provided: ContextVar[MakeEngines | None] = ContextVar("engines", default=None)
 
 @contextmanager
 def providing(make: MakeEngines) -> Generator[None, None, None]:
-    """Inside the block, commands take their engines from here."""
+    """Makes commands take their engines from here, inside the block."""
     token = _provided.set(make)
     try:
         yield
@@ -39,14 +39,14 @@ def providing(make: MakeEngines) -> Generator[None, None, None]:
 
 
 def engines() -> MakeEngines:
-    """What makes the engines for a command."""
+    """Returns the function that makes the engines for a command."""
     from speclrm.app.engines import make_engines
 
     return _provided.get() or make_engines
 
 
 class Screen:
-    """The display for the time of a run: what follows it, what is told of stages, and where diagnostics go."""
+    """The display during a run: the sinks that follow it, the progress of its stages, and the place of diagnostics."""
 
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
         from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView, Terminal
@@ -79,7 +79,7 @@ class Screen:
 
 
 def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = False) -> T:
-    """Runs under uvloop, or under ``virtual`` time. A signal to end cancels the work, which then ends in good order."""
+    """Runs a coroutine under uvloop, or under ``virtual`` time. A signal to end cancels it, and it then ends in good order."""
     import uvloop
 
     from speclrm.runtime.clock import VirtualTimeLoop
@@ -92,13 +92,13 @@ def run_async(make: Callable[[], Coroutine[Any, Any, T]], *, virtual: bool = Fal
         task = asyncio.ensure_future(make())
 
         def end(number: int) -> None:
-            # Only the first counts: a second one must not cut short what the first one set going.
+            # Only the first signal counts: a second one must not cut short the clean-up.
             if not ended:
                 ended.append(number)
                 task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 loop.add_signal_handler(number, end, number)
         try:
             return await task
@@ -118,7 +118,7 @@ def stdout() -> Console:
     from speclrm.commands.display import Terminal
 
     console = Terminal()
-    # In a file or pipe there is no width to keep to, and a folded table is hard to read by programs.
+    # A file or pipe has no width, and programs read folded tables badly.
     return console if console.is_terminal else Terminal(width=160)
 
 

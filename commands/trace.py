@@ -1,4 +1,4 @@
-"""``trace``: a run's record checked, shown, counted, followed and exported."""
+"""``trace``: checks, shows, counts, follows and exports the trace of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 
 trace_app = typer.Typer(
-    help="A run's record: check it, read it, count it, follow it, export it. Each takes the folder of a run or a trace file.",
+    help="Check, show, count, follow or export a run's trace.",
     no_args_is_help=True,
 )
-Source = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a trace file.")]
+Source = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a trace file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SkipUnknown = Annotated[
     bool, typer.Option("--skip-unknown", help="Skip events of kinds that this version does not know.")
@@ -38,7 +38,7 @@ Kind = Annotated[str | None, typer.Option("--kind", help="Only events of this ki
 @trace_app.command("check")
 @configurable("trace-check")
 def check(run: Source, json: Json = False) -> None:
-    """Verify a trace and what was derived from it: exit code 1 where something is wrong, each named by file and line."""
+    """Verify a trace and the files derived from it; print each violation; exit with 1 if there is one."""
 
     def start() -> None:
         from speclrm.app import trace_check
@@ -82,7 +82,7 @@ def show(
     json: Json = False,
     skip_unknown: SkipUnknown = False,
 ) -> None:
-    """Read samples in the terminal: steps with scores, rejected drafts struck out, rewrites, votes."""
+    """Print samples: steps with scores, rejected drafts struck out, rewrites, votes."""
 
     def start() -> None:
         from speclrm.commands.display import print_line
@@ -111,7 +111,7 @@ def show(
 @trace_app.command("stats")
 @configurable("trace-stats")
 def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) -> None:
-    """Count a trace: events, bytes, tokens and rates, by kind."""
+    """Count events, bytes and tokens of a trace by kind."""
 
     def start() -> None:
         from rich.table import Table
@@ -156,11 +156,11 @@ def stats(run: Source, json: Json = False, skip_unknown: SkipUnknown = False) ->
 @configurable("trace-tail")
 def tail(
     run: Source,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the run up to its end.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of events to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new events until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of latest events to print first.")] = 10,
     json: Json = False,
 ) -> None:
-    """The last events of a trace, and with -f those that come."""
+    """Print the latest events of a trace, and with -f new ones as they come."""
 
     def start() -> None:
         from speclrm.app import trace_check
@@ -181,14 +181,16 @@ def tail(
 @configurable("trace-export")
 def export(
     run: Source,
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .parquet file that is not there yet.")],
-    rows: Annotated[Literal["steps", "samples"], typer.Option("--rows", help="Content of a row.")] = "steps",
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="New .csv or .parquet file.")],
+    rows: Annotated[
+        Literal["steps", "samples"], typer.Option("--rows", help="One row per step, or one per sample.")
+    ] = "steps",
     problem: Problem = None,
     repeat: Repeat = None,
     track: Track = None,
     skip_unknown: SkipUnknown = False,
 ) -> None:
-    """Write a table of steps or samples: CSV, or Parquet with speclrm[parquet]."""
+    """Write a table of steps or samples as CSV, or as Parquet if pyarrow is installed."""
 
     def start() -> None:
         from speclrm.evaluators.export import export as write
@@ -212,7 +214,7 @@ def anomalies(
     json: Json = False,
     skip_unknown: SkipUnknown = False,
 ) -> None:
-    """What looks wrong: work that never ended, the longest waits, stalled tracks, low digit mass, retries."""
+    """List what looks wrong: unfinished work, the longest waits, stalled tracks, low digit mass, retries."""
 
     def start() -> None:
         from speclrm.commands.display import harmless, print_json

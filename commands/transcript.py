@@ -1,4 +1,4 @@
-"""Events as people read them: one line each, or a whole sample with its tracks one after the other.
+"""Prints events as text: one line each, or a whole sample with its tracks one after the other.
 
 Model text is untrusted: it is shown as plain text, without control characters.
 """
@@ -41,7 +41,7 @@ STYLES = {"draft": "cyan", "rewrite": "yellow", "write": "green", "closing": "ma
 
 
 def one_line(event: Event, width: int = 120) -> Text:
-    """``time kind place: what``, with model text cut to what fits."""
+    """Returns ``time kind place: what``, with model text cut to fit."""
     where = ""
     if isinstance(event, SampleEvent):
         where = f"{event.problem}/{event.repeat}"
@@ -90,7 +90,7 @@ def _said(event: Event) -> str:
 
 
 def transcripts(events: Iterable[Event], track: str | None = None) -> Iterator[Text]:
-    """Each sample as text, when it ends or, at the end, as far as it came. ``track``: only this one of each."""
+    """Yields each sample as text, when it ends or, at the end, as far as it came. ``track``: only this one of each."""
     held: dict[tuple[str, int], list[SampleEvent]] = {}
     for event in events:
         if isinstance(event, SampleEvent):

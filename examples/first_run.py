@@ -1,4 +1,4 @@
-"""A whole run without any model: a scripted engine answers, virtual time passes at once.
+"""Runs a problem without any model: a scripted engine answers, and virtual time passes at once.
 
 python examples/first_run.py
 """

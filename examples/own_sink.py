@@ -1,7 +1,7 @@
-"""A listener of one's own: keeps a line for each sample that ends, in a file, while the run goes on.
+"""Shows a sink of your own: it writes a line to a file for each sample that ends, during the run.
 
-``emit`` takes an event at once; ``room`` is where waiting is allowed. The run gives each sink a queue and a task of its own,
-so a slow disk or a far server holds nothing up.
+``emit`` takes an event at once; ``room`` may wait. The run gives each sink a queue and a task of its own, so a slow
+disk or a far server delays nothing.
 
 python examples/own_sink.py
 """

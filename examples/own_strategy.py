@@ -1,4 +1,4 @@
-"""A strategy of one's own in one file: the target writes only the first step, the draft all others, unjudged.
+"""Shows a strategy of your own in one file: the target writes only the first step, the draft all others, without scores.
 
 python examples/own_strategy.py
 """

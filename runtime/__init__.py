@@ -1,1 +1,1 @@
-"""Everything that waits: events, state, tracks, scheduler, journal."""
+"""Everything that waits: engines, tracks, scheduling, traces and replays."""

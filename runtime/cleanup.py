@@ -1,4 +1,4 @@
-"""Clean-ups that a second cancellation must not cut short."""
+"""Finishes clean-ups in spite of further cancellations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CLEAN_UP_LIMIT_S = 60.0
-"""How long one clean-up may take. Each part of one has a far shorter limit of its own; this is the last resort."""
+"""Seconds that one clean-up may take. Each of its parts has a far shorter limit; this is the last resort."""
 
 
 class Leaving:
-    """Tasks that are ended and that nobody asks about any more, until they are gone."""
+    """Keeps tasks that are ending, and that nobody asks about any more, until they are done."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def add(self, task: asyncio.Task[Any], *, cancel: bool = True) -> None:
-        """Takes a task over, which is cancelled unless it ends by itself. May be called again with the same one."""
+        """Takes a task over and cancels it, unless told to let it end by itself. May be called again with the same task."""
         if task in self._tasks:
             return
         if cancel:
@@ -34,10 +34,10 @@ class Leaving:
     def _left(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody waits for it, and what failed was told by what it failed with
+            task.exception()  # marks the error as seen: nobody waits for the task
 
     async def gone(self) -> None:
-        """Waits, whoever cancels, until all of them are done."""
+        """Waits until all of them are done, in spite of any cancellation."""
         if self._tasks:
             await to_its_end(asyncio.wait(tuple(self._tasks)))
 
@@ -45,7 +45,7 @@ class Leaving:
 async def to_its_end(clean_up: Coroutine[Any, Any, Any], *, limit_s: float = CLEAN_UP_LIMIT_S) -> None:
     """Awaits a clean-up in a task of its own, however often the caller is cancelled meanwhile.
 
-    A cancellation that arrived is raised at the end, an error of the clean-up before it. A clean-up that is not done after
+    At the end it raises the clean-up's error, or else the cancellation that arrived. A clean-up that is not done after
     ``limit_s`` is cancelled, and that is logged.
     """
     task = asyncio.ensure_future(clean_up)

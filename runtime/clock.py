@@ -1,4 +1,4 @@
-"""Time as a parameter: a loop whose clock jumps, so that hours pass in milliseconds and a wait on nothing fails."""
+"""Tells the time, and provides an event loop with virtual time: hours pass in milliseconds, and a wait on nothing fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EXECUTOR_LIMIT_S = 60.0
 
 
 def now_s() -> float:
-    """Seconds on the running loop's clock; only differences mean anything."""
+    """Returns seconds on the running loop's clock; only differences mean anything."""
     return asyncio.get_running_loop().time()
 
 
 class _JumpSelector(selectors.DefaultSelector):
-    """Never sleeps: where the loop would wait for a timer, the loop's clock moves there."""
+    """Never sleeps: instead of waiting for a timer it moves the loop's clock there."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _JumpSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._loop.held and timeout != 0:
-            # A thread is at work on our behalf. Its time is not ours: hold the clock until it reports.
+            # A thread works for us in real time: hold the clock until it returns.
             ready = super().select(EXECUTOR_LIMIT_S)
             if not ready:
                 raise RuntimeError(f"a call in another thread took more than {EXECUTOR_LIMIT_S:.0f} real seconds")
@@ -47,11 +47,11 @@ class _JumpSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop with a jumping clock.
+    """An event loop whose clock jumps to the next timer.
 
-    Timers fire in order without waiting. Calls in other threads (files) hold the clock while they are out, and their
-    results arrive in the order in which they were submitted, so a run is repeatable. Raises RuntimeError when every
-    task waits and no timer is set. Sockets and subprocesses have no place here: their time is not virtual.
+    Timers fire in order without waiting. Calls in other threads (files) hold the clock until they return, and their
+    results arrive in the order of the calls, so a run is repeatable. Raises RuntimeError when every task waits and no
+    timer is set. Sockets and subprocesses are not supported: their time is not virtual.
     """
 
     def __init__(self) -> None:
@@ -62,25 +62,25 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     @property
     def held(self) -> bool:
-        """Whether a call in another thread is out."""
+        """Whether a call in another thread is still running."""
         return bool(self._out)
 
     def time(self) -> float:
         return self._now_s
 
     def advance(self, seconds: float) -> None:
-        """Moves the clock; used by the selector alone."""
-        # A wait below the clock's resolution moves it too: a loop that waits for it would otherwise never see it pass.
+        """Moves the clock; only the selector calls this."""
+        # A wait below the clock's resolution moves it too, or a loop that waits for it would never see it pass.
         self._now_s = self._now_s + seconds if seconds <= 0 else max(self._now_s + seconds, nextafter(self._now_s, inf))
 
     async def idle(self) -> None:
-        """Returns once nothing can happen any more without time going on."""
+        """Returns once nothing can happen any more unless time moves."""
         waiter: asyncio.Future[None] = self.create_future()
         self._idle.append(waiter)
         await waiter
 
     def tell_idle(self) -> bool:
-        """Wakes the first that waits for idleness; used by the selector alone."""
+        """Wakes the first task that waits for idleness; only the selector calls this."""
         while self._idle:
             waiter = self._idle.popleft()
             if not waiter.done():
@@ -109,7 +109,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 outer.set_result(inner.result())
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # the base's name
-        # The base waits for a helper thread by a future that no timer backs: under a jumping clock, a deadlock.
+        # The base class waits for a helper thread without a timer, which is a deadlock under a jumping clock.
         executor: Executor | None = getattr(self, "_default_executor", None)
         if executor is not None:
             executor.shutdown(wait=True)

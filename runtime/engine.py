@@ -1,9 +1,9 @@
-"""What an engine is: token ids in, token ids out, and what it says of itself."""
+"""Defines the protocols ``Engine`` and ``Tokenizer``, and their requests and deltas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -18,12 +18,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Token ids in, token ids out; everything an engine needs and nothing else.
+    """What an engine is asked: token ids in, token ids out.
 
     ``stop_ids`` end the output and belong to it. ``allowed_ids`` restricts sampling; ``logprob_ids`` asks for the
-    natural-log probabilities of just these ids at the first generated position (taken before temperature and before
-    the restriction). ``sampled_logprobs`` asks for those of each generated id, ``first_entropy`` for the entropy (nats)
-    of the first generated position over its twenty most probable ids, made to sum to one. ``likelihood_from`` asks for the
+    natural-log probabilities of just these ids at the first generated position (taken before temperature and before the
+    restriction). ``sampled_logprobs`` asks for those of each generated id, ``first_entropy`` for the entropy (nats) of
+    the first generated position over its twenty most probable ids, made to sum to one. ``likelihood_from`` asks for the
     log-probabilities of the prompt's own ids from that position on, each given all before it. A lower ``priority`` is
     served earlier. ``seed`` None means unseeded.
     """
@@ -44,8 +44,8 @@ class Request:
 
 
 LOGPROB_MIN = -1e9
-"""What stands for the log-probability of what cannot be, wherever the runtime tells of one: an engine may say minus infinity,
-which no JSON has and of which no mean is a number. No real one comes near it, and its exponential is 0 all the same."""
+"""Replaces log-probabilities of minus infinity, which JSON lacks and of which no mean is a number. No real one comes
+near it, and its exponential is 0 all the same."""
 
 
 Finish = Literal["stop", "length", "end"]
@@ -54,14 +54,13 @@ Finish = Literal["stop", "length", "end"]
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next tokens of an output. ``finish`` is set on the last one, and only there.
+    """The next tokens of an output. ``finish`` is set on the last delta, and only there.
 
-    The id of a stop token is part of ``ids``; the model's own end-of-text id is not.
-    ``logprobs`` maps each of the request's ``logprob_ids`` to its natural-log probability, on the first delta.
-    ``cached_tokens``: how many prompt tokens the engine took from its prefix cache, where it says so.
-    ``sampled_logprobs``: one for each of ``ids``, where the request asked for them. ``first_entropy`` (nats) and
-    ``prompt_logprobs`` (one for each prompt id from ``likelihood_from`` on): on the first delta, where asked for. An
-    engine that cannot tell an entropy gives None.
+    The id of a stop token is part of ``ids``; the model's own end-of-text id is not. ``logprobs`` maps each of the
+    request's ``logprob_ids`` to its natural-log probability, on the first delta. ``cached_tokens``: prompt tokens found
+    in the engine's prefix cache, None if the engine does not say. ``sampled_logprobs``: one for each of ``ids``, if the
+    request asked for them. ``first_entropy`` (nats) and ``prompt_logprobs`` (one for each prompt id from
+    ``likelihood_from`` on): on the first delta, if asked for. An engine that cannot compute an entropy gives None.
     """
 
     ids: tuple[int, ...]
@@ -77,11 +76,10 @@ class Delta:
 class EngineStats:
     """A snapshot; counters run from the engine's start.
 
-    ``prompt_tokens``: computed, not found in the cache. ``progress`` is any number that grows whenever the engine does
-    work: it is what tells a slow engine from a hung one. ``kv_tokens``: tokens of keys and values that there is room for,
-    None where the engine does not say. ``iterations``, and ``batched``: the sum of running requests over them;
-    ``preemptions``: requests put back for want of room; all 0 where the engine does not say. ``parameters``: of the model,
-    None where that is not known.
+    ``prompt_tokens``: computed, not found in the cache. ``progress``: any number that grows whenever the engine does
+    work; it tells a slow engine from a hung one. ``kv_tokens``: size of the KV cache in tokens, None if unknown.
+    ``iterations``; ``batched``: the sum of running requests over them; ``preemptions``: all 0 if the engine does not
+    count them. ``parameters``: of the model, None if unknown.
     """
 
     name: str
@@ -119,7 +117,7 @@ class Engine(Protocol):
 
     @property
     def max_num_seqs(self) -> int:
-        """How many requests the engine works on at the same time."""
+        """The number of requests that the engine runs at the same time."""
         ...
 
     def stream(self, request: Request) -> AsyncGenerator[Delta, None]: ...
@@ -131,15 +129,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What SpecLRM needs to know of a model's token ids.
+    """What SpecLRM needs to know about a model's token ids.
 
     ``size``: all ids lie below it; a model may have rows for more, which are nothing.
     ``blank_line_ids``: ids whose text contains a blank line (two newlines). ``newline_ids``: ids whose text ends in
-    exactly one newline. ``end_ids``: end of text or of turn. ``special_ids``: all ids that are not plain text
-    (end ids and the think marks included). ``think_open``, ``think_close``: the ids of ``<think>`` and ``</think>``
-    where the model has them as single tokens. ``fingerprint``: equal for two tokenizers that map plain text to the
-    same ids, whatever their marks. ``control_ids``: what no text becomes, whatever characters are in it: the special ids,
-    and other marks of a conversation.
+    exactly one newline. ``end_ids``: end of text or of turn. ``special_ids``: all ids that are not plain text (end ids
+    and the think marks included). ``think_open``, ``think_close``: the ids of ``<think>`` and ``</think>``, None unless
+    the model has them as single tokens. ``fingerprint``: equal for two tokenizers that map plain text to the same ids,
+    whatever their marks. ``control_ids``: ids that no text is encoded to, whatever its characters: the special ids, and
+    other marks of a conversation.
     """
 
     size: int
@@ -157,33 +155,54 @@ class Vocabulary:
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, for one model."""
+    """Encodes and decodes text for one model."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text that somebody else wrote: a mark in it is characters like any others, never a control id."""
+        """Encodes untrusted text: a mark in it is characters like any others, never a control id."""
         ...
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of text of our own, in which marks are control ids."""
+        """Encodes text of our own, in which marks become control ids."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included. A cut UTF-8 character shows as U+FFFD."""
+        """Decodes ids, special tokens included. A cut UTF-8 character becomes U+FFFD."""
         ...
 
     def begin(self, text: str, marked: str = "") -> list[int]:
-        """Ids of text at the very start of a context, with the mark that the model wants there, if any. ``marked``: text of
-        our own behind it, in which marks are control ids.
+        """Encodes text at the very start of a context, after the mark that the model wants there, if any. ``marked``:
+        text of our own that follows it, in which marks become control ids.
         """
         ...
 
     def render(self, messages: Sequence[Message], *, continue_final: bool = False) -> list[int]:
-        """Ids of a conversation under the model's chat template, up to where the assistant's next words go.
+        """Encodes a conversation with the model's chat template, up to where the assistant's next words go.
 
-        Only the template's own marks are control ids. With ``continue_final`` the last message is the assistant's own and is
-        left open.
+        Only the template's own marks are control ids. With ``continue_final`` the last message is the assistant's own
+        and is left open.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """Seconds: ``w`` an iteration, ``p`` a new token, ``k`` a token of context in an iteration.
+
+    ``slowdown``: by what share an iteration takes longer while another engine works.
+    """
+
+    w: float
+    p: float = 0.0
+    k: float = 0.0
+    slowdown: float = 0.0
+
+
+@runtime_checkable
+class KnowsItsCosts(Protocol):
+    """An engine of which it is known, before it has worked, what its iterations cost."""
+
+    @property
+    def known_costs(self) -> EngineCosts: ...

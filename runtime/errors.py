@@ -1,4 +1,4 @@
-"""Every error that SpecLRM raises on purpose.
+"""Defines every error that SpecLRM raises on purpose.
 
     SpecLRMError
     ├── UsageError            the caller's input: exit code 2 under the command line
@@ -7,12 +7,12 @@
     │   ├── ModelError        a model's name, download or files
     │   ├── CapacityError     the work does not fit this machine or this model
     │   ├── RunDirectoryError an output directory that holds something else, or cannot be written
-    │   ├── ResultsError      results to evaluate that are not there, or of another kind
-    │   └── ResumeError       a run that cannot go on, or be played again, as asked
+    │   ├── ResultsError      results to evaluate that are missing, or of another kind
+    │   └── ResumeError       a run that cannot be resumed or replayed as asked
     ├── EngineError           an engine failed
     │   ├── EngineDeadError   it is gone; no further request can succeed
-    │   ├── EngineStalledError it gave no sign of progress for too long
-    │   └── RequestError      one request was refused; others may go on
+    │   ├── EngineStalledError it showed no progress for too long
+    │   └── RequestError      one request was refused; others may continue
     ├── GraderError           the workers that judge answers failed
     ├── TraceError            a trace could not be written
     │   └── TraceReadError    a trace could not be read: also a UsageError
@@ -59,11 +59,11 @@ class RunDirectoryError(UsageError):
 
 
 class ResultsError(UsageError):
-    """Results that were asked for are not there, cannot be read, or do not belong together."""
+    """Results that were asked for are missing, cannot be read, or do not belong together."""
 
 
 class ResumeError(UsageError):
-    """A run cannot go on, or be played again, as asked: what is recorded does not fit to what happens now."""
+    """A run cannot be resumed or replayed as asked: what is recorded does not fit what happens now."""
 
 
 class EngineError(SpecLRMError):
@@ -75,11 +75,11 @@ class EngineDeadError(EngineError):
 
 
 class EngineStalledError(EngineError):
-    """The engine gave no sign of progress within the limit."""
+    """The engine showed no progress within the limit."""
 
 
 class RequestError(EngineError):
-    """The engine refused or failed one request; others may go on."""
+    """The engine refused or failed one request; others may continue."""
 
 
 class GraderError(SpecLRMError):
@@ -103,12 +103,12 @@ class RuntimeClosedError(SpecLRMError):
 
 
 def told(error: BaseException) -> str:
-    """An error in one line, as events carry it: its type and the first line of its message."""
+    """Returns an error in one line, as events carry it: its type and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def retold(line: str) -> Exception:
-    """The error that an event tells of: of its own type where that is one of ours, else of a stand-in of that name."""
+    """Returns the error that an event's line describes: of its own type if that is one of ours, else a stand-in of that name."""
     name, _, message = line.partition(": ")
     kind = globals().get(name)
     if not (isinstance(kind, type) and issubclass(kind, SpecLRMError)):
@@ -117,5 +117,5 @@ def retold(line: str) -> Exception:
 
 
 def ends_attempt(line: str | None) -> bool:
-    """Whether an event's error is one after which no track could go on."""
+    """Whether an event's error is one after which no track could continue."""
     return line is not None and line.partition(": ")[0] in ("EngineDeadError", "TraceError", "TooManyErrors")

@@ -1,7 +1,7 @@
-"""The facts that a run consists of: frozen, tagged by ``kind``, numbered by ``seq``.
+"""Defines the events of a run: frozen, tagged by ``kind``, numbered by ``seq``.
 
-A leaf module. Everything that is shown or counted is a fold over these; a trace is a file of them, one a line.
-Times are seconds, lengths are tokens. Bump ``SCHEMA_VERSION`` when a reader of the old form would misread the new one.
+A leaf module. Everything that is shown or counted is a fold over these; a trace is a file of them, one a line. Times
+are seconds, lengths are tokens. Bump ``SCHEMA_VERSION`` when a reader of the old form would misread the new one.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WIDE_IDS = "="
 
 
 def _pack_ids(ids: tuple[int, ...]) -> str:
-    # Three bytes an id, little-endian, in base64: exactly four characters a token, and the same four wherever it stands,
-    # which is what a packer of texts finds again.
+    # Three bytes an id, little-endian, in base64: exactly four characters a token, and the same four everywhere,
+    # which compresses well.
     packed = bytearray(array("I", ids).tobytes())
     if any(packed[3::4]):
         return WIDE_IDS + base64.b64encode(packed).decode("ascii")
@@ -71,11 +71,11 @@ TokenIds = Annotated[
     BeforeValidator(_unpack_ids),
     PlainSerializer(_pack_ids, return_type=str, when_used="json"),
 ]
-"""Token ids; in JSON a base64 string of little-endian words of three bytes (of four, behind ``=``, where one needs it)."""
+"""Token ids; in JSON a base64 string of little-endian words of three bytes (of four, after ``=``, if one needs it)."""
 
 
 def _pack_floats(values: tuple[float, ...]) -> str:
-    # All 64 bits: a replay must see the very number that the loop saw.
+    # All 64 bits: a replay must see exactly the number that the loop saw.
     return base64.b64encode(array("d", values).tobytes()).decode("ascii")
 
 
@@ -92,7 +92,7 @@ Floats = Annotated[
     BeforeValidator(_unpack_floats),
     PlainSerializer(_pack_floats, return_type=str, when_used="json"),
 ]
-"""Numbers to the last bit; in JSON a base64 string of little-endian 64-bit floats."""
+"""Exact numbers; in JSON a base64 string of little-endian 64-bit floats."""
 
 
 class _Frozen(BaseModel):
@@ -114,16 +114,16 @@ def _is_judge(value: object) -> bool:
 class Operation(_Frozen):
     """What one request to an engine cost.
 
-    ``id`` is ``problem/repeat/track/step/kind``; the seed is derived from it and the run's seed. ``cached_tokens``: the
-    part of the prompt that the engine had computed before (0 where it does not say). Both are 0 for a request that was given
-    up before its first token. ``queue_s``: from the request to the engine's taking it; ``engine_s``: from there to its end.
-    Where one request yields several steps, each carries its own share: prompt and queue on the first, output and engine
-    seconds on all.
+    ``id`` is ``problem/repeat/track/step/kind``; the seed is derived from it and the run's seed. ``cached_tokens``:
+    prompt tokens that the engine had computed before (0 if it does not say). ``prompt_tokens`` and ``cached_tokens``
+    are 0 for a request that was abandoned before its first token. ``queue_s``: from the request until the engine takes
+    it; ``engine_s``: from there to its end. If one request yields several steps, each carries its own share: prompt and
+    queue on the first, output and engine seconds on all.
 
-    The other fields are what a replay needs beside the event that carries the operation, each empty where it has nothing
-    to add. ``digest``: of the request, on its first share (``lanes.digest``). ``finish``: why the engine stopped, where it
-    had by then. ``tail``: ids of this share that are not in the event's step, behind those that are. ``ahead``: ids that had
-    come behind this share when it was made. ``logprobs``: of the ``logprob_ids``, where the event has no digits.
+    The other fields are what a replay needs beside the event that carries the operation, each empty if it adds nothing.
+    ``digest``: of the request, on its first share (``scheduling/requests.py``). ``finish``: why the engine stopped, if
+    it had by then. ``tail``: ids of this share that follow the event's step and are not in it. ``ahead``: ids that had
+    arrived after this share when it was made. ``logprobs``: of the ``logprob_ids``, unless the event has the digits.
     ``sampled_logprobs`` (one for each id of share and ``ahead``), ``first_entropy``, ``prompt_logprobs``: as the engine
     gave them.
     """
@@ -170,8 +170,8 @@ class StepEvent(TrackEvent):
 
 
 class EngineFacts(_Frozen):
-    """What the engines of a role are. ``parameters``: of the model, None where that is not known; ``kv_tokens``: room for keys
-    and values of each engine, None where it does not say; ``max_num_seqs``: of each; ``replicas``: how many there are.
+    """Describes the engines of a role. ``parameters``: of the model, None if unknown; ``kv_tokens``: KV cache of each
+    engine in tokens, None if unknown; ``max_num_seqs``: of each; ``replicas``: how many there are.
     """
 
     name: str
@@ -182,13 +182,13 @@ class EngineFacts(_Frozen):
 
 
 class EngineReport(_Frozen):
-    """What the engines of a role did during a run, whoever asked them; seconds are the mean of the role's engines, counts
-    their sum.
+    """What the engines of a role did during a run, for whichever caller; seconds are the mean of the role's engines,
+    counts their sum.
 
-    ``idle_ready_s``: without an operation though a track stood ready to send one. ``iterations``, and ``batched``: the sum of
-    running requests over them; ``preemptions``: requests put back for want of room; all 0 where an engine does not say.
-    ``operations``: those that got a place; ``waited_s``: the sum of their waits for it. ``output_tokens``: by the engines' own
-    count, so with what aborted requests had made and nobody was told.
+    ``idle_ready_s``: without an operation though a track was ready to send one. ``iterations``; ``batched``: the sum of
+    running requests over them; ``preemptions``: all 0 if an engine does not count them. ``operations``: those that got
+    a place; ``waited_s``: the sum of their waits for it. ``output_tokens``: by the engines' own count, including tokens
+    of aborted requests that never arrived.
     """
 
     idle_ready_s: float
@@ -212,17 +212,17 @@ class RunStarted(EventBase):
     versions: dict[str, str]
     machine: dict[str, JsonValue]
     begun_in_form: int = Field(default=SCHEMA_VERSION, exclude_if=_is_todays_form)
-    """The ``schema_version`` in which the trace was begun, where that was an older one."""
+    """The ``schema_version`` in which the trace was begun, if that was an older one."""
     context_max: dict[str, int] = Field(default_factory=dict)
     """By role, the most tokens that prompt and output may have together."""
     engines: dict[str, EngineFacts] = Field(default_factory=dict)
 
 
 class RunResumed(EventBase):
-    """The run goes on in another process: the first event of an ``attempt`` after the first one.
+    """The run continues in another process: the first event of an ``attempt`` after the first one.
 
-    ``config``, ``versions``, ``machine``: as they are now. ``overrides``: settings that make results differ and were changed
-    all the same, each with its old and its new value; they hold for samples that had not begun.
+    ``config``, ``versions``, ``machine``: as they are now. ``overrides``: settings that make results differ and were
+    changed anyway, each with its old and its new value; they hold for samples that had not begun.
     """
 
     kind: Literal["run_resumed"] = "run_resumed"
@@ -242,7 +242,7 @@ class ProblemStarted(SampleEvent):
 class MethodsChosen(SampleEvent):
     """``codes``: one a track, in the order of the tracks.
 
-    Where the target chose: ``text`` is its reply as it came, ``padded`` how many codes, the last ones, it did not name,
+    If the target chose: ``text`` is its reply, ``padded`` how many codes, the last ones, it did not name,
     ``operations`` the request, and ``error`` why there is no reply, in one line.
     """
 
@@ -256,8 +256,8 @@ class MethodsChosen(SampleEvent):
 
 
 class TrackStarted(TrackEvent):
-    """``prompt_ids``: what each model sees before the first step. ``opening_ids``: what stands between that and the first
-    step for every request but those that write that step.
+    """``prompt_ids``: what each model sees before the first step. ``opening_ids``: what follows that in every request
+    but those that write the first step.
     """
 
     kind: Literal["track_started"] = "track_started"
@@ -268,7 +268,7 @@ class TrackStarted(TrackEvent):
 
 class StepDrafted(StepEvent):
     """``mean_logprob``: of the sampled tokens, natural log, before temperature; ``first_entropy``: of the first one, in
-    nats; None where no gate asked for them. ``left``: given up as doubtful before its end, so not a whole step.
+    nats; None if no gate needed them. ``left``: abandoned as doubtful before its end, so not a whole step.
     """
 
     kind: Literal["step_drafted"] = "step_drafted"
@@ -282,8 +282,8 @@ class StepDrafted(StepEvent):
 
 
 class StepGated(StepEvent):
-    """A draft that its writer's own confidence decided about, without a score: ``sure`` ones are kept, ``doubtful`` ones
-    left to the target. ``tokens``: how many ``mean_logprob`` is taken over.
+    """A draft that its writer's own confidence decided about, without a score: ``sure`` ones are kept, ``doubtful``
+    ones left to the target. ``tokens``: how many ``mean_logprob`` is over.
     """
 
     kind: Literal["step_gated"] = "step_gated"
@@ -294,9 +294,10 @@ class StepGated(StepEvent):
 
 
 class StepScored(StepEvent):
-    """``scorer`` ``judge``: ``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1; ``digits``:
-    log-probabilities of 0 to 9 as the model gave them; ``said``: the token that it wrote. ``likelihood``: ``value`` is
-    the mean natural-log likelihood of the step's ids under the target; there are no digits, and ``mass`` is 1.
+    """A score. ``scorer`` ``judge``: ``value`` 0 to 9; ``mass``: probability of the ten digits together, 0 to 1;
+    ``digits``: log-probabilities of 0 to 9 as the model gave them; ``said``: the token that it wrote. ``likelihood``:
+    ``value`` is the mean natural-log likelihood of the step's ids under the target; there are no digits, and ``mass``
+    is 1.
     """
 
     kind: Literal["step_scored"] = "step_scored"
@@ -329,9 +330,9 @@ class StepCommitted(StepEvent):
 
 
 class OperationDropped(StepEvent):
-    """A request that was given up before its end; ``operation.output_tokens`` is what had arrived by then.
+    """A request that was abandoned before its end; ``operation.output_tokens`` counts what had arrived by then.
 
-    ``useless``: it had been made ahead of a decision that went the other way. ``error``: one line, where that is the reason.
+    ``useless``: it had been made ahead of a decision and was not needed. ``error``: one line, if that is the reason.
     """
 
     kind: Literal["operation_dropped"] = "operation_dropped"
@@ -343,11 +344,11 @@ class OperationDropped(StepEvent):
 
 
 class TrackPaused(StepEvent):
-    """Before it asked for this step, the track let its engines go: an open write is ended, and another one goes on from here.
+    """Before this step the track released its engines: an open write is ended, and another one continues from here.
 
-    ``room``: it waits for room for keys and values, or gave its own to older tracks. ``reader``: whoever takes the run's
-    events, a caller or the disk, is far behind. ``turn``: more urgent requests wait for the places of long writes; the
-    track asks again at once. In the other two cases a ``track_continued`` tells when it goes on.
+    ``room``: it waits for KV cache, or released its own to older tracks. ``reader``: whoever takes the run's events, a
+    caller or the disk, is far behind. ``turn``: more urgent requests wait for the places of long writes; the track asks
+    again at once. In the other two cases a ``track_continued`` follows when it continues.
     """
 
     kind: Literal["track_paused"] = "track_paused"
@@ -361,16 +362,16 @@ class TrackContinued(StepEvent):
 
 
 class TrackResumed(TrackEvent):
-    """The track goes on though an earlier attempt had closed it, at its own end, as cancelled or failed.
+    """The track continues though an earlier attempt had closed it, at its own end, as cancelled or failed.
 
-    All that it had stands, also the step that it was on.
+    It keeps all that it had, also the step that it was on.
     """
 
     kind: Literal["track_resumed"] = "track_resumed"
 
 
 class TrackFinished(TrackEvent):
-    """``answer``: as the model wrote it. ``error``: one line, where the reason is ``error``."""
+    """``answer``: as the model wrote it. ``error``: one line, if the reason is ``error``."""
 
     kind: Literal["track_finished"] = "track_finished"
     reason: FinishReason
@@ -398,7 +399,7 @@ class SampleFinished(SampleEvent):
 
 
 class ModeChanged(StepEvent):
-    """From this step of this track on, the track speculates or is written by the target alone.
+    """From this step on, the track speculates or is written by the target alone.
 
     ``eager``: it speculates, and works ahead of scores. ``reason``: one line.
     """
@@ -409,8 +410,9 @@ class ModeChanged(StepEvent):
 
 
 class EngineCounters(NamedTuple):
-    """Of the engines of a role together, since the runtime was opened; in JSON an array in this order. ``busy_s``: seconds in
-    which they had work; ``batched``: the sum of running requests over the ``iterations``; ``new_tokens``: read or written.
+    """Counters of the engines of a role together, since the runtime was opened; in JSON an array in this order.
+    ``busy_s``: seconds in which they had work; ``batched``: the sum of running requests over the ``iterations``;
+    ``new_tokens``: read or written.
     """
 
     busy_s: float
@@ -420,11 +422,10 @@ class EngineCounters(NamedTuple):
 
 
 class EnginesObserved(EventBase):
-    """What the break-even controller was told of the engines, beside the events of tracks; all that it knows follows from
-    these and those.
+    """What the break-even controller was told about the engines. It knows nothing else but the events of tracks.
 
     ``engines``: by role. ``both_s``: seconds in which those of several roles had work at once. ``context``: tokens of a
-    track's context at the target, on average. ``waiting``: tracks that waited for room.
+    track's context at the target, on average. ``waiting``: tracks that waited for KV cache.
     """
 
     kind: Literal["engines_observed"] = "engines_observed"
@@ -447,8 +448,9 @@ class EngineRecovered(EventBase):
 
 
 class RunFinished(EventBase):
-    """The last line of a trace that ended by itself. ``busy_s``, by role: seconds in which each engine had work; ``engines``:
-    what else they did. ``stood_up``: how often a track gave its room to older ones and waited.
+    """The last line of a trace that ended by itself. ``busy_s``, by role: seconds in which each engine had work;
+    ``engines``: what else they did. ``stood_up``: times that a track released its KV cache reservation to older ones
+    and waited.
     """
 
     kind: Literal["run_finished"] = "run_finished"
@@ -491,14 +493,14 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def stamp(event: EventBase, seq: int, attempt: int, t: float) -> None:
-    """Gives an event its place in the run: the one change that it ever sees, made before anybody else has it.
+    """Gives an event its place in the run: its only change, made before anybody else has it.
 
-    Not a copy, which would cost as much as making the event did.
+    A copy would cost as much as making the event did.
     """
     vars(event).update(seq=seq, attempt=attempt, t=t)
     event.__pydantic_fields_set__.update(("seq", "attempt", "t"))
 
 
 def to_line(event: EventBase) -> bytes:
-    """The event as a line of a trace. The serializer itself is asked, since ``model_dump_json`` decodes its bytes first."""
+    """Writes the event as a line of a trace. Calls the serializer directly, since ``model_dump_json`` decodes its bytes first."""
     return event.__pydantic_serializer__.to_json(event) + b"\n"

@@ -1,6 +1,6 @@
-"""Files made as a whole: written beside their place, made to last, and renamed, so that nobody ever finds half of one.
+"""Writes whole files: under another name, synced and renamed, so that nobody ever finds a partial one.
 
-And what a disk's error means to people: a leaf, for whatever writes a file or tells of one.
+Also explains a disk's errors. A leaf, for whatever writes a file or reports an error.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PART = ".part"
 
 @contextmanager
 def replaced(path: Path) -> Generator[Path, None, None]:
-    """A path beside ``path`` for what is to stand there. It takes that place where the block comes to its end.
+    """Yields a path beside ``path`` to write to, and renames it to ``path`` at the end of the block.
 
-    Until then ``path`` is what it was, and where the block or the disk fails nothing is left beside it. Raises OSError,
-    which names ``path``.
+    Until then ``path`` is unchanged. If the block or the disk fails, nothing is left beside it. Raises OSError, which
+    names ``path``.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
@@ -39,24 +39,24 @@ def replaced(path: Path) -> Generator[Path, None, None]:
     except BaseException as error:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # an error of a write names no file, one of the opening a name that nobody knows
+        if isinstance(error, OSError):  # a write error names no file, an opening error the temporary name
             raise OSError(error.errno, reason(error), str(path)) from error
         raise
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """The file with this content, or, with an OSError that names it, what was there before. Text is UTF-8."""
+    """Writes the whole file, or raises an OSError that names it and leaves what was there before. Text is UTF-8."""
     with replaced(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def is_part(name: str) -> bool:
-    """Whether a file's name is one that ``replaced`` gives: what a killed process left of a file that never was."""
+    """Whether ``replaced`` makes files of this name: a killed process may leave one behind."""
     return name.startswith(".") and name.endswith(_PART)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last."""
+    """Syncs the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -65,12 +65,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """What the system says, without its number."""
+    """Returns the system's message without its number."""
     return error.strerror or str(error)
 
 
 def remedy(error: OSError) -> str:
-    """What is to be done before the same can succeed: the beginning of a sentence, without its end."""
+    """Says what to do before the same can succeed: the beginning of a sentence, without its end."""
     if error.errno in FULL:
         return "Free some space there"
     if error.errno in _REFUSED:
@@ -83,5 +83,5 @@ def remedy(error: OSError) -> str:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Whether it is about files, and not about connections or time, which are OSErrors too."""
+    """Whether an error is about files, and not about connections or time, which are OSErrors too."""
     return error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)

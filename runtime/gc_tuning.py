@@ -1,4 +1,4 @@
-"""Python's garbage collector, while many tracks are at work."""
+"""Makes Python's garbage collector run less often while many tracks are at work."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 YOUNG_OBJECTS = 10_000
-"""New objects after which the collector looks for cycles. Python's 700 are made in four steps of a track, nearly all of
-which are gone a step later by themselves: looking that often took a tenth of the runtime's time (``speclrm bench overhead``)."""
+"""New objects after which the collector looks for cycles. Four steps of a track make Python's default of 700, and
+nearly all of them are freed a step later without it: looking that often took a tenth of the runtime's time (``speclrm
+bench overhead``)."""
 
 YOUNG_ROUNDS = 2
-"""After so many of these the objects that outlived one are looked at again, together. Python's 10 make that a pause of up to
-100,000 objects, a tenth of a second while thousands of tracks start, in which the loop stands still."""
+"""Rounds of the first generation before the second one is collected. Python's default of 10 would collect up to 100,000
+objects at once, which stops the loop for a tenth of a second while thousands of tracks start."""
 MIDDLE_ROUNDS = 1_000
-"""After so many of those all objects are looked at, which takes as long as there are objects. Nothing of a run that lives
-long is in a ring, so this finds next to nothing; it is there for what others leave behind in a long run."""
+"""Rounds of the second generation before all objects are collected, which takes as long as there are objects.
+Long-lived objects of a run are in no cycle, so this finds next to nothing; it serves what others leave behind in a long
+run."""
 
 
 @contextmanager
 def rare_collections() -> Generator[None, None, None]:
-    """The collector runs less often inside the block, and with short pauses, in the whole process. Not for libraries."""
+    """Makes the collector run less often and with short pauses inside the block, in the whole process. Not for libraries."""
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, YOUNG_ROUNDS, MIDDLE_ROUNDS)
     try:

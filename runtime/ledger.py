@@ -1,6 +1,6 @@
-"""What a run cost: tokens by model and by fate, requests by phase, floating-point operations, idle engines, chains.
+"""Folds events into what a run cost: tokens by model and fate, requests by phase, FLOPs, idle engines, chain lengths.
 
-A leaf: one fold over events, the same while a run goes on and from its trace. docs/ledger.md has each figure's formula.
+A leaf: one fold over events, the same during a run and from its trace. docs/ledger.md has each figure's formula.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Operation, TrackEvent
 
 FLOPS_PER_PARAMETER = 2
-"""Floating-point operations of a forward pass for each parameter and token: one multiplication and one addition. Kaplan et
-al. 2020 (arXiv 2001.08361), section 2.1, without their term for attention over the context."""
+"""Floating-point operations of a forward pass for each parameter and token: one multiplication and one addition. Kaplan
+et al. 2020 (arXiv 2001.08361), section 2.1, without their term for attention over the context."""
 
 _Track = tuple[str, int, str]
 
@@ -48,11 +48,10 @@ class _Model(BaseModel):
 class TokenCounts(_Model):
     """Tokens of one model. ``generated`` = kept + rejected + dropped + useless + judge + choice.
 
-    ``kept``: in committed steps. ``rejected``: drafted, then rewritten, or left as doubtful. ``dropped``: given up before its
-    end, blank, cut off behind a step's end, or written for a step that was never committed. ``useless``: made ahead of a
-    score that went the other way. ``judge``: scores. ``choice``: replies that chose methods. ``prompt`` counts every
-    request's whole context, of which ``cached`` had been computed before. ``forced``: not generated but put into the
-    text to ask for an answer.
+    ``kept``: in committed steps. ``rejected``: drafted, then rewritten or abandoned as doubtful. ``dropped``: aborted
+    early, blank, cut off after a step's end, or written for a step that was never committed. ``useless``: made ahead
+    and not needed. ``judge``: scores. ``choice``: replies that chose methods. ``prompt`` counts every request's whole
+    context, of which ``cached`` had been computed before. ``forced``: not generated but inserted to ask for an answer.
     """
 
     kept: int = 0
@@ -73,7 +72,7 @@ class TokenCounts(_Model):
 
     @property
     def discarded(self) -> float | None:
-        """The share of what was generated that was thrown away, 0 to 1."""
+        """The share of generated tokens that was thrown away, 0 to 1."""
         return (self.rejected + self.dropped + self.useless) / self.generated if self.generated else None
 
 
@@ -90,8 +89,9 @@ class PhaseTime(_Model):
 
 
 class StepCounts(_Model):
-    """``drafted``: ended drafts. ``rejected``: those that the target was to write anew. The others: committed steps, by who
-    wrote them. ``accepted_tokens``, ``rejected_tokens``: what the drafts cost that were.
+    """Counts of steps. ``drafted``: complete drafts. ``rejected``: drafts that the target had to rewrite. The others:
+    committed steps, by who wrote them. ``accepted_tokens``, ``rejected_tokens``: tokens generated for accepted and
+    rejected drafts.
     """
 
     drafted: int = 0
@@ -127,12 +127,12 @@ class FlopCounts(_Model):
 
 
 class EngineUse(_Model):
-    """What became of the time of a role's engines. Shares, 0 to 1, are of the run's seconds and the mean of the role's
-    engines; None where the trace does not tell.
+    """How a role's engines spent their time. Shares, 0 to 1, are of the run's seconds and the mean of the role's
+    engines; None if unknown.
 
-    ``idle``: without work. ``idle_ready``: without work though a track stood ready to send some. ``batch``: requests in an
-    iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place. ``output_tokens``: by
-    the engines' own count, of the times that the run ended by itself.
+    ``idle``: without work. ``idle_ready``: without work though a track was ready to send some. ``batch``: requests in
+    an iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place.
+    ``output_tokens``: by the engines' own count, over attempts that ended by themselves.
     """
 
     facts: EngineFacts | None = None
@@ -170,7 +170,7 @@ class _Used:
 
 @dataclass(slots=True)
 class _Pending:
-    """A step that was written and not yet committed. ``fate``: of its tokens, should it never be."""
+    """A step that was written and not yet committed. ``fate``: of its tokens if it never is."""
 
     role: Literal["draft", "target"]
     tokens: int
@@ -178,7 +178,7 @@ class _Pending:
 
 
 class Ledger:
-    """The fold: ``add`` each event, ask for any figure at any time."""
+    """The fold: ``add`` each event, read any figure at any time."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, Counter[str]] = defaultdict(Counter)
@@ -192,11 +192,11 @@ class Ledger:
         self._busy_s: dict[str, float] = defaultdict(float)
         self._used: dict[str, _Used] = defaultdict(_Used)
         self.seconds = 0.0
-        """Of the run so far."""
+        """Run time so far."""
         self.chains = 0
         """Tracks that ended with an answer."""
         self.stood_up = 0
-        """How often a track gave its room to older ones and waited."""
+        """Times that a track released its KV cache reservation to older ones and waited."""
 
     def add(self, event: Event) -> None:
         self.seconds = event.t
@@ -244,7 +244,7 @@ class Ledger:
         if pending is None:
             return
         counts = self._tokens["draft" if event.origin == "draft" else "target"]
-        # What a request brought behind the step's end, or before it as blank pieces, was not kept.
+        # Tokens after the step's end, or before it in blank pieces, were not kept.
         kept = min(pending.tokens, event.tokens)
         counts["kept"] += kept
         counts["dropped"] += pending.tokens - kept
@@ -262,7 +262,7 @@ class Ledger:
                 self._steps["closings"] += 1
 
     def _forget(self, key: _Track, fate: Literal["dropped", "rejected"] | None = None) -> None:
-        """The pending step of a track will not be committed. ``fate``: where it has another than its own."""
+        """Notes that a track's pending step will not be committed. ``fate``: of its tokens, if other than its own."""
         if (pending := self._pending.pop(key, None)) is None:
             return
         fate = fate or pending.fate
@@ -272,13 +272,13 @@ class Ledger:
             self._steps["rejected_tokens"] += pending.tokens
 
     def _lapse(self, key: _Track) -> None:
-        """The track ends on this step, unless a later attempt goes on with it."""
+        """Ends the track on this step, unless a later attempt continues it."""
         if (pending := self._pending.get(key)) is not None:
             self._lapsed[key] = pending
             self._forget(key)
 
     def _take_up(self, key: _Track) -> None:
-        """A later attempt goes on with the track: the step that it was on is no longer lost."""
+        """Notes that a later attempt continues the track: the step that it was on is not lost."""
         if (lapsed := self._lapsed.pop(key, None)) is not None:
             self._tokens[lapsed.role][lapsed.fate] -= lapsed.tokens
             if lapsed.fate == "rejected" and lapsed.role == "draft":
@@ -294,7 +294,7 @@ class Ledger:
             spent += operation.output_tokens
             counts["prompt"] += operation.prompt_tokens
             counts["cached"] += operation.cached_tokens
-            phase[0] += operation.prompt_tokens > 0  # shares of one request carry its prompt once
+            phase[0] += operation.prompt_tokens > 0  # only the first share of a request carries its prompt
             phase[1] += operation.queue_s
             phase[2] += operation.engine_s
         counts["generated"] += spent
@@ -329,11 +329,11 @@ class Ledger:
 
     @property
     def chain_length(self) -> float | None:
-        """The mean of the tokens that were generated and kept, over tracks that ended with an answer."""
+        """The mean of the generated and kept tokens of tracks that ended with an answer."""
         return self._chain_tokens / self.chains if self.chains else None
 
     def flops(self) -> dict[str, FlopCounts]:
-        """By role, of those whose number of parameters is known."""
+        """FLOPs by role, for those whose number of parameters is known."""
         known = {role: facts.parameters for role, facts in self._facts.items()}
         return {
             role: FlopCounts.of(counts, parameters)
@@ -342,14 +342,14 @@ class Ledger:
         }
 
     def all_flops(self) -> FlopCounts | None:
-        """Of all roles together; None where one that worked has an unknown number of parameters."""
+        """FLOPs of all roles together; None if one of them has an unknown number of parameters."""
         flops = self.flops()
         if not flops or not flops.keys() >= self._tokens.keys():
             return None
         return FlopCounts(decode=sum(one.decode for one in flops.values()), all=sum(one.all for one in flops.values()))
 
     def engines(self) -> dict[str, EngineUse]:
-        """By role, of those that the trace tells anything of."""
+        """Engine use by role, for roles of which the trace has something."""
         tokens = self.tokens()
         roles = sorted({*self._facts, *self._busy_s, *tokens})
         return {role: self._use(role, tokens.get(role, TokenCounts())) for role in roles}

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by their names."""
+    """Returns the entry points of a group by their names."""
     return {one.name: one for one in entry_points(group=group)}
 
 
 def find(group: str, kind: str, name: str, builtin: Container[str] = ()) -> tuple[Any, str] | None:
-    """What is called ``name``, and how errors call it; None where nobody brings it. ``kind``: one word for errors.
+    """Returns what is called ``name``, and how errors call it; None if nobody brings it. ``kind``: one word for errors.
 
     Raises:
         SettingsError: it cannot be imported, or a package brings it under a name in ``builtin``.
@@ -45,11 +45,11 @@ def find(group: str, kind: str, name: str, builtin: Container[str] = ()) -> tupl
 
 
 def load(value: str, what: str) -> Any:
-    """The object called MODULE:NAME or FILE.py:NAME. Raises SettingsError, which calls it ``what``."""
+    """Returns the object called MODULE:NAME or FILE.py:NAME. Raises SettingsError, which calls it ``what``."""
     place, _, name = value.rpartition(":")
     try:
         module = _from_file(place) if place.endswith(".py") else import_module(place)
-    except Exception as error:  # whatever that code raises is its own affair, and told as such
+    except Exception as error:  # that code may raise anything
         raise SettingsError(f"{what} cannot be imported: {type(error).__name__}: {error}.") from error
     try:
         return getattr(module, name)
@@ -65,7 +65,7 @@ def _from_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except BaseException:

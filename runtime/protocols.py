@@ -1,6 +1,6 @@
-"""The seams between the parts: what a strategy, a judge of answers and a sink must do, and what a track offers.
+"""Defines what a strategy, a judge of answers and a sink must do, and what a track offers.
 
-A leaf module, so that strategies and evaluators may use it. What an engine must do stands in ``engine.py``.
+A leaf module, so that strategies and evaluators may import it. ``engine.py`` defines what an engine must do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Role(StrEnum):
-    """Which model an operation is for."""
+    """The model that an operation is for."""
 
     DRAFT = "draft"
     TARGET = "target"
@@ -28,10 +28,10 @@ class Role(StrEnum):
 class Problem:
     """One row of a dataset.
 
-    ``answer`` is the gold answer as the dataset writes it, or None where nothing can be graded.
-    ``grader`` names the rule that judges an answer against it: ``math``, ``choice`` (the answer is the letter of an
-    option), or one that the dataset brings. ``details`` is what that rule needs beside the answer; for ``choice`` a JSON
-    object of letters and options.
+    ``answer`` is the gold answer as the dataset writes it, or None if nothing can be graded. ``grader`` names the rule
+    that judges an answer against it: ``math``, ``choice`` (the answer is the letter of an option), or one that the
+    dataset brings. ``details`` is what that rule needs beside the answer; for ``choice`` a JSON object of letters and
+    options.
     """
 
     id: str
@@ -51,10 +51,10 @@ class Problem:
 class TrackPlan:
     """How one track starts: its name, its method or role hint, and the conversation that each model sees first.
 
-    ``code`` names the hint (a method A to L, M for none; a role). A think mark is added by the runtime where the model
-    has one. ``raw``: the conversation is one message that stands before the first step as plain text, without a chat
-    template and without a mark. ``opening``: text of our own between that and the first step, which every request sees but
-    those that write the first step itself (the layout of SSR's prompts); marks in it count.
+    ``code`` names the hint (a method A to L, M for none; a role). The runtime adds a think mark if the model has one.
+    ``raw``: the conversation is one message that comes before the first step as plain text, without a chat template and
+    without a mark. ``opening``: text of our own between that and the first step, in every request but those that write
+    the first step itself (the layout of SSR's prompts); marks in it count.
     """
 
     track: str
@@ -67,8 +67,8 @@ class TrackPlan:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens. ``opening``: text of
-    our own between a raw question and the reply; marks in it count.
+    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens. ``opening``: text
+    of our own between a raw question and the reply; marks in it count.
     """
 
     messages: tuple[Message, ...]
@@ -94,8 +94,8 @@ class Plan:
 class Confidence:
     """How sure the draft model was of what it wrote.
 
-    ``tokens``: over how many; ``mean_logprob``: their mean natural-log probability, at most 0, before temperature;
-    ``first_entropy``: of the step's first token, in nats, None where it was not asked for.
+    ``tokens``: how many the mean is over; ``mean_logprob``: their mean natural-log probability, at most 0, before
+    temperature; ``first_entropy``: of the step's first token, in nats, None if it was not requested.
     """
 
     tokens: int
@@ -104,7 +104,7 @@ class Confidence:
 
 
 Verdict = Literal["sure", "doubtful"]
-"""What the gate makes of a draft's confidence: kept without a score, or left to the target without one."""
+"""The gate's decision on a draft's confidence: keep it without a score, or leave the step to the target without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class Step:
     """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
 
     ``ended``: the model closed its text or turn after this step. ``removed``: ids that count against the budget though
-    they are not in it. ``confidence``: of a draft, where the strategy's gate needs it. ``left``: the draft was given up
-    as doubtful before its end, so this is a part of a step and nothing to commit.
+    they are not in it. ``confidence``: of a draft, if the strategy's gate needs it. ``left``: the draft was abandoned
+    as doubtful before its end, so this is a part of a step and cannot be committed.
     """
 
     role: Role
@@ -129,11 +129,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The target's opinion of a step: a judge's digit, 0 (worst) to 9 (best), or the mean natural-log likelihood of the
+    """The target's rating of a step: a judge's digit, 0 (worst) to 9 (best), or the mean natural-log likelihood of the
     step's ids, at most 0.
 
-    ``mass``: the probability that the judge gave to the ten digits together before the restriction, 0 to 1;
-    a low mass means that the judge's prompt does not work with this model. 1 for a likelihood.
+    ``mass``: the probability that the judge gave to the ten digits together before the restriction, 0 to 1; a low mass
+    means that the judge's prompt does not work with this model. 1 for a likelihood.
     """
 
     value: float
@@ -159,42 +159,42 @@ class Track(Protocol):
     def state(self) -> TrackState: ...
 
     async def speculates(self) -> bool:
-        """Whether the next step is to be drafted, or written by the target: what the controller decided for it."""
+        """Returns whether the next step is to be drafted, or written by the target, as the controller decides."""
         ...
 
     async def draft(self) -> Step:
-        """The draft model writes the next step."""
+        """Writes the next step with the draft model."""
         ...
 
     def ahead(self, step: Step, *, draft: bool, rewrite: bool) -> None:
-        """Begins what would follow the score of this step: the draft behind it, its rewrite. Does not wait.
+        """Begins what would follow the score of this step: the next draft, and its rewrite. Does not wait.
 
-        The next ``draft`` or ``rewrite`` takes up what was begun; committing a step gives up what then has no use.
+        The next ``draft`` or ``rewrite`` uses what was begun; committing a step abandons what is not needed then.
         """
         ...
 
     async def score(self, step: Step) -> Score:
-        """The target model judges the step in one token, or reads it for its likelihood."""
+        """Scores the step with the target: by one digit, or by the step's likelihood."""
         ...
 
     async def gate(self, step: Step, verdict: Verdict) -> None:
-        """The draft's own confidence decides about its step; it will not be scored."""
+        """Records that the draft's own confidence decides about its step, which will not be scored."""
         ...
 
     async def rewrite(self, step: Step) -> Step:
-        """The target model writes the step anew, from the context before it."""
+        """Writes the step again with the target, from the context before it."""
         ...
 
     async def write(self) -> Step:
-        """The target model writes the next step. Steps in a row come from one open request."""
+        """Writes the next step with the target. Steps in a row come from one open request."""
         ...
 
     async def close(self) -> Step:
-        """The target model is asked, in a short write, for its answer."""
+        """Asks the target, in a short write, for its answer."""
         ...
 
     async def commit(self, step: Step, score: float | None = None) -> None:
-        """The step becomes part of the track."""
+        """Makes the step part of the track."""
         ...
 
 
@@ -219,40 +219,40 @@ class Strategy(Protocol):
     def limits(self) -> Limits: ...
 
     def question(self, problem: Problem) -> Question | None:
-        """What the target must be asked before ``plan``, or None."""
+        """Returns what the target must be asked before ``plan``, or None."""
         ...
 
     def plan(self, problem: Problem, repeat: int, seed: int | None, reply: str | None = None) -> Plan:
-        """How the sample's tracks start. ``reply``: what the target said to the question; None where it was not asked."""
+        """Returns how the sample's tracks start. ``reply``: the target's reply to the question; None if it was not asked."""
         ...
 
     async def run_track(self, track: Track) -> FinishReason: ...
 
     def score(self, digits: Sequence[float], said: str) -> Score:
-        """The judge's opinion. ``digits``: (10,), natural-log probabilities of 0 to 9; ``said``: the token it wrote."""
+        """Returns the score. ``digits``: (10,), natural-log probabilities of 0 to 9; ``said``: the token that the judge wrote."""
         ...
 
     def gate(self, confidence: Confidence, *, whole: bool) -> Verdict | None:
-        """What a draft's own confidence decides, or None where it decides nothing.
+        """Returns what a draft's own confidence decides, None if it decides nothing.
 
-        Not ``whole``: the draft is still being written; it is left as soon as this says ``doubtful``.
+        Not ``whole``: the draft is still being written, and is abandoned as soon as this returns ``doubtful``.
         """
         ...
 
     def answer(self, state: TrackState, problem: Problem, reason: FinishReason) -> str | None:
-        """The answer, as written by the model, of a track that ends for that reason; None where it has none to vote."""
+        """Returns the answer, as written by the model, of a track that ends for that reason; None if it has none to vote."""
         ...
 
     def same(self, one: str, other: str, problem: Problem) -> bool | None:
-        """Whether two answers are equal by a rule of the strategy's own; None leaves it to the judge of answers."""
+        """Returns whether two answers are equal by a rule of the strategy's own; None leaves it to the judge of answers."""
         ...
 
     def ends_sample(self, sample: SampleState) -> bool:
-        """Whether the tracks that finished so far make the others useless."""
+        """Returns whether the tracks that finished so far make the others useless."""
         ...
 
     def vote(self, sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
-        """The winning track, or None. ``classes``: tracks (names) whose answers are equal, in the order found."""
+        """Returns the winning track, or None. ``classes``: names of tracks with equal answers, in the order found."""
         ...
 
 
@@ -260,11 +260,11 @@ class Strategy(Protocol):
 class StepPrompts:
     """The texts that the runtime puts around steps, chosen by the strategy.
 
-    ``judge``: what the judge's turn asks. ``judge_reply``: how the judge's answer opens; a digit follows.
-    ``closing``: what follows the reasoning when the answer is asked for. ``raw``: the judge's text follows the step as
-    it is, without a turn of its own. ``any_token``: the judge may write what it likes, not digits alone.
-    ``judge_ids_max``: the most ids that the judge's text and opening words may have together. ``scorer``: whether there is
-    a judge at all, or the step's likelihood is its score.
+    ``judge``: the question of the judge's turn. ``judge_reply``: how the judge's answer opens; a digit follows.
+    ``closing``: the text after the reasoning that asks for the answer. ``raw``: the judge's text follows the step
+    directly, without a turn of its own. ``any_token``: the judge may write any token, not digits alone.
+    ``judge_ids_max``: the most ids that the judge's text and opening words may have together. ``scorer``: whether a
+    judge scores a step, or the step's likelihood.
     """
 
     judge: str
@@ -280,11 +280,11 @@ class StepPrompts:
 class Limits:
     """The bounds and the sampling of a track. Lengths are in tokens.
 
-    ``speculate``: whether its steps are drafted at all, or as the controller decides.
-    ``min_step_tokens``: a step that a blank line would end sooner goes on. ``confidence``, ``first_entropy``: what drafts
-    are asked for beside their tokens, for the gate.
-    ``original_marks``: where there are any, steps are cut as SSR's code did it: a piece with nothing visible is a step,
-    the last step may run over the budget, and ``</think>`` is taken out of steps that hold none of these marks.
+    ``speculate``: whether its steps are drafted at all, or as the controller decides. ``min_step_tokens``: a blank line
+    before this length does not end a step. ``confidence``, ``first_entropy``: what drafts are asked for beside their
+    tokens, for the gate. ``original_marks``: if there are any, steps are cut as SSR's code does it: a piece with
+    nothing visible is a step, the last step may run over the budget, and ``</think>`` is taken out of steps that have
+    none of these marks.
     """
 
     token_budget: int
@@ -303,17 +303,17 @@ class Equivalence(Protocol):
     """Judges answers. Never raises for an odd answer and always ends: it works in processes of its own with a limit."""
 
     async def same(self, one: str, other: str) -> bool:
-        """Whether two answers mean the same."""
+        """Returns whether two answers mean the same."""
         ...
 
     async def grade(self, answer: str, problem: Problem) -> Outcome:
-        """``correct``, ``wrong`` or ``grader_failed``."""
+        """Returns ``correct``, ``wrong`` or ``grader_failed``."""
         ...
 
 
 @runtime_checkable
 class EquivalenceBySample(Protocol):
-    """A judge that bounds what one sample's answers may cost: each sample is judged by one that it gives for it."""
+    """A judge of answers that limits the cost of one sample's answers: it provides another judge for each sample."""
 
     def of_sample(self) -> Equivalence: ...
 
@@ -321,8 +321,9 @@ class EquivalenceBySample(Protocol):
 class Sink(Protocol):
     """Receives a run's events, in order.
 
-    A run awaits its trace and the caller of ``stream``. Any other sink has a bounded queue and a task of its own, in which
-    ``emit`` and ``room`` are called by turns: one that does I/O keeps the event in ``emit`` and does the rest in ``room``.
+    A run awaits its trace and the caller of ``stream``. Any other sink has a bounded queue and a task of its own, which
+    calls ``emit`` and ``room`` by turns: a sink that does I/O keeps the event in ``emit`` and does the rest in
+    ``room``.
     """
 
     def emit(self, event: Event) -> None:

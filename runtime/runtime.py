@@ -1,4 +1,4 @@
-"""The runtime: problems in, events and results out. Any number of callers share its engines on one loop."""
+"""Runs samples on shared engines, for any number of callers on one event loop."""
 
 from __future__ import annotations
 
@@ -46,13 +46,12 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 STARTED_AT_ONCE = 64
-"""Of so many samples the starts come together; in between everything else has its turn. The first events of thousands would
-overwhelm whoever listens."""
+"""Samples that start together before other tasks have their turn: the first events of thousands would overwhelm every sink."""
 
 ERRORS_MIN = 8
 ERROR_SHARE_MAX = 0.5
-"""A run stops when at least this many tracks failed and they are more than this share of all that ended: something
-is wrong with the whole, and going on would only burn time."""
+"""A run stops when at least this many tracks failed and they are more than this share of all that ended: something is
+wrong with the whole, and continuing would only waste time."""
 
 STREAM_EVENTS_MAX = 1_000
 """Events that a caller of ``stream`` may be behind before its tracks wait for it."""
@@ -72,7 +71,7 @@ Began = Callable[[int], "tuple[Strategy, int | None]"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A sample to run. ``playback``: where its trace is."""
+    """A sample to run. ``playback``: its part of the trace, if it has one."""
 
     problem: Problem
     repeat: int
@@ -83,7 +82,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """How a run goes on. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
+    """How a run continues. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
 
     ``anew``: the run is a new one that begins with what the trace has.
     """
@@ -110,8 +109,9 @@ class Runtime:
     """Use as ``async with Runtime(open_parts) as runtime``; everything opened is closed at the end of the block.
 
     ``open_parts`` starts the engines and the judge of answers, and puts their closing on the stack that it is given.
-    Cancelling a call frees its requests in the engines; other calls go on. A call is over when all that it began is, however
-    often it is cancelled. Leaving the block ends the calls that are still under way with RuntimeClosedError.
+    Cancelling a call aborts its requests in the engines; other calls continue. A call returns once everything that it
+    began has ended, however often it is cancelled. Leaving the block ends the calls that are still under way with
+    RuntimeClosedError.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Runtime:
         await to_its_end(self._close())
 
     async def _close(self) -> None:
-        self._closing = True  # from here on no call begins
+        self._closing = True  # no call begins from here on
         try:
             for call in self._calls:
                 call.cancel()
@@ -162,7 +162,7 @@ class Runtime:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
             if not task.cancelled():
-                task.exception()  # the caller is told of its cancellation
+                task.exception()  # the caller gets its cancellation
             raise
         return self._result(task)
 
@@ -197,19 +197,19 @@ class Runtime:
         sinks: Sequence[Sink] = (),
         required: Sequence[Sink] = (),
     ) -> SampleState:
-        """One attempt at one problem, kept in memory. ``sinks``, ``required``: as of ``run``."""
+        """Makes one attempt at one problem, kept in memory. ``sinks``, ``required``: as of ``run``."""
         result = await self.run([problem], strategy, seed=seed, sinks=sinks, required=required)
         return result.samples[0]
 
     async def stream(
         self, problem: Problem, strategy: Strategy, *, seed: int | None = 0
     ) -> AsyncGenerator[Event, None]:
-        """The events of one attempt as they happen. Closing the generator ends the attempt.
+        """Yields the events of one attempt as they happen. Closing the generator ends the attempt.
 
-        A caller that does not read holds nobody else up: its tracks let the engines go until it reads on.
+        A caller that does not read delays nobody else: its tracks release the engines until it reads again.
         """
         tap = _Tap()
-        # Not a TaskGroup: its errors come in groups, and leaving a generator inside one is an error of its own.
+        # Not a TaskGroup: it groups its errors, and leaving a generator inside one raises another.
         task = self._begin_call(self._run([problem], strategy, seed=seed, required=[tap]))
         task.add_done_callback(lambda _: tap.end())
         try:
@@ -238,17 +238,17 @@ class Runtime:
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
     ) -> RunResult:
-        """All problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
+        """Runs all problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
-        ``config`` is kept with the run as it is. ``sinks`` get the events at their own pace, and are closed at the end;
-        what they do does not touch the run (``sinks.Subscriber``): one that falls behind loses events. ``required`` ones lose
-        none: each event is theirs at once, the run waits for their ``room``, ends with their errors, and does not close
-        them. ``trace``: segments of its file and their packing. With a
-        ``resumption`` the run goes on where its trace ends, and ``sinks`` see the events of the trace first.
+        ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
+        end; what they do does not affect the run (``sinks.Subscriber``), and one that falls behind loses events.
+        ``required`` sinks lose none: they get each event at once, the run waits for their ``room``, ends with their errors,
+        and does not close them. ``trace``: segments of its file and their compression. With a ``resumption`` the run
+        continues where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
-            ResumeError: the trace does not fit to what happens when its loops are driven again.
+            ResumeError: the trace does not fit what happens when its loops are driven again.
             EngineDeadError, TraceError, TooManyErrors: the run was stopped; what was committed is in the trace.
         """
         run = self._run(
@@ -316,6 +316,8 @@ class Runtime:
         self._check_roles(strategy)
         record = new_record({**(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats})
         go_on = resumption is not None and not resumption.anew
+        if self.scheduler.controller is not None:
+            self.scheduler.controller.budget = strategy.limits.token_budget
         async with AsyncExitStack() as stack:
             must: list[Sink] = [_ErrorGuard(), *required]
 
@@ -324,7 +326,7 @@ class Runtime:
                     stack.enter_context(create(folder, record))
                 journal = Journal(folder / TRACE_FILE, resume=go_on, options=trace)
                 await stack.enter_async_context(journal)
-                if go_on:  # once the trace is open: an attempt that cannot begin is none
+                if go_on:  # once the trace is open: an attempt that cannot begin does not count
                     add_attempt(folder, record)
                 return journal
 
@@ -375,7 +377,7 @@ class Runtime:
         )
 
     def _resumed(self, resumption: Resumption, record: RunRecord) -> Iterator[Event]:
-        """What tells that the run goes on."""
+        """Returns the event that says that the run continues."""
         past = resumption.past
         yield RunResumed(
             started=record.started,
@@ -397,7 +399,7 @@ class Runtime:
         resumption: Resumption | None,
         playback: Playback | None,
     ) -> Job | SampleState:
-        """What there is to do for a sample, or its state where it is done."""
+        """Returns what there is to do for a sample, or its state if it is done."""
         past = None if resumption is None else resumption.past.samples.get((problem.id, repeat))
         if resumption is None or past is None:
             return Job(problem, repeat, strategy, seed, playback)
@@ -413,10 +415,10 @@ class Runtime:
         playback: Playback | None = None,
         begin: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[SampleState, ...]:
-        """Runs the samples, so many at a time (None: all), and publishes the run's end.
+        """Runs the samples, a limited number at a time (None: all), and publishes the run's end.
 
-        ``begin``: lets a resumed run go on. It is called when the samples of its ``playback`` that had begun have caught up
-        with the trace, for which they need no place.
+        ``begin``: lets a resumed run continue. It is called when the samples of its ``playback`` that had begun have
+        caught up with the trace, for which they need no place.
         """
         meter = Meter(self.scheduler)
         places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
@@ -434,7 +436,7 @@ class Runtime:
         todo = iter(anew)
 
         async def work() -> None:
-            """One sample after the other, for as long as there are any."""
+            """Runs one sample after the other, as long as there are any."""
             if begin is not None:
                 await released.wait()
             for number, job in todo:
@@ -512,7 +514,7 @@ class Runtime:
         return await sample.run()
 
     def check_loop(self) -> None:
-        """Raises SettingsError where the runtime was opened on another event loop: its engines live on that one."""
+        """Raises SettingsError if the runtime was opened on another event loop: its engines belong to that one."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise SettingsError(
                 "The runtime was opened on another event loop, where its engines live. Open and use it inside one "
@@ -527,14 +529,14 @@ class Runtime:
             )
 
     def _equivalence(self) -> Equivalence:
-        """The judge for a sample."""
+        """Returns the judge of answers for a sample."""
         assert self._parts is not None
         judge = self._parts.equivalence
         return judge.of_sample() if isinstance(judge, EquivalenceBySample) else judge
 
 
 async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
-    """Lets the sinks see a trace, whole, before the run goes on. One that fails sees no more of it."""
+    """Shows the sinks a whole trace before the run continues. One that fails sees no more of it."""
     left = list(sinks)
     for event in events:
         for sink in tuple(left):
@@ -547,7 +549,7 @@ async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to report: one of ours before anything else."""
+    """Returns the error to report: one of ours before any other."""
     flat = list(_flatten(errors))
     return next((error for error in flat if isinstance(error, SpecLRMError)), flat[0])
 

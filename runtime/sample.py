@@ -1,4 +1,4 @@
-"""One attempt at a problem: its tracks side by side, the vote as they end, and the result."""
+"""Runs one attempt at a problem: its tracks side by side, the vote as they end, and the result."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MADE_AT_ONCE = 16
-"""Tracks of a sample that are made before anything else has its turn: each has a prompt to encode. They start together."""
+"""Tracks of a sample that are made before other tasks have their turn: each has a prompt to encode. They start together."""
 
 
 class Sample:
-    """Owns the tracks of one attempt. ``state`` is the fold of its events, always."""
+    """Owns the tracks of one attempt. ``state`` is always the fold of its events."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class Sample:
         """Runs all tracks to their ends and returns the final state.
 
         An error of one track ends that track. Raises EngineDeadError, TraceError and TooManyErrors, after which no
-        track could go on.
+        track could continue.
         """
         strategy = self._strategy
         started = self._publish(ProblemStarted(**self._where, text=self.problem.text, gold=self.problem.answer))
-        # An iterator keeps nothing that it has given: a plan holds the whole prompt, which may be long, as text.
+        # An iterator releases each plan, which holds the whole prompt as text.
         plans = iter((await self._plan()).tracks)
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in strategy.roles}
         judge = judge_of(tokenizers[Role.TARGET], strategy.prompts) if Role.DRAFT in strategy.roles else None
@@ -91,7 +91,7 @@ class Sample:
             for plan in plans:
                 made.append((plan.track, self._track(plan, judge)))
                 if len(made) % MADE_AT_ONCE == 0:
-                    await asyncio.sleep(0)  # other samples are at work
+                    await asyncio.sleep(0)  # lets other samples work
             async with asyncio.TaskGroup() as group:
                 for name, track in made:
                     task = group.create_task(self._run_track(name, track), name=f"{self._name}/{name}")
@@ -99,18 +99,18 @@ class Sample:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            # Those that were ended before their task had begun: all of them, even where a sink fails at the first.
+            # Tracks that ended before their task had begun: all of them, even if a sink fails at the first.
             unfinished = [name for name, state in self.state.tracks.items() if not state.finished]
             with ExitStack() as stack:
                 for name in reversed(unfinished):
                     reason = self._running[name][1].stop_reason if name in self._running else "cancelled"
                     stack.callback(self._finish, name, reason)
-            self._running.clear()  # tracks know their sample: a ring that only the garbage collector would find
+            self._running.clear()  # tracks refer to their sample: a cycle that only the garbage collector would free
         winner = strategy.vote(self.state, self.state.classes)
         answer = self.state.tracks[winner].answer if winner else None
         outcome = await self._grade(answer)
         await self._bus.turn("sample_finished", self.problem.id, self.repeat)
-        # By the times that the trace shows, so that a resumed run counts only the time that it ran.
+        # By the times in the trace, so that a resumed run counts only the time that it ran.
         now = self._bus.elapsed_s
         seconds = round(now - started.t, 6)
         self._publish(
@@ -119,9 +119,9 @@ class Sample:
         return self.state
 
     async def _plan(self) -> Plan:
-        """How the tracks start, after the target was asked where the strategy wants that.
+        """Returns how the tracks start, after asking the target if the strategy wants that.
 
-        A reply that cannot be had is one without a code in it: the choice is advice, no sample fails for it.
+        A missing reply counts as one without a code: the choice is advice, and no sample fails for it.
         """
         strategy = self._strategy
         question = strategy.question(self.problem)
@@ -155,7 +155,7 @@ class Sample:
 
     def _track(self, plan: TrackPlan, judge: JudgeSuffix | None) -> RuntimeTrack:
         tokenizers = {role: self._lanes[role].engine.tokenizer for role in self._strategy.roles}
-        name = plan.track  # a function that named the plan itself would keep it, and its prompt, with the track
+        name = plan.track  # a closure over the plan would keep it, and its prompt, as long as the track
         prompts = prompt_ids(tokenizers, plan)
         openings = {role: tokenizer.encode_marked(plan.opening) for role, tokenizer in tokenizers.items()}
         self._emit(
@@ -197,7 +197,7 @@ class Sample:
                 track.end(error)
                 self._finish(name, "error", error)
                 if isinstance(error, EngineDeadError | TraceError | TooManyErrors):
-                    raise  # nothing can go on
+                    raise  # nothing can continue
                 return
             track.end()
             self._finish(name, reason)
@@ -222,7 +222,7 @@ class Sample:
         )
 
     async def _count_vote(self, name: str) -> None:
-        """Puts a finished track's answer to those equal to it; ends the other tracks where the strategy says so."""
+        """Adds a finished track's answer to those equal to it; ends the other tracks if the strategy says so."""
         answer = self.state.tracks[name].answer
         if answer is None:
             return
@@ -263,14 +263,14 @@ class Sample:
         self._publish(event)
 
     def _publish(self, event: Event, at_s: float | None = None) -> Event:
-        # A sink that fails ends the run, and every track has its end in the state and for the controller all the same.
+        # If a sink fails the run ends, but state and controller still see every track's end.
         self.state = apply(self.state, event)
         told: Event | None = None
         try:
             told = self._bus.publish(event, at_s)
             return told
         finally:
-            # What a trace has already, the controller was told with the trace.
+            # The controller has read the events of the trace already.
             if self._controller is not None and (told is None or told is event):
                 self._controller.see(event)
 

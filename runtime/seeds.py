@@ -1,4 +1,4 @@
-"""One seed, one story: an operation's seed comes from the run's seed and its id, never from arrival order."""
+"""Derives each operation's seed from the run's seed and the operation's id, never from arrival order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 
 def derive_seed(run_seed: int | None, *names: object) -> int | None:
-    """A seed of 31 bits for the thing named, or None where the run has no seed."""
+    """Returns a seed of 31 bits for the thing named, or None if the run has no seed."""
     if run_seed is None:
         return None
     text = "/".join([str(run_seed), *map(str, names)])
@@ -14,6 +14,6 @@ def derive_seed(run_seed: int | None, *names: object) -> int | None:
 
 
 def operation_id(problem: str, repeat: int, track: str, step: int, kind: str, part: int = 0) -> str:
-    """``problem/repeat/track/step/kind``, with ``.part`` behind it where a step took several requests."""
+    """Returns ``problem/repeat/track/step/kind``, with ``.part`` appended if a step took several requests."""
     name = f"{problem}/{repeat}/{track}/{step}/{kind}"
     return f"{name}.{part}" if part else name

@@ -1,4 +1,4 @@
-"""How engines are set up. Made by ``sizing.py`` from the machine, the models and the work; read by the engines."""
+"""Defines the settings of an engine. ``machine/sizing.py`` makes them, the engines read them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
 CONCURRENCY = 16
-"""Samples at work at the same time, unless told otherwise."""
+"""Default number of samples at work at the same time."""
 UNREAD_MAX = 1024
-"""Tokens before a likelihood that may be uncached. vLLM makes logits of the whole vocabulary for each uncached one at once
-(v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. A longer context
-is therefore read by a plain request first, which costs a block where it was cached, as it nearly always is."""
+"""Tokens before a likelihood that may be uncached. vLLM computes logits over the whole vocabulary for each uncached one
+at once (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. So a
+plain request first reads a longer context, which costs a block if it was cached, as it nearly always is."""
 
 
 class EngineSettings(BaseModel):
@@ -29,7 +29,7 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """As the user wrote it; shown in events and messages."""
+    """The model's name as the user wrote it; shown in events and messages."""
     path: Path
     """A folder with config.json and a tokenizer, and with safetensors unless weights are made up (load_format=dummy)."""
     device: Literal["cpu", "cuda"]

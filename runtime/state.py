@@ -1,8 +1,8 @@
-"""What is known of a track and of a sample: frozen, and changed by nothing but ``apply``.
+"""Folds events into the state of a sample and its tracks. States are frozen; only ``apply`` makes new ones.
 
-The live run and a reader of its trace use the same fold, so both see the same state. Named tuples, because a state is made
-anew at each event: a frozen dataclass takes twice to four times as long for that. The tracks of a sample and the steps of a
-track are not copied for that: the new state takes them over, and the old one still shows what it did.
+The live run and a reader of its trace use the same fold, so both see the same state. States are named tuples, because
+each event makes a new one: a frozen dataclass takes two to four times as long. The tracks of a sample and the steps of
+a track are not copied: the new state takes them over, and the old one still shows what it did.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from speclrm.runtime.events import (
 
 
 class CommittedStep(NamedTuple):
-    """``tokens``: in the ids of its writer. ``score``: 0 to 9, or None where it was not scored."""
+    """``tokens``: in the ids of its writer. ``score``: 0 to 9, or None if it was not scored."""
 
     text: str
     origin: StepKind
@@ -41,7 +41,9 @@ class CommittedStep(NamedTuple):
 
 
 class Steps(Sequence[CommittedStep]):
-    """The steps of a track so far. ``with_step`` makes a longer one, which shares the list: of the two each sees its own part."""
+    """The steps of a track so far. ``with_step`` returns a longer one, which shares the list; each of the two sees its
+    own part.
+    """
 
     __slots__ = ("_all", "_length", "_mean")
 
@@ -52,7 +54,7 @@ class Steps(Sequence[CommittedStep]):
 
     def with_step(self, step: CommittedStep) -> Steps:
         if self._length < len(self._all):
-            return Steps((*self, step))  # another one went on from here
+            return Steps((*self, step))  # another one continued from here
         self._all.append(step)
         longer = Steps.__new__(Steps)
         longer._all, longer._length, longer._mean = self._all, self._length + 1, "unknown"
@@ -60,7 +62,7 @@ class Steps(Sequence[CommittedStep]):
 
     @property
     def mean_score(self) -> float | None:
-        """Kept once it is known: votes ask it of every finished track, again and again."""
+        """The mean score, kept once it is computed: votes read it of every finished track, again and again."""
         if self._mean == "unknown":
             self._mean = _mean_score(self)
         return self._mean
@@ -97,7 +99,7 @@ class Steps(Sequence[CommittedStep]):
 class TrackState(NamedTuple):
     """``tokens``: of all committed steps. ``pending``: the last written step of this index, not yet committed.
 
-    ``mode``: whether the next step is speculated on, where the strategy speculates at all.
+    ``mode``: whether the next step is speculated on, if the strategy speculates at all.
     """
 
     track: str
@@ -120,15 +122,15 @@ class TrackState(NamedTuple):
 
     @property
     def mean_score(self) -> float | None:
-        """Mean over the scored steps, or None where there is none."""
+        """Mean over the scored steps, None if there are none."""
         return self.steps.mean_score if isinstance(self.steps, Steps) else _mean_score(self.steps)
 
 
 class Tracks(Mapping[str, TrackState]):
-    """The tracks of a sample by name, in the order of their starts. ``with_track`` makes a mapping in which one is another.
+    """The tracks of a sample by name, in the order of their starts. ``with_track`` returns a mapping with one of them replaced.
 
-    The newer mapping takes over the dictionary, and leaves the older one what it changed there. So a change costs the same
-    for any number of tracks, and whoever kept an older mapping still sees what it was: he looks it up, and has a copy then.
+    The newer mapping takes over the dictionary and leaves the older one a record of the change. So a change costs the
+    same for any number of tracks, and an older mapping still shows what it did: reading it makes a copy then.
     """
 
     __slots__ = ("_change", "_tracks")
@@ -146,7 +148,7 @@ class Tracks(Mapping[str, TrackState]):
         return newer
 
     def _now(self) -> dict[str, TrackState]:
-        """The dictionary; where a newer mapping has it, a copy with all later changes undone."""
+        """Returns the dictionary; if a newer mapping has it, a copy with all later changes undone."""
         if self._change is None:
             return self._tracks
         later: list[tuple[str, TrackState | None]] = []
@@ -170,7 +172,7 @@ class Tracks(Mapping[str, TrackState]):
         return len(self._now())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._now()))  # the dictionary may get another one meanwhile
+        return iter(tuple(self._now()))  # the dictionary may change meanwhile
 
     def __repr__(self) -> str:
         return repr(self._now())
@@ -194,7 +196,7 @@ class SampleState(NamedTuple):
 
 
 def apply(state: SampleState, event: Event) -> SampleState:
-    """The sample after the event. Events of other samples and of no sample leave it as it is."""
+    """Returns the sample after the event. Events of other samples and of no sample leave it unchanged."""
     match event:
         case ProblemStarted(gold=gold):
             return state._replace(gold=gold)
@@ -218,7 +220,7 @@ def apply(state: SampleState, event: Event) -> SampleState:
         case StepCommitted(track=name):
             return _with_track(state, _commit(state.tracks[name], event))
         case TrackFinished(track=name):
-            # What an attempt's end cut off may go on in the next one, from the step that it was on.
+            # A track that an attempt's end cut off may continue in the next one, from the step that it was on.
             pending = state.tracks[name].pending if event.reason in ("cancelled", "error") else None
             track = state.tracks[name]._replace(reason=event.reason, answer=event.answer, pending=pending)
             return _with_track(state, track)._replace(finished_tracks=(*state.finished_tracks, name))

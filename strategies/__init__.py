@@ -1,1 +1,1 @@
-"""Everything that decides: no I/O, no clock, no global random state."""
+"""Decides everything: plans, loops, rules. No I/O, no clock, no global random state."""

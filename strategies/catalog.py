@@ -39,16 +39,16 @@ ORIGINAL: dict[str, Any] = {
     "draft_ahead": "never",
     "rewrite_ahead": "never",
 }
-"""What ``fidelity="original"`` changes in a recipe unless it is given: the original has none of these."""
+"""Changes of ``fidelity="original"`` to a recipe's defaults: the original has none of these."""
 
 
 def defaults(name: str) -> Recipe:
-    """The recipe of a strategy before any option. Raises SettingsError for an unknown name."""
+    """Returns the recipe of a strategy before any option. Raises SettingsError for an unknown name."""
     return _entry(name)[1]
 
 
 def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any) -> Family:
-    """A strategy by its name or alias, with options of its recipe; None leaves an option at its default.
+    """Returns a strategy by its name or alias, with options of its recipe; None leaves an option at its default.
 
     Raises:
         SettingsError: the name or an option is unknown, or a value is out of range.
@@ -74,14 +74,14 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
 
 
 def _told(item: dict[str, Any]) -> str:
-    """One thing that is wrong, with its value where it is that of a single option."""
+    """Describes one error, with its value if it is that of a single option."""
     place = ".".join(map(str, item["loc"]))
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{place} = {item['input']!r}: {message}" if place else message
 
 
 def names() -> list[str]:
-    """What a strategy may be called: built-in names, aliases, and those of installed packages."""
+    """Returns all names of strategies: built-in names, aliases, and those of installed packages."""
     return [*STRATEGIES, *ALIASES, *sorted(set(plugins.installed(GROUP)) - {*STRATEGIES, *ALIASES})]
 
 

@@ -1,4 +1,4 @@
-"""The target thinks alone, on one track or on many."""
+"""Lets the target think alone, on one track or on many."""
 
 from __future__ import annotations
 

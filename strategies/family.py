@@ -1,4 +1,4 @@
-"""What all strategies share: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
+"""The base class of all strategies: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 class Family(ABC):
     """A strategy made of a recipe and a loop.
 
-    ``find_answer``: the answer in a whole text, as written, or None; injected, since what an answer looks like is
-    known to the evaluators. ``name``: where one loop serves several named strategies.
+    ``find_answer``: returns the answer in a whole text, as written, or None; injected, since the evaluators know what
+    an answer looks like. ``name``: the strategy's name, if one loop serves several strategies.
     """
 
     name: str
     roles: frozenset[Role]
     raw_opening: str = ""
-    """What stands between prompt and first step where the prompt is raw text."""
+    """Text between prompt and first step if the prompt is raw text."""
     defaults: Mapping[str, Any] = MappingProxyType({})
-    """Of options of the recipe, if they are others than those of ``Recipe``; for strategies that are found by their class."""
+    """Defaults of recipe options that differ from those of ``Recipe``; for strategies that are found by their class."""
 
     def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None], name: str | None = None) -> None:
         self.name = name or type(self).name
@@ -75,7 +75,7 @@ class Family(ABC):
         if recipe.methods:
             return repeat_codes(recipe.methods, recipe.tracks)
         match recipe.plan:
-            case "plain" | "chosen":  # what is chosen comes from outside; without it there is none
+            case "plain" | "chosen":  # a choice comes from the target; without a reply there is none
                 return [NO_METHOD] * recipe.tracks
             case "roles":
                 return repeat_codes(tuple(ROLES), recipe.tracks)
@@ -90,7 +90,7 @@ class Family(ABC):
 
     @property
     def prompts(self) -> StepPrompts:
-        # The original lets the judge write any token and takes what is no digit as a 0.
+        # The original lets the judge write any token and counts anything but a digit as 0.
         return replace(
             step_prompts(self.recipe.judge, raw=self._raw), any_token=self._original, scorer=self.recipe.scorer
         )
@@ -115,7 +115,7 @@ class Family(ABC):
     async def run_track(self, track: Track) -> FinishReason: ...
 
     def end(self, state: TrackState) -> FinishReason | None:
-        """Why the track ends after its last step, or None."""
+        """Returns why the track ends after its last step, None if it continues."""
         if self._original:
             return original.end_of_track(state, token_budget=self.recipe.token_budget)
         return end_of_track(
@@ -126,7 +126,7 @@ class Family(ABC):
         )
 
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
-        """Asks for the answer where a limit ended the track before there was one."""
+        """Asks for the answer if a limit ended the track before there was one."""
         if self.recipe.closing and reason in ("budget", "step_limit") and self._find_answer(track.state.text) is None:
             await track.commit(await track.close())
         return reason

@@ -1,4 +1,4 @@
-"""Which methods fit a problem, asked of the target.
+"""Asks the target which methods fit a problem, and reads its reply.
 
 After SSR's Selective Parallel Module as its code has it: the pool and the problem are shown, and one greedy reply of a
 few tokens names the methods.
@@ -24,9 +24,11 @@ _EXAMPLE = "BEFAK"
 
 
 def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) -> Question:
-    """``original``: room for the codes and one comma between them, 2 * count - 1 tokens, as in SSR's code."""
+    """Returns the question. ``original``: room for the codes and one comma between them, 2 * count - 1 tokens, as in
+    SSR's code.
+    """
     pool = "\n".join(f"{code}. {hint}" for code, hint in METHODS.items())
-    # The original shows an example; small models repeat it whatever the problem is.
+    # Only the original shows an example: small models repeat it for every problem.
     example = f", for example {','.join((_EXAMPLE * count)[:count])}" if original else ", with commas between"
     text = (
         "Read the problem and choose the methods that promise most for solving it.\n\n"
@@ -44,10 +46,10 @@ def ask_for_methods(problem: Problem, count: int, *, raw: bool, original: bool) 
 
 
 def read_methods(reply: str, count: int, *, duplicates: bool, original: bool) -> tuple[tuple[str, ...], int]:
-    """The first ``count`` codes of the reply, filled up with M, and how many M that took. ``duplicates``: whether a method may
-    come twice.
+    """Returns the first ``count`` codes of the reply, filled up with M, and how many were filled. ``duplicates``:
+    whether a method may come twice.
 
-    ``original``: any capital letter A to M counts, wherever it stands.
+    ``original``: any capital letter A to M counts, anywhere.
     """
     codes = (_ORIGINAL_CODE if original else _CODE).findall(reply)
     if not duplicates:

@@ -1,4 +1,4 @@
-"""The twelve methods that a track can be told to try, A to L, and M for none.
+"""Holds the twelve method hints, A to L, and M for none.
 
 The set follows the pool of SSR (Chu et al. 2025, arXiv 2505.15340): the same twelve branches of problem solving under
 the same letters. The wording is ours.
@@ -28,5 +28,5 @@ LONGEST_METHOD = max(METHODS, key=lambda code: len(METHODS[code]))
 
 
 def hint(code: str) -> str:
-    """The hint for a code; empty for M."""
+    """Returns the hint for a code; empty for M."""
     return "" if code == NO_METHOD else METHODS[code]

@@ -23,18 +23,18 @@ PROBLEMS, MODELS, STRATEGY, DRAFTS, SCORES, LENGTHS, FIDELITY, RUN = (
 """Groups of options: panels of the help, sections of the docs."""
 
 Effect = Literal["method", "task", "problems", "draw", "place"]
-"""What an option changes. ``task``: the models and what they are given; two runs with equal ones can be set side by side.
-``method``: how they solve it; runs with equal tasks and methods are the same experiment. ``problems``: which of the
-dataset's problems. ``draw``: which attempts at them. ``place``: when and where things are computed, not what."""
+"""What an option changes. ``task``: the models and their input; runs with equal ones can be compared. ``method``: how
+they solve it; runs with equal tasks and methods are the same experiment. ``problems``: which of the dataset's problems.
+``draw``: which attempts at them. ``place``: when and where things are computed, not what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What an annotated field of a pydantic model says about itself beside its type, default and bounds.
+    """Describes an annotated field of a pydantic model, beside its type, default and bounds.
 
-    ``source``: where the default comes from. ``shown``: the default in words, where it is no plain value. ``name``: on the
-    command line and in files, where it is another than the field's. ``flags``: further spellings. ``words``: what may stand
-    for a number; ``none`` stands for None. ``complete``: the kind of names that a shell offers.
+    ``source``: where the default comes from. ``shown``: the default in words, if it is no plain value. ``name``: on the
+    command line and in files, if other than the field's. ``flags``: further spellings. ``words``: allowed in place of a
+    number; ``none`` means None. ``complete``: the kind of names that a shell offers.
     """
 
     help: str
@@ -63,19 +63,19 @@ class Declared:
 
     @property
     def name(self) -> str:
-        """On the command line and in files, with underscores."""
+        """The name on the command line and in files, with underscores."""
         return self.option.name or self.field
 
     @property
     def shown(self) -> str:
-        """The default for people."""
+        """The default as people read it."""
         if self.option.shown or self.required:
             return self.option.shown
         return _word(self.default)
 
 
 def declared(*models: type[BaseModel]) -> dict[str, Declared]:
-    """The options of models by their fields' names, in the order of their declaration."""
+    """Returns the options of models by their fields' names, in the order of their declaration."""
     found: dict[str, Declared] = {}
     for model in models:
         for name, field in model.model_fields.items():

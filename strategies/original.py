@@ -1,8 +1,8 @@
-"""The decisions of SSR's code (Chu et al. 2025; spec_scale_reason.py), for ``fidelity="original"``.
+"""Holds the decisions of SSR's code (Chu et al. 2025; spec_scale_reason.py), for ``fidelity="original"``.
 
-The rules as they are written there, also where ours are better: answers are compared as texts, a step that only talks
-of a box ends its track, and a track that ran into its budget has no vote. Not among them: its faults, which are switched
-on by name (``speclrm/faults.py``).
+The rules are those of that code, also where ours are better: answers are compared as texts, a step that only talks of a
+box ends its track, and a track that ran into its budget has no vote. Its faults are not among them; they are turned on
+by name (``app/original_faults.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.state import SampleState, TrackState
 
 FINISHED_MARKS = ("boxed", "Answer:", "ANSWER:")
-"""A step that holds one of these ends its track."""
+"""A step that contains one of these ends its track."""
 
 _BOX = "\\boxed{"
 _LETTER = re.compile(r"(?P<letter>[A-D])")
@@ -27,8 +27,8 @@ _ANSWER_LETTER = re.compile(r"[Aa]nswer:\s*(?P<letter>[A-D])")
 
 
 def end_of_track(state: TrackState, *, token_budget: int) -> FinishReason | None:
-    """``answer`` by the marks; ``repeated`` from the third step on; ``budget`` once it is reached. Nothing else ends it:
-    a model that ended its text is asked for another step.
+    """Returns why the track ends: ``answer`` by the marks; ``repeated`` from the third step on; ``budget`` once it is
+    reached. Nothing else ends it: a model that ended its text is asked for another step.
     """
     if not state.steps:
         return None
@@ -41,7 +41,7 @@ def end_of_track(state: TrackState, *, token_budget: int) -> FinishReason | None
 
 
 def find_box(text: str) -> str | None:
-    r"""What the last ``\boxed{`` of the text holds, or None where its braces do not balance."""
+    r"""Returns the content of the last ``\boxed{`` of the text, None if its braces do not balance."""
     start = text.rfind(_BOX)
     if start < 0:
         return None
@@ -55,7 +55,7 @@ def find_box(text: str) -> str | None:
 
 
 def answer(text: str, problem: Problem, reason: FinishReason) -> str | None:
-    """The answer of a finished track as it is compared: a whole number without leading zeros, a letter, or the text."""
+    """Returns the answer of a finished track as it is compared: a whole number without leading zeros, a letter, or the text."""
     if reason != "answer":
         return None
     box = find_box(text)
@@ -69,15 +69,16 @@ def answer(text: str, problem: Problem, reason: FinishReason) -> str | None:
 
 
 def score(said: str) -> Score:
-    """The judge's token as a number; anything else counts as 0, so that the step is rewritten."""
+    """Returns the judge's token as a number; anything else counts as 0, so that the step is rewritten."""
     value = int(said) if said.isascii() and said.isdigit() else 0
     return Score(float(min(value, 9)), 1.0)
 
 
 def vote(sample: SampleState) -> str | None:
-    """Of an only largest group with more than one member the track with most tokens; else the best mean score.
+    """Returns the winner: of an only largest group with more than one member the track with most tokens; else the best
+    mean score.
 
-    Rewritten steps count as 9. Between equals the track that comes first in the plan.
+    Rewritten steps count as 9. Among equals the track that comes first in the plan.
     """
     voters = [track for track in sample.tracks.values() if track.finished and track.answer is not None]
     if not voters:
@@ -91,5 +92,5 @@ def vote(sample: SampleState) -> str | None:
 
 
 def _step(text: str) -> str:
-    """A step without the blank line that ended it."""
+    """Returns a step without the blank line that ended it."""
     return text.partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""Which tracks a sample starts with."""
+"""Chooses the tracks of a sample."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ target names for the problem."""
 
 
 def draw_methods(count: int, *key: object) -> tuple[str, ...]:
-    """``count`` methods in an order drawn by the key: all twelve come before any comes again."""
+    """Draws ``count`` methods in an order given by the key: all twelve come before any comes again."""
     generator = random.Random("/".join(map(str, key)))
     codes: list[str] = []
     while len(codes) < count:
@@ -29,14 +29,14 @@ def draw_methods(count: int, *key: object) -> tuple[str, ...]:
 
 
 def repeat_codes(codes: Sequence[str], count: int) -> tuple[str, ...]:
-    """The codes in turn until there are ``count``."""
+    """Repeats the codes in turn until there are ``count``."""
     return tuple(islice(cycle(codes), count))
 
 
 def tracks_for(
     problem: Problem, codes: Sequence[str], *, raw: bool = False, opening: str = ""
 ) -> tuple[TrackPlan, ...]:
-    """One track for each code. A track is named by its method or role and its place: ``E1``, ``B2``, ``M3``, ``R1.1``."""
+    """Returns one track for each code. A track is named by its method or role and its place: ``E1``, ``B2``, ``M3``, ``R1.1``."""
     plans: list[TrackPlan] = []
     for place, code in enumerate(codes, start=1):
         text = ROLES[code] if code in ROLES else hint(code)

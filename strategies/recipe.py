@@ -21,7 +21,7 @@ Fidelity = Literal["none", "original"]
 WorkAhead = Literal["auto", "always", "never"]
 
 ENTROPY_TOKENS = 20
-"""Entropy is taken over this many most probable tokens."""
+"""Number of most probable tokens that an entropy is taken over."""
 ENTROPY_MAX = math.log(ENTROPY_TOKENS)
 """In nats: all of them equally likely."""
 
@@ -31,7 +31,9 @@ def _threshold(values: dict[str, Any]) -> float:
 
 
 class Recipe(BaseModel):
-    """Defaults are those of the original experiments' code (SSR, arXiv 2505.15340; SpecReason, arXiv 2504.07891)."""
+    """The options of a strategy. Defaults are those of the original code (SSR, arXiv 2505.15340; SpecReason, arXiv
+    2504.07891).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -86,7 +88,7 @@ class Recipe(BaseModel):
     draft_ahead: Annotated[
         WorkAhead,
         Option(
-            "Draft the next step while the current one is being scored; auto: when the engines are idle.",
+            "Draft the next step while a score is pending; auto: if most drafts pass and the engines have capacity.",
             DRAFTS,
             source="docs/scheduling.md",
         ),
@@ -94,7 +96,7 @@ class Recipe(BaseModel):
     rewrite_ahead: Annotated[
         WorkAhead,
         Option(
-            "Start the target's rewrite while the draft step is being scored; auto: when the engines are idle.",
+            "Start the rewrite while a score is pending; auto: if most drafts pass and the engines have capacity.",
             DRAFTS,
             source="docs/scheduling.md",
         ),
@@ -113,7 +115,7 @@ class Recipe(BaseModel):
         float | None,
         Field(le=0),
         Option(
-            "Experimental: reject draft steps with a lower mean log-probability without scoring them.",
+            "Experimental: reject draft steps below this mean log-probability without scoring them.",
             DRAFTS,
             source="ours",
             shown="off",
@@ -123,7 +125,7 @@ class Recipe(BaseModel):
         float | None,
         Field(ge=0, le=ENTROPY_MAX),
         Option(
-            "Experimental: reject draft steps whose first token has a higher entropy, in nats (0 to "
+            "Experimental: reject draft steps whose first token has a higher entropy than this (nats, 0 to "
             f"{ENTROPY_MAX:.2f}).",
             DRAFTS,
             source="GlimpRouter, arXiv 2601.05110",
@@ -143,7 +145,7 @@ class Recipe(BaseModel):
     scorer: Annotated[
         Scorer,
         Option(
-            "Score of a draft step: a digit written by the target, or the step's mean log-likelihood under it.",
+            "Score of a draft step: a digit written by the target, or its mean log-likelihood (experimental).",
             SCORES,
             source="SSR and SpecReason",
         ),
@@ -151,7 +153,7 @@ class Recipe(BaseModel):
     judge: Annotated[
         JudgeLayout,
         Option(
-            "Where the judge's question stands: in a turn of its own, or inline in a short note after the step.",
+            "Where the judge's question stands: in a turn of its own, or inline after the step (experimental).",
             SCORES,
             source="docs/scoring.md",
         ),
@@ -193,7 +195,7 @@ class Recipe(BaseModel):
         bool, Option("Ask for the final answer when a track runs out of tokens or steps.", LENGTHS, source="ours")
     ] = True
     closing_tokens: Annotated[
-        int, Field(ge=1), Option("Maximum tokens of that final answer.", LENGTHS, source="ours")
+        int, Field(ge=1), Option("Maximum tokens of the answer that --closing asks for.", LENGTHS, source="ours")
     ] = 48
     temperature: Annotated[
         float,
@@ -225,7 +227,7 @@ class Recipe(BaseModel):
     @field_validator("methods", mode="before")
     @classmethod
     def _codes(cls, codes: Any) -> Any:
-        """Also as text with commas, in any case."""
+        """Also reads text with commas, in any letter case."""
         parts: Any = codes.split(",") if isinstance(codes, str) else codes
         if isinstance(parts, list | tuple):
             return tuple(part.strip().upper() if isinstance(part, str) else part for part in cast("list[Any]", parts))

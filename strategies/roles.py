@@ -1,7 +1,7 @@
-"""The personas that a track can be given instead of a method.
+"""Holds the role hints that a track can have instead of a method.
 
-SSR's role prompts (Chu et al. 2025, arXiv 2505.15340; prompts/role_prompts.py of its code) are three: the plain way, the
-short cut, the structured plan. The wording is ours.
+SSR's role prompts (Chu et al. 2025, arXiv 2505.15340; prompts/role_prompts.py of its code) are three: the plain way,
+the short cut, the structured plan. The wording is ours.
 """
 
 from __future__ import annotations

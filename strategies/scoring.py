@@ -1,4 +1,4 @@
-"""What scores a step, and how the judge's ten log-probabilities become a score from 0 to 9."""
+"""Turns the judge's ten log-probabilities into a score from 0 to 9."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 ScoreMethod = Literal["greedy", "average"]
 
 Scorer = Literal["judge", "likelihood"]
-"""``judge``: a digit that the target writes behind the step. ``likelihood``: how likely the step's ids are under the
+"""``judge``: a digit that the target writes after the step. ``likelihood``: how likely the step's ids are under the
 target, on average; nothing is written or read beside the step."""
 
 
 def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
-    """``greedy``: the most probable digit (the lowest of equals). ``average``: the expected digit, over digits only.
+    """Returns the score. ``greedy``: the most probable digit (the lowest of equals). ``average``: the expected digit,
+    over digits only.
 
-    ``digits``: (10,), natural log-probabilities of 0 to 9 under the whole vocabulary. What the model would rather have
-    said instead of a digit is left out by renormalising; ``mass`` keeps how much that was. Where no digit is possible at
-    all, nothing speaks for the step: 0, as for a judge that says something else.
+    ``digits``: (10,), natural log-probabilities of 0 to 9 under the whole vocabulary. They are renormalised, which
+    leaves out what the model would have written instead of a digit; ``mass`` says how much that was. If no digit is
+    possible at all, the score is 0, as for a judge that writes something else.
     """
     top = max(digits)
     if top <= LOGPROB_MIN:

@@ -1,4 +1,4 @@
-"""The draft writes each step, the target judges it and rewrites what is not good enough.
+"""Drafts each step, lets the target score it, and rewrites it if the score is too low.
 
 After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: no track waits for another. With a gate,
 steps of which the draft itself is sure, or doubtful, need no score. A request that an engine refuses costs its step the
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Speculative(Family):
-    """``speculative`` and ``speculative-methods``: draft, score, rewrite, on each track for itself."""
+    """``speculative`` and ``speculative-methods``: draft, score, rewrite, each track independently."""
 
     name: str = "speculative"
     roles: frozenset[Role] = frozenset({Role.DRAFT, Role.TARGET})
@@ -49,7 +49,7 @@ class Speculative(Family):
         return await self.closed(track, reason)
 
     async def _judged(self, track: Track, step: Step) -> tuple[bool, float | None]:
-        """Whether the step is kept, and its score. A draft that is sure, or doubtful, of itself is not scored,
+        """Returns whether the step is kept, and its score. A draft that is sure, or doubtful, of itself is not scored,
         and one that the target's engine refuses to read is not kept.
         """
         verdict = self.gate(step.confidence, whole=not step.left) if step.confidence else None

@@ -1,4 +1,4 @@
-"""When a track ends, and when one track's end makes the others useless."""
+"""Decides when a track ends, and when one track's end makes the others useless."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def end_of_track(
     state: TrackState, *, token_budget: int, step_limit: int | None, has_answer: Callable[[str], bool]
 ) -> FinishReason | None:
-    """Why the track ends after its last step, or None while it goes on.
+    """Returns why the track ends after its last step, None if it continues.
 
-    The order matters where several hold: an answer counts even in a step that also uses up the budget.
-    ``step_limit`` is off unless asked for: a track needs about 150 steps for a hard problem, and a cap that is derived
-    from the budget by the longest step would end it at 16.
+    The order matters if several rules hold: an answer counts even in a step that also uses up the budget.
+    ``step_limit`` is off by default: a track needs about 150 steps for a hard problem, and a cap derived from the
+    budget by the longest step would end it at 16.
     """
     if not state.steps:
         return None
@@ -40,7 +40,7 @@ def end_of_track(
 
 
 def enough(sample: SampleState, fast: Fast | None) -> bool:
-    """Whether the answers so far end the sample. None waits for every track."""
+    """Returns whether the answers so far end the sample. None waits for every track."""
     if fast is None:
         return False
     return any(len(set(members)) >= fast for members in sample.classes)

@@ -1,4 +1,4 @@
-"""Who wins: tracks whose answers are equal stand together."""
+"""Chooses the winning track: tracks with equal answers form a class."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def vote(sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
-    """The winning track: of the only largest class if it has more than one member, else of the best mean score.
+    """Returns the winning track: of the only largest class if it has more than one member, else of the best mean score.
 
-    Within the largest class the best mean score represents it; between equals the track that finished first. What the target
-    wrote in a speculative track, rewritten or not, counts as the best there is; tracks without scores (of ``baseline`` and
-    ``parallel``; drafts that were all sure of themselves) stand behind those with scores. The rule is SSR's; equality of
+    The best mean score represents the largest class; among equals the track that finished first. A step by the target
+    in a speculative track, rewritten or not, counts as the best there is; tracks without scores (of ``baseline`` and
+    ``parallel``; drafts that were all sure of themselves) come after those with scores. The rule is SSR's; equality of
     answers is mathematical here.
     """
     if not classes:

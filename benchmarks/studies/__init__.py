@@ -1,1 +1,1 @@
-"""Studies behind figures in docs/: run by hand as `python -m speclrm.benchmarks.studies.NAME`, some on real models."""
+"""Studies behind figures in docs/: run by hand as `python benchmarks/studies/NAME.py`, some on real models."""

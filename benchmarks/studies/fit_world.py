@@ -1,8 +1,8 @@
-"""The constants of the simulated world, fitted anew from the published figures that they come from.
+"""Fits the constants of the simulated world to the published figures that they come from.
 
-python benchmarks/studies/fit_world.py
+    python benchmarks/studies/fit_world.py
 
-Each figure stands below with its source; the results stand in runtime/engines/simulated/text_world.py.
+Each figure below has its source; the results are in runtime/engines/simulated/text_world.py.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ MEANS = {"accepted": (7, 9, 7.5), "rejected": (0, 6, 4.0)}
 """Of 167 runs at threshold 7 on AIME 2024: the share accepted, steps a run, and the mean score of accepted and of rejected steps
 with the digits that they can be (RuthvikAtte/specreason, results/experiment_summary.json)."""
 JUDGE_ERROR = 0.2
-"""Assumed; see world.py."""
+"""Assumed; see runtime/engines/simulated/text_world.py."""
 
 
 def beta_weights(alpha: float, beta: float, points: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """A grid over 0 to 1, narrow at the ends, with the probability of each cell."""
+    """Returns a grid over 0 to 1, narrow at the ends, with the probability of each cell."""
     edges = np.sin(np.linspace(0, np.pi / 2, points + 1)) ** 2
     edges = np.sin(edges * np.pi / 2) ** 2
     middle = (edges[1:] + edges[:-1]) / 2
@@ -63,7 +63,7 @@ def beta_weights(alpha: float, beta: float, points: int = 4000) -> tuple[np.ndar
 
 
 def coverage(alpha: float, beta: float, k: int) -> float:
-    """1 - E[(1 - p)^k] of a Beta distribution, in closed form."""
+    """Returns 1 - E[(1 - p)^k] of a Beta distribution, in closed form."""
     return 1 - math.prod((beta + i) / (alpha + beta + i) for i in range(k))
 
 
@@ -76,7 +76,9 @@ def fit_spread() -> tuple[float, float]:
 
 
 def majority(mean: float, concentration: float, same: float) -> float:
-    """Of 64 votes: right ones against those for the most tempting wrong answer, as a normal difference of a multinomial."""
+    """Returns the accuracy of 64 votes: right ones against those for the most tempting wrong answer, as a normal
+    difference of a multinomial.
+    """
     p, weight = beta_weights(mean * concentration, (1 - mean) * concentration)
     q = (1 - p) * same
     spread = np.sqrt(np.maximum(VOTERS * (p + q - (p - q) ** 2), 1e-12))
@@ -94,7 +96,7 @@ def fit_same_mistake(concentration: float, names: Iterable[str]) -> float:
 
 
 def digits(low: int, high: int, mean: float) -> list[float]:
-    """The least assuming distribution over these digits with this mean: proportional to a power of one ratio."""
+    """Returns the maximum-entropy distribution over these digits with this mean: proportional to a power of one ratio."""
     values = np.arange(low, high + 1)
     ratios = np.exp(np.linspace(-3, 3, 6001))
     powers = ratios[:, None] ** (values - low)
@@ -104,7 +106,7 @@ def digits(low: int, high: int, mean: float) -> list[float]:
 
 
 def fit_harm(rejected: list[float]) -> tuple[float, float]:
-    """The harm of a bad step, and the share that passes at threshold 3."""
+    """Returns the harm of a bad step, and the share that is accepted at threshold 3."""
     error = JUDGE_ERROR
     good = (ACCEPTANCE - error) / (1 - 2 * error)
     above = sum(rejected[3:])  # of the steps that do not get 7, those that get 3 and more

@@ -1,4 +1,4 @@
-"""How many answers a minute the grader judges, each text met for the first time.
+"""Measures how many answers a minute the grader judges, each text new to it.
 
 python benchmarks/studies/grading.py --answers 2000
 """
@@ -21,7 +21,7 @@ from grading_cases import PAIRS  # the table of the tests, made new by adding to
 
 
 def fresh(number: int) -> tuple[str, str]:
-    """A gold answer and an answer that no cache has seen: a pair of the table, each plus the same number."""
+    """Returns a gold answer and an answer that no cache has seen: a pair of the table, each plus the same number."""
     _, gold, answer, _ = PAIRS[number % len(PAIRS)]
     return f"{gold} + {number + 1000}", f"{answer} + {number + 1000}"
 

@@ -79,10 +79,10 @@ _LATEX = (
 
 
 def sums_hold(text: str) -> bool | None:
-    """Whether all of the text's equations of plain numbers are right; None where it has none.
+    """Returns whether all of the text's equations of plain numbers are right; None if it has none.
 
-    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is passed over, and so
-    is what only repeats itself.
+    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is skipped, and so is
+    what only repeats itself.
     """
     for mark, plain in _LATEX:
         text = text.replace(mark, plain)
@@ -104,7 +104,7 @@ def sums_hold(text: str) -> bool | None:
 
 
 def _beside(side: str, *, at_end: bool) -> str | None:
-    """The expression next to the equals sign, without blanks; None where letters touch it."""
+    """Returns the expression next to the equals sign, without blanks; None if letters touch it."""
     side = side.rstrip(" $") if at_end else side.lstrip(" $")
     if at_end:
         found = next((m for m in _EXPRESSION.finditer(side) if m.end() == len(side)), None)
@@ -133,7 +133,7 @@ def _ends_a_word(text: str) -> bool:
 
 
 def _calculate(expression: str) -> Fraction:
-    """Exact value of numbers, + - * / and brackets. Raises ValueError."""
+    """Returns the exact value of numbers, + - * / and brackets. Raises ValueError."""
     tokens = re.findall(r"\d+(?:\.\d+)?|[-+*/()]", expression)
     place = 0
 
@@ -179,7 +179,7 @@ def _calculate(expression: str) -> Fraction:
 
 
 class Both(Family):
-    """Each step twice from one context: by the draft and by the target; a coin commits one of them."""
+    """Writes each step twice from one context: by the draft and by the target; a coin commits one of them."""
 
     name = "both"
     roles = frozenset({Role.DRAFT, Role.TARGET})
@@ -323,7 +323,7 @@ async def score(opened: Any, options: argparse.Namespace) -> None:
 
 
 def auroc(good: Any, bad: Any) -> float:
-    """The chance that a good one scores above a bad one; equal scores count half (Mann-Whitney)."""
+    """Returns the chance that a good one scores above a bad one; equal scores count half (Mann-Whitney)."""
     above = (good[:, None] > bad[None, :]).mean()
     return float(above + (good[:, None] == bad[None, :]).mean() / 2)
 
@@ -390,7 +390,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 class Watch:
-    """Of each request to an engine: how much of its prompt had been computed before it came, and how much was found."""
+    """Counts, for each request to an engine, how much of its prompt had been computed before it came, and how much was found."""
 
     def __init__(self, engine: Any, block: int) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -1,12 +1,12 @@
-"""The simulator against real runs on this machine, on problems that its calibration did not see.
+"""Compares the simulator with real runs on this machine, on problems that its calibration did not see.
 
-speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --preset-file preset.json
-python benchmarks/studies/simulator.py --preset preset.json --real 5 --json simulator.json
+    speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --preset-file preset.json
+    python benchmarks/studies/simulator.py --preset preset.json --real 5 --json simulator.json
 
-Each round solves the same problems with drafts and with the target alone, in one start of the engines; ``--json`` keeps what was
-measured, and later calls add to it: rounds may be spread over quiet times. The same runs are then simulated with the costs,
-the scores and the step lengths of the preset. Goal: the medians differ by no more than the larger of 15 % and the real runs' own
-spread.
+Each round solves the same problems with drafts and with the target alone, in one start of the engines; ``--json`` keeps
+the measurements, and later calls add to it: rounds may be spread over quiet times. The same runs are then simulated
+with the costs, the scores and the step lengths of the preset. Goal: the medians differ by no more than the larger of 15
+% and the real runs' own spread.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run_options(options: argparse.Namespace, kind: str, target: str, draft: str,
 
 
 async def add_real_runs(options: argparse.Namespace, target: str, draft: str, runs: list[Run]) -> None:
-    """Each run is kept as soon as it ended: what stops a later one must not lose it."""
+    """Adds each run as soon as it has ended: what stops a later one must not lose it."""
     first = len(runs) // len(KINDS)
     problems = load(DATASET, limit=options.limit, seed=PROBLEMS_SEED)
     async with api.Runtime(

@@ -1,8 +1,8 @@
-"""`baseline` against the bare engine: what the runtime itself costs.
+"""Compares `baseline` with the bare engine: what the runtime itself costs.
 
 One engine object, the same prompts and settings, in ABBA rounds: A is a run of the runtime, B a plain
-``asyncio.gather`` over ``engine.generate``. Then the same work by ``vllm.LLM.generate`` in a process of its own with the
-same explicit limits. Outputs are forced to the same length, so that tokens per second compare.
+``asyncio.gather`` over ``engine.generate``. Then the same work by ``vllm.LLM.generate`` in a process of its own with
+the same explicit limits. Outputs are forced to the same length, so that tokens per second compare.
 
     python benchmarks/studies/throughput.py [--model NAME] [--problems 16] [--tokens 96] [--rounds 3]
 """

@@ -1,1 +1,1 @@
-"""The engines: things that turn token ids into token ids."""
+"""Turns token ids into token ids: vLLM, simulated and scripted engines."""

@@ -1,4 +1,4 @@
-"""What an engine's iterations cost: measured on requests of known shape, fitted to the formula of simulated engines."""
+"""Measures what an engine's iterations cost: requests of known shape, fitted to the formula of simulated engines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Engine
 
 MEASURE_LIMIT_S = 180.0
-"""For one group of requests."""
+"""Seconds for one group of requests."""
 SHORT, LONG = 16, 1024
-"""Prompts in tokens, the long one as far as the engine takes it."""
+"""Prompt lengths in tokens, the long one as far as the engine takes it."""
 TEMPERATURE, TOP_P = 0.6, 0.95
-"""As in runs: on a CPU, sampling from a large vocabulary takes its time."""
+"""As in runs: on a CPU, sampling from a large vocabulary takes time."""
 HUBER = 1.5
-"""Residuals beyond so many times their median are given less weight: other work on the machine only ever slows down."""
+"""Residuals beyond this many times their median are given less weight: other work on the machine only ever slows down."""
 ROUNDS = 30
 SHARE_MIN = 0.05
 
@@ -35,8 +35,8 @@ SHARE_MIN = 0.05
 class Measurement:
     """Some iterations that took ``seconds`` together.
 
-    ``new``: tokens that went through the model; ``context``: those that were there already, summed over the iterations;
-    ``sampled``: tokens that came out; ``calls``: requests whose way into the engine is part of the time.
+    ``new``: tokens that went through the model; ``context``: tokens that were there already, summed over the
+    iterations; ``sampled``: tokens that came out; ``calls``: requests whose way into the engine is part of the time.
     """
 
     seconds: float
@@ -61,10 +61,11 @@ class CostFit:
 
 
 def fit_costs(measurements: Sequence[Measurement]) -> CostFit:
-    """The constants, none negative, that miss the measurements least, each relative to its own length.
+    """Fits constants, none negative, that miss the measurements least, each relative to its own length.
 
-    Robust: least squares with Huber's weights, taken anew until they stand. Of the ways to hold some constants at zero the best
-    one is taken, which for five constants is the whole problem of non-negative least squares. ``w`` is at least a microsecond.
+    Robust: least squares with Huber's weights, repeated until they are stable. Of all ways to hold some constants at
+    zero the best one is taken, which for five constants solves non-negative least squares exactly. ``w`` is at least a
+    microsecond.
     """
     import numpy as np
 
@@ -101,7 +102,7 @@ def fit_costs(measurements: Sequence[Measurement]) -> CostFit:
 
 
 class Prober:
-    """Asks an engine requests of known shape. Their prompts are random, so that none finds another in the prefix cache."""
+    """Sends an engine requests of known shape. Their prompts are random, so that none finds another in the prefix cache."""
 
     def __init__(self, engine: Engine, seed: int = 0) -> None:
         self._engine = engine
@@ -112,13 +113,13 @@ class Prober:
         self._ids = [token for token in engine.tokenizer.encode(_ALPHABET) if token not in barred]
 
     async def measure(self, *, quick: bool) -> list[Measurement]:
-        """Prefill of several lengths, and decoding in batches of several sizes at short and long contexts."""
+        """Measures prefill of several lengths, and decoding in batches of several sizes at short and long contexts."""
         tokens = 17 if quick else 33
         long = max(SHORT, min(LONG, self._engine.max_model_len - tokens - 1))
         sizes = (1, 4, 16) if quick else (1, 3, 8, 16)
         batches = [size for size in sizes if size <= self._engine.max_num_seqs]
         found: list[Measurement] = []
-        await self.decode(1, SHORT, 9)  # what the first requests of a kind compile is not measured
+        await self.decode(1, SHORT, 9)  # warm-up: the first requests of a kind compile
         for length in dict.fromkeys((SHORT, long // 4, long // 2, long)):
             found += [await self.prefill(length) for _ in range(2 if quick else 4)]
         for batch in batches:
@@ -128,13 +129,13 @@ class Prober:
         return found
 
     async def prefill(self, length: int) -> Measurement:
-        """One prompt on an idle engine, up to its first token."""
+        """Measures one prompt on an idle engine, up to its first token."""
         started = now_s()
         await self._times(length, 1)
         return Measurement(now_s() - started, 1, length, 0, 1, calls=1)
 
     async def decode(self, batch: int, length: int, tokens: int) -> Decoding:
-        """So many requests side by side; measured while all of them decode."""
+        """Runs a number of requests side by side, and measures while all of them decode."""
         times = await asyncio.gather(*(self._times(length, tokens) for _ in range(batch)))
         begun, ended = max(one[0][0] for one in times), min(one[-1][0] for one in times)
         found: list[tuple[float, float, Measurement]] = []
@@ -147,7 +148,7 @@ class Prober:
         return Decoding(found)
 
     async def _times(self, length: int, tokens: int) -> list[tuple[float, int]]:
-        """When tokens came, and how many at a time."""
+        """Returns when tokens came, and how many at a time."""
         number = next(self._numbers)
         request = Request(
             f"calibration/{number}/M/0/write",
@@ -177,7 +178,7 @@ _ALPHABET = (
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Parts of a time in which a batch decoded: begin, end and measurement of each."""
+    """Parts of a period in which a batch decoded: begin, end and measurement of each."""
 
     parts: list[tuple[float, float, Measurement]]
 
@@ -186,13 +187,13 @@ class Decoding:
         return [measurement for _, _, measurement in self.parts]
 
     def iteration_s(self, begin: float = 0.0, end: float = float("inf")) -> float | None:
-        """The median time of an iteration, of the parts within a time."""
+        """Returns the median time of an iteration, of the parts within a period."""
         found = [one.seconds / one.iterations for start, stop, one in self.parts if begin <= start and stop <= end]
         return median(found) if found else None
 
 
 async def measure_sharing(engines: Sequence[Engine], *, quick: bool) -> list[float]:
-    """The speed of each of two engines, 0 to 1, while the other works too, against working alone.
+    """Measures the speed of each of two engines, 0 to 1, while the other works too, against working alone.
 
     Both decode two sequences; the outputs are long enough that each engine sees the other at work for several deltas.
     """
@@ -200,7 +201,7 @@ async def measure_sharing(engines: Sequence[Engine], *, quick: bool) -> list[flo
     probers = [Prober(engine, seed=1) for engine in engines]
     alone = [(await prober.decode(2, SHORT, tokens)).iteration_s() for prober in probers]
     longest = max(time or 0.0 for time in alone)
-    # The faster one has more to say, so that both end at about the same time.
+    # The faster one writes more, so that both end at about the same time.
     lengths = [
         min(
             engine.max_model_len - SHORT - 1,

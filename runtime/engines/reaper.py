@@ -2,9 +2,10 @@
 
 vLLM's engine processes do not notice that the program which started them is gone, and a program ended by SIGKILL can
 tell nobody. So the owner starts this file as a process of its own before it starts an engine. It sleeps on a pidfd of
-the owner and on a pipe through which the owner names its engines' processes. Once the owner is dead, those, all that
-carry its mark in their environment, and all below them get SIGTERM, and SIGKILL after ``GRACE_S``. Other processes of
-the owner are left alone. It needs nothing of SpecLRM or of any package: it is run by path, with ``python -I -S``.
+the owner and on a pipe through which the owner names its engines' processes. Once the owner is dead, it sends SIGTERM,
+and SIGKILL after ``GRACE_S``, to those processes, to all that carry its mark in their environment, and to all below
+them. It leaves other processes of the owner alone. It needs nothing of SpecLRM or of any package: it is run by path,
+with ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import time
 from pathlib import Path
 
 GRACE_S = 3.0
-"""Between asking a process to end and ending it. Together with a poll this leaves room within ten seconds."""
+"""Seconds between SIGTERM and SIGKILL. Together with a poll they stay within ten seconds."""
 POLL_S = 0.5
-"""How often to look for the owner where there is no pidfd: kernels before 5.3 and some sandboxes."""
+"""Seconds between two looks for the owner if there is no pidfd: kernels before 5.3 and some sandboxes."""
 MARK = "SPECLRM_OWNER"
 """An environment variable of all processes that are to end with the owner. It finds those that are too young to have
 been named. vLLM renames the others, which overwrites what /proc shows of their environment."""
 
 Process = tuple[int, int]
-"""A pid with its start time in clock ticks, which together name a process for good."""
+"""A pid with its start time in clock ticks, which together identify a process for good."""
 
 
 def mark(owner: int) -> str:
-    """The value of ``MARK`` for the processes of an owner."""
+    """Returns the value of ``MARK`` for the processes of an owner."""
     return f"{owner}:{_start_time(owner)}"
 
 
@@ -49,7 +50,7 @@ def start(owner: int) -> subprocess.Popen[bytes]:
 
 
 def name(watcher: subprocess.Popen[bytes], pids: set[int]) -> None:
-    """Tells the reaper of engines' processes. One that is gone already, process or reaper, is no error."""
+    """Tells the reaper the engines' processes. A process or reaper that is gone already is no error."""
     lines = "".join(f"{pid} {_start_time(pid)}\n" for pid in sorted(pids))
     assert watcher.stdin is not None
     with contextlib.suppress(OSError):
@@ -57,7 +58,7 @@ def name(watcher: subprocess.Popen[bytes], pids: set[int]) -> None:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on; empty where the process is gone."""
+    """Returns the fields of /proc/PID/stat from the third on; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -79,7 +80,7 @@ def _pids() -> list[int]:
 
 
 def descendants(roots: set[int]) -> set[Process]:
-    """All processes below the given pids, as they stand now."""
+    """Returns all processes below the given pids, as they are now."""
     children: dict[int, list[Process]] = {}
     for pid in _pids():
         fields = _stat(pid)
@@ -96,7 +97,7 @@ def descendants(roots: set[int]) -> set[Process]:
 
 
 def marked(value: str, among: set[Process] | None = None) -> set[Process]:
-    """The processes whose environment carries the mark, of all or among some."""
+    """Returns the processes whose environment carries the mark, of all or among some."""
     wanted = f"{MARK}={value}".encode()
     candidates = {(pid, _start_time(pid)) for pid in _pids()} if among is None else among
     found: set[Process] = set()
@@ -123,7 +124,7 @@ def sweep(pids: set[int]) -> None:
 
 
 def _named_until_death(owner: int, started: int) -> set[Process]:
-    """Waits for the owner's end and returns what it has named by then."""
+    """Waits for the owner's end and returns the processes that it has named by then."""
     try:
         handle = os.pidfd_open(owner)
     except OSError:
@@ -139,7 +140,7 @@ def _named_until_death(owner: int, started: int) -> set[Process]:
             text += piece
             if ready == 0 and not piece:
                 poller.unregister(0)
-    with contextlib.suppress(OSError):  # what was named in the owner's last moment
+    with contextlib.suppress(OSError):  # processes named in the owner's last moment
         os.set_blocking(0, False)
         while piece := os.read(0, 4096):
             text += piece
@@ -148,8 +149,8 @@ def _named_until_death(owner: int, started: int) -> set[Process]:
 
 
 def watch(owner: int, started: int) -> None:
-    """Waits for the owner's death, then ends its descendants. ``started`` tells the owner from a later process of the
-    same pid: it may be dead before we come to look.
+    """Waits for the owner's death, then ends its descendants. ``started`` tells the owner from a later process with the
+    same pid: it may be dead before this process looks.
     """
     value = f"{owner}:{started}"
     known = _named_until_death(owner, started)

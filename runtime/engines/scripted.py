@@ -26,7 +26,7 @@ _BLANK_LINE = _FIRST_SPECIAL + len(_SPECIAL)
 
 
 class ByteTokenizer:
-    """A token a byte, one for the blank line, and the marks that a chat needs.
+    """Maps each byte to a token, plus one for the blank line and the marks of a chat.
 
     ``thinking``: whether the model counts as one that thinks between marks.
     """
@@ -89,13 +89,13 @@ class ByteTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the engine answers to one request.
+    """The answer to one request.
 
-    ``text``: all that the model would write, marks included; limits and stop ids cut it. ``score``: for a request restricted to
-    digits, the expected digit, 0 to 9; ``mass``: the probability of all digits together. ``logprobs``: natural-log
-    probabilities of the tokens in turn, the last one again for all that follow; ``entropy``: of the first, in nats;
-    ``likelihood``: the log-probability of each id of the prompt that is asked about. ``wait_s``: before the first token.
-    ``error``: raised instead of an answer.
+    ``text``: all that the model would write, marks included; limits and stop ids cut it. ``score``: for a request
+    restricted to digits, the expected digit, 0 to 9; ``mass``: the probability of all digits together. ``logprobs``:
+    natural-log probabilities of the tokens in turn, the last one again for all that follow; ``entropy``: of the first,
+    in nats; ``likelihood``: the log-probability of each id of the prompt that is asked about. ``wait_s``: before the
+    first token. ``error``: raised instead of an answer.
     """
 
     text: str = ""
@@ -114,10 +114,10 @@ Script = Callable[[Request, str], Reply]
 
 
 def by_step(steps: Sequence[str], *, scores: Sequence[float] = (), closing: str = "0}") -> Script:
-    """The same steps and scores for each track, chosen by the step's number in the request's id.
+    """Returns a script with the same steps and scores for each track, chosen by the step's number in the request's id.
 
-    Of a request that asks for a likelihood the score is just that. A whole write (no stop ids) gets all steps from there
-    on. A request beyond the last step gets an end.
+    For a request that asks for a likelihood the score is the likelihood. A whole write (no stop ids) gets all steps
+    from there on. A request beyond the last step gets an end.
     """
 
     def script(request: Request, prompt: str) -> Reply:
@@ -197,7 +197,7 @@ class ScriptedEngine:
             ids, finish = self._output(request, reply)
             logprobs = self._logprobs(request, reply)
             likelihood = self._likelihood(request, reply)
-            # An answer of no tokens still ends.
+            # An answer without tokens still needs an end.
             for start in range(0, max(len(ids), 1), self._chunk_tokens):
                 chunk = ids[start : start + self._chunk_tokens]
                 await asyncio.sleep(token_s * len(chunk))

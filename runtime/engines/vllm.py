@@ -1,7 +1,7 @@
-"""vLLM in this process: draft and target as two AsyncLLMEngines on the caller's loop.
+"""Runs vLLM in this process: draft and target as two AsyncLLMEngines on the caller's loop.
 
-The only module that imports vllm, and only when engines are started. Facts about vLLM 0.32 that the code rests on are
-stated where they matter, with the file of vLLM that shows them.
+Imports vllm only when engines are started. Facts about vLLM 0.32 that the code relies on are stated where they matter,
+with the file of vLLM that shows them.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 STREAM_INTERVAL = 8
-"""Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); handing
+"""Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); passing
 them on eight at a time costs the loop little and still tells, after an abort, what had been generated."""
 
 ENTROPY_TOP = 20
-"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says otherwise.
-GlimpRouter (arXiv 2601.05110) takes as many."""
+"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says
+otherwise. GlimpRouter (arXiv 2601.05110) takes as many."""
 
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
-"""How long a start that is given up may take to end: the import of vLLM, which nothing can stop, is the most of it."""
+"""Seconds that an abandoned start may take to end: mostly the import of vLLM, which nothing can stop."""
 SHUTDOWN_S = 1.0
 CLOSE_LIMIT_S = 8.0
-"""How long vLLM may wait for its processes to end, and how long we wait for vLLM."""
+"""Seconds that vLLM may wait for its processes to end, and seconds that we wait for vLLM."""
 
 
 async def start_engines(
@@ -78,8 +78,8 @@ async def start_engines(
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``warm_up``: a request of each kind that will come. ``log_path``: where the engines write their own log. If one fails
-    to start, or the caller is cancelled, no process of any is left.
+    ``warm_up``: a request of each kind that will come. ``log_path``: the file for the engines' own log. If one fails to
+    start, or the caller is cancelled, no process of any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -114,10 +114,10 @@ async def start_engines(
 
 
 class _Start:
-    """The way from settings to engines that are ready, or to nothing at all.
+    """Takes engines from settings to ready, or leaves nothing at all.
 
     vLLM is configured and constructed in threads, and a thread cannot be cancelled. So the spawning is a task of its
-    own that nobody cancels: the environment stands until each engine's process is there, and one that is given up in
+    own that nobody cancels: the environment stays until each engine's process is there, and one that is abandoned at
     that moment is found and ended.
     """
 
@@ -147,7 +147,7 @@ class _Start:
         done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
         for thread in done:
             thread.result()
-        # With their workers: a worker whose core died before us is below nobody.
+        # With their workers: a worker whose core has died is no descendant of ours.
         self.watchdog.name(with_children(engine_cores() - self._known))
         return {role: thread.result() for role, thread in self._threads.items()}
 
@@ -173,14 +173,14 @@ class _Start:
                     self.watchdog.name(engine_cores() - self._known)
 
     async def give_up(self) -> None:
-        """Ends every process of this start, also one that is only about to be there. Takes ``GIVE_UP_LIMIT_S``."""
+        """Ends every process of this start, also one that is about to appear. Takes ``GIVE_UP_LIMIT_S`` at most."""
         self._given_up = True
         deadline = asyncio.get_running_loop().time() + GIVE_UP_LIMIT_S
         tasks: set[asyncio.Task[Any]] = set()
         killed: set[psutil.Process] = set()
         while asyncio.get_running_loop().time() < deadline:
             killed.update(kill(engine_cores() - self._known))
-            # The threads see their engines' death and come back; until then they hold sockets.
+            # The threads notice their engines' death and return; until then they hold sockets.
             tasks = {self._spawning, *self._threads.values()}
             if all(task.done() for task in tasks):
                 break
@@ -194,7 +194,7 @@ class _Start:
 
 
 def _config(settings: EngineSettings) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has no Triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
@@ -205,7 +205,7 @@ def _config(settings: EngineSettings) -> Any:
 
 
 def arguments(settings: EngineSettings) -> dict[str, Any]:
-    """What vLLM's EngineArgs are given."""
+    """Returns the arguments for vLLM's EngineArgs."""
     options: dict[str, Any] = {
         "model": str(settings.path),
         "served_model_name": settings.name,
@@ -220,8 +220,8 @@ def arguments(settings: EngineSettings) -> dict[str, Any]:
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
         "scheduling_policy": "priority",
-        "disable_log_stats": True,  # no periodic lines; our own logger is passed apart
-        "generation_config": "vllm",  # sampling is ours alone
+        "disable_log_stats": True,  # no periodic lines; our own logger is passed separately
+        "generation_config": "vllm",  # only we choose the sampling
         "seed": 0,
     }
     if settings.device == "cpu":
@@ -241,11 +241,11 @@ OURS = frozenset(
         *("tensor_parallel_size", "pipeline_parallel_size"),
     }
 )
-"""Arguments that the runtime rests on, or that have an option of their own."""
+"""Arguments that the runtime relies on, or that have an option of their own."""
 
 
 def check_arguments(settings: EngineSettings, known: set[str]) -> None:
-    """Raises SettingsError for a further argument that vLLM does not know, or that is not the user's to set."""
+    """Raises SettingsError for an additional argument that vLLM does not know, or that the user may not set."""
     for name in settings.extra:
         if name in OURS:
             raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
@@ -257,7 +257,7 @@ def check_arguments(settings: EngineSettings, known: set[str]) -> None:
 
 @dataclass(slots=True)
 class _Counters:
-    """What the engine's own statistics say; counters from its start."""
+    """Keeps what the engine's own statistics say; counters run from its start."""
 
     running: int = 0
     waiting: int = 0
@@ -270,7 +270,7 @@ class _Counters:
 
 
 def _construct(config: Any) -> tuple[Any, _Counters]:
-    """Blocks until the engine's process is ready, so it is called in a thread."""
+    """Constructs an engine. Blocks until its process is ready, so it is called in a thread."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
     counters = _Counters()
@@ -283,9 +283,9 @@ def _stat_logger(counters: _Counters) -> Any:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     class Logger(PrometheusStatLogger):
-        """vLLM calls this interface unstable, so every field is looked up with care.
+        """Reads vLLM's statistics. vLLM calls this interface unstable, so every field is looked up with care.
 
-        A Prometheus logger by name only: where none is given vLLM adds its own, asked or not (StatLoggerManager in
+        A Prometheus logger by name only: if none is given vLLM adds its own, asked or not (StatLoggerManager in
         v1/metrics/loggers.py), and that one takes all metrics of other engines out of the program's registry.
         """
 
@@ -317,10 +317,10 @@ def _stat_logger(counters: _Counters) -> Any:
 
 
 def entropy_of(logprobs: Sequence[float]) -> float | None:
-    """The entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
+    """Returns the entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
 
-    None where there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids brings no
-    others for any request (v1/sample/sampler.py).
+    None if there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids gives no others
+    for any request (v1/sample/sampler.py).
     """
     weights = [math.exp(value) for value in logprobs if value > -math.inf]
     if len(weights) < ENTROPY_TOP:
@@ -330,8 +330,8 @@ def entropy_of(logprobs: Sequence[float]) -> float | None:
 
 
 def read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
-    """Puts what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were cached,
-    ``end`` where that is not known.
+    """Writes what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were
+    cached, ``end`` if that is unknown.
     """
     cached = output.num_cached_tokens
     if cached is None or cached < 0:
@@ -394,7 +394,7 @@ class VllmEngine:
                 yield delta
 
     async def _outputs(self, request: Request, prompt_ids: Sequence[int], **changes: Any) -> AsyncGenerator[Any, None]:
-        """What vLLM answers to a prompt; ``changes`` are to the request's own sampling parameters."""
+        """Yields vLLM's outputs for a prompt; ``changes`` are to the request's own sampling parameters."""
         from vllm.exceptions import VLLMError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmDead
 
@@ -403,7 +403,7 @@ class VllmEngine:
             sampling = self._sampling(request, **changes)
         except (VLLMError, ValueError, TypeError) as error:
             raise self._refused(request, error) from error
-        # An operation that is queued again keeps its id; the engine needs another.
+        # A request that is sent again keeps its id; the engine needs another.
         name = f"{request.id}#{next(self._numbers)}"
         outputs = self.engine.generate(
             {"prompt_token_ids": list(prompt_ids)}, sampling, name, priority=request.priority
@@ -415,13 +415,13 @@ class VllmEngine:
                 yield output
         except VllmDead as error:
             raise self._dead() from error
-        # vLLM's own errors are no ValueErrors, and what it does not expect comes as the cause of an empty one.
+        # vLLM's own errors are no ValueErrors; an unexpected one is the cause of an empty error.
         except (VLLMError, ValueError, TypeError) as error:
             if self.engine.errored:
                 raise self._dead() from error
             raise self._refused(request, error.__cause__ or error) from error
         finally:
-            # The abort is under way before anything is awaited: a second cancellation can no longer skip it.
+            # The abort begins before anything is awaited, so a second cancellation cannot skip it.
             abort = None if finished or self._closed else self._abort(name)
             await outputs.aclose()
             if abort is not None:
@@ -429,7 +429,7 @@ class VllmEngine:
                     await asyncio.wait_for(asyncio.shield(abort), ABORT_LIMIT_S)
 
     async def _read(self, request: Request, length: int) -> int | None:
-        """Has the first ids of the prompt computed, so that the cache holds them; returns how many it held before."""
+        """Computes the first ids of the prompt, so that the cache has them; returns how many it had before."""
         cached: int | None = None
         plain = dataclasses.replace(request, likelihood_from=None, logprob_ids=(), allowed_ids=(), max_tokens=1)
         async with aclosing(self._outputs(plain, request.prompt_ids[:length])) as outputs:
@@ -438,13 +438,13 @@ class VllmEngine:
         return cached
 
     async def _with_likelihood(self, request: Request, start: int, output: Any, delta: Delta) -> Delta:
-        """The delta with the log-probabilities of the prompt's ids from ``start`` on.
+        """Returns the delta with the log-probabilities of the prompt's ids from ``start`` on.
 
         vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
         (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict) or out: with n cached tokens the first id with a value
-        is n + 1. Cached is the block before the step where a block ends at its border, and the step itself where another
-        track had the same one scored. What is missing is asked for from the back: the prompt cut off before it, which
-        is never found whole since vLLM computes a prompt's last token always. That costs a block each time.
+        is n + 1. The block before the step is cached if a block ends at its border, and the step itself if another track had
+        the same one scored. What is missing is requested from the back, with the prompt cut off before it: such a
+        prompt is never found whole, since vLLM always computes a prompt's last token. That costs a block each time.
         """
         ids = request.prompt_ids
         values: dict[int, float] = {}
@@ -465,8 +465,8 @@ class VllmEngine:
     def _abort(self, name: str) -> asyncio.Task[None]:
         """Begins to end the request in the engine, whatever state it is in.
 
-        ``generate`` aborts when it is closed, but a cancellation during its ``add_request`` leaves the request there.
-        A task of its own: a second cancellation must not leak the request.
+        ``generate`` aborts when it is closed, but a cancellation during its ``add_request`` leaves the request there. A
+        task of its own: a second cancellation must not leak the request.
         """
         task = asyncio.ensure_future(self.engine.abort(name))
         self._aborts.add(task)  # the loop itself keeps no task alive
@@ -476,7 +476,7 @@ class VllmEngine:
     def _aborted(self, task: asyncio.Task[None]) -> None:
         self._aborts.discard(task)
         if not task.cancelled():
-            task.exception()  # of a dead engine: there is nothing left to abort, and nobody to tell
+            task.exception()  # the engine is dead: there is nothing left to abort
 
     def _check(self, request: Request) -> None:
         if asyncio.get_running_loop() is not self._loop:
@@ -516,13 +516,13 @@ class VllmEngine:
             "seed": request.seed,
             # Checked inside the engine (v1/core/sched/utils.py); stop strings would be found here, too late.
             "stop_token_ids": [*request.stop_ids, *ends],
-            "ignore_eos": True,  # the end ids stand among the stop ids
+            "ignore_eos": True,  # the end ids are among the stop ids
             "allowed_token_ids": list(request.allowed_ids) or None,
             "logprob_token_ids": list(request.logprob_ids) or None,
-            # 0: of the sampled token alone. More of them are sorted out at every token, though one position is asked.
+            # 0: of the sampled token alone. More would be sorted at every token, though only one position is asked.
             "logprobs": ENTROPY_TOP if request.first_entropy else 0 if request.sampled_logprobs else None,
             "prompt_logprobs": 0 if likelihood else None,
-            # By default a request for those would compute its whole prompt anew.
+            # By default such a request would compute its whole prompt again.
             "skip_reading_prefix_cache": False,
             "flat_logprobs": likelihood or request.sampled_logprobs or request.first_entropy,
             # With it, the uninitialised ids of cached places kill vLLM's output handler, and with that the engine.
@@ -550,7 +550,7 @@ class VllmEngine:
             position = found[0]
             logprobs = {token: position[token].logprob for token in request.logprob_ids}
         if found and (request.sampled_logprobs or request.first_entropy):
-            # Of each position the sampled token stands first (v1/engine/logprobs.py), then the most probable ones.
+            # At each position the sampled token comes first (v1/engine/logprobs.py), then the most probable ones.
             starts = found.start_indices
             sampled = tuple(found.logprobs[start] for start in starts[: len(ids)]) if request.sampled_logprobs else ()
             if first and request.first_entropy:
@@ -558,7 +558,9 @@ class VllmEngine:
         return Delta(ids, finish, logprobs, output.num_cached_tokens, sampled, entropy)
 
     async def generate_bare(self, ids: Sequence[int], max_tokens: int, seed: int) -> int:
-        """As plainly as vLLM can be asked, past any end, for measuring beside the runtime. Returns the tokens written."""
+        """Generates as plainly as vLLM can be asked, past any end, for comparison with the runtime. Returns the number
+        of tokens.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -578,16 +580,16 @@ class VllmEngine:
         return count
 
     async def forget_prefixes(self) -> None:
-        """Empties the prefix cache, so that what is measured next does not profit from what was before."""
+        """Empties the prefix cache, so that the next measurement does not profit from earlier ones."""
         await self.engine.reset_prefix_cache()
 
     def tell_memory(self, estimate: Mapping[str, int], log_offset: int) -> None:
-        """Logs what was expected of its memory, and what it said of it since its log had that many bytes."""
+        """Logs the memory that was expected, and what its processes logged of it since their log had that many bytes."""
         processes = {process.pid for process in with_children(self._cores())}
         vllm_memory.tell(self.name, estimate, self._log_path, log_offset, processes)
 
     async def warm_up(self, requests: Sequence[Request]) -> None:
-        """Has what these need compiled, one after the other: not on the first step's time."""
+        """Sends these, one after the other: the first of each kind compiles for seconds, before the first step needs it."""
         for request in requests:
             async for _ in self.stream(request):
                 pass
@@ -618,7 +620,7 @@ class VllmEngine:
 
     async def _close(self) -> None:
         processes = with_children(self._cores())
-        # Its own way first: it closes sockets and shared memory. What is left after that is killed.
+        # vLLM first closes sockets and shared memory itself. Whatever is left is killed.
         shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
             await asyncio.wait_for(asyncio.shield(shutdown), CLOSE_LIMIT_S)

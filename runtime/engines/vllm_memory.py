@@ -1,4 +1,4 @@
-"""What vLLM's processes say that they take of the memory, beside what was estimated before they were started."""
+"""Logs what vLLM's processes say that they take of the memory, beside what was estimated before they were started."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REPORTS = {
 
 
 def reported(lines: Iterable[str], processes: Collection[int]) -> dict[str, float]:
-    """GiB by what for, as these processes logged them: the most that one of them said."""
+    """Returns GiB by what for, as these processes logged them: the most that one of them said."""
     found: dict[str, float] = {}
     for line in lines:
         parts = _LINE.match(line)

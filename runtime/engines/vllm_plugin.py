@@ -1,7 +1,7 @@
-"""What vLLM's processes do otherwise. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
+"""Changes vLLM's processes. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
 
-Only engines of SpecLRM are changed, which name it in their environment, and only where vLLM is as expected: another version
-works as it is. What was changed stands in the engines' log.
+It changes only engines of SpecLRM, which name it in their environment, and only if vLLM is as expected: another version
+runs unchanged. The engines' log says what was changed.
 
 - Models often have more output rows than their tokenizer has ids (QwQ-32B: 152,064 rows). An id of such a row is no text, and
   another model's engine refuses it, so their logits become -inf. Once for all requests: a list of allowed ids costs each
@@ -10,10 +10,10 @@ works as it is. What was changed stands in the engines' log.
 On a CPU, further:
 
 - Readers of the shared-memory queue spin for a second after each message (vLLM 0.32,
-  distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). Beside two engines on few cores these loops take the
+  distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). With two engines on few cores these loops take the
   time of the threads that compute, so they wait for the notice after ``SPIN_S``.
-- A nucleus (top-p) is found by sorting the whole vocabulary (v1/sample/ops/topk_topp_sampler.py). It nearly always lies among
-  the few most probable tokens, which are selected; where it does not, the rows concerned are sorted as before.
+- vLLM finds a nucleus (top-p) by sorting the whole vocabulary (v1/sample/ops/topk_topp_sampler.py). It is nearly always among
+  the few most probable tokens, which are selected; otherwise the rows concerned are sorted as before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IDS = "SPECLRM_IDS"
 """In the environment: how many ids the tokenizer has, from 0 on."""
 SPIN_S = 0.002
 FEW = (256, 4096)
-"""So many of the most probable tokens are looked at, one after the other, before a row is sorted."""
+"""Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
 
 
 def register() -> None:
@@ -72,7 +72,8 @@ def mask(logits: Any, length: int) -> Any:
 def _spin_less() -> str:
     from vllm.distributed.device_communicators import shm_broadcast
 
-    start: Any = shm_broadcast.SpinCondition.__init__
+    condition: Any = shm_broadcast.SpinCondition
+    start = condition.__init__
     names = start.__code__.co_varnames[: start.__code__.co_argcount]
     if names[-1] != "busy_loop_s" or start.__defaults__ is None or len(start.__defaults__) != 1:
         raise TypeError("SpinCondition is another one than expected")
@@ -81,14 +82,19 @@ def _spin_less() -> str:
 
 
 def _select_the_nucleus() -> str:
-    from vllm.v1.sample.ops import topk_topp_sampler as sampler
+    from vllm.v1.sample.ops import topk_topp_sampler
 
+    sampler: Any = topk_topp_sampler
     by_sorting = sampler.apply_top_k_top_p_pytorch
 
     def select(logits: Any, k: Any, p: Any, allow_cpu_sync: bool = False) -> Any:
         if p is None or k is not None:
             return by_sorting(logits, k, p, allow_cpu_sync)
-        return nucleus(logits, p, lambda some, masses: by_sorting(some, None, masses, allow_cpu_sync))
+
+        def sorted_out(some: Any, masses: Any) -> Any:
+            return by_sorting(some, None, masses, allow_cpu_sync)
+
+        return nucleus(logits, p, sorted_out)
 
     sampler.apply_top_k_top_p_pytorch = select
     return "nuclei are selected"

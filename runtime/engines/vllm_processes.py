@@ -1,4 +1,4 @@
-"""The processes of vLLM engines: how they are started, found, watched and ended."""
+"""Starts, finds, watches and ends the processes of vLLM engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 GONE_LIMIT_S = 3.0
-"""How long the kernel may take to end a killed process: it has gigabytes to give back."""
+"""Seconds that the kernel may take to end a killed process: it has gigabytes to free."""
 
 
 CHILD_POLL_S = 0.05
@@ -38,7 +38,7 @@ _ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
 
 
 def engine_cores() -> set[psutil.Process]:
-    """The engine processes of this program. Anything else that was started meanwhile is none of our business."""
+    """Returns the engine processes of this program. Other processes that were started meanwhile are none of ours."""
     found: set[psutil.Process] = set()
     for child in multiprocessing.active_children():
         if child.name.startswith("EngineCore") and child.pid is not None:
@@ -56,10 +56,10 @@ def with_children(cores: set[psutil.Process]) -> list[psutil.Process]:
 
 
 def kill(cores: set[psutil.Process]) -> list[psutil.Process]:
-    """Kills engines with what they started; the workers of a killed core that still load would go on loading."""
+    """Kills engines with what they started; the workers of a killed core would go on loading otherwise."""
     for core in cores:
         with contextlib.suppress(psutil.Error):
-            core.suspend()  # or it starts another worker between the look and the kill
+            core.suspend()  # or it would start another worker before the kill
     processes = with_children(cores)
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -83,7 +83,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
-    """One paragraph from what the engines logged since ``offset`` (bytes): a log may hold earlier starts.
+    """Returns one paragraph about what the engines logged since ``offset`` (bytes): a log may have earlier starts.
 
     The first error there says more than the last exception here.
     """
@@ -123,10 +123,10 @@ class Watchdog:
 
 
 def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
-    """What all engines' processes find in their environment; None: nothing.
+    """Returns environment variables for the processes of all engines; None removes one.
 
-    vLLM spawns its processes (it does so on CPU anyway, and on CUDA a fork would inherit pipes and threads), so what
-    stands there at that moment is all they see.
+    vLLM spawns its processes (it does so on CPU anyway, and on CUDA a fork would inherit pipes and threads), so they
+    see only the environment of that moment.
     """
     logging_config = folder / "logging.json"
     logging_config.write_text(
@@ -145,7 +145,7 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(logging_config),
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # the models are folders by now
+        "HF_HUB_OFFLINE": "1",  # the models are folders already
         "TOKENIZERS_PARALLELISM": "false",
         # It would be read at configuration time and override the bytes of both engines (platforms/cpu.py).
         "VLLM_CPU_KVCACHE_SPACE": None,
@@ -154,9 +154,8 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
 
 
 def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
-    """What only this engine's processes find. vLLM reads the cores in the process that it spawns.
-
-    ``ids``: how many its tokenizer has.
+    """Returns environment variables for the processes of this engine alone. vLLM reads the cores in the process that it
+    spawns. ``ids``: how many its tokenizer has.
     """
     values: dict[str, str | None] = {vllm_plugin.IDS: str(ids)}
     values[vllm_plugin.ASKED] = "1" if settings.device == "cpu" else None
@@ -172,7 +171,7 @@ def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str | None]) -> Generator[None, None, None]:
-    """Sets variables, None removes one; all of it is put back afterwards, vLLM's own changes too."""
+    """Sets variables, None removes one; all of them are restored afterwards, vLLM's own changes too."""
     saved = dict(os.environ)
     for name, value in values.items():
         if value is None:
@@ -188,8 +187,8 @@ def environment(values: Mapping[str, str | None]) -> Generator[None, None, None]
 
 
 def shell_script(folder: Path, log_path: Path) -> Path:
-    """The script that the processes run under: it gives them a session of their own, so that Ctrl-C reaches only us
-    and we end them, and sends what they print to the log.
+    """Returns the script that the processes run under: it gives them a session of their own, so that Ctrl-C reaches
+    only us and we end them, and sends what they print to the log.
     """
     shell = folder / "engine.sh"
     setsid = "setsid " if shutil.which("setsid") else ""

@@ -1,7 +1,8 @@
-"""Requests of each kind that a strategy will send: the first of a kind compiles what it needs, which takes seconds."""
+"""Makes a request of each kind that a strategy will send: the first of a kind compiles what it needs, which takes seconds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.engine import Request
@@ -18,21 +19,17 @@ TOKENS = 2
 
 
 def of_each_kind(role: Role, limits: Limits, prompts: StepPrompts, *, drafts: bool, seeded: bool) -> list[Request]:
-    """Requests as a track sends them (track/track.py, track/generate.py) to the engine of a role.
+    """Makes requests as a track sends them (track/track.py, track/generate.py) to the engine of a role.
 
     ``drafts``: the strategy drafts steps, which the target then scores. ``seeded``: its requests carry seeds.
     """
-
-    def sampled(name: str, **asked: bool) -> Request:
-        return Request(name, IDS, TOKENS, limits.temperature, limits.top_p, 0 if seeded else None, **asked)
-
+    plain = Request("write", IDS, TOKENS, limits.temperature, limits.top_p, 0 if seeded else None)
     if role is Role.DRAFT:
-        sure = limits.confidence
-        found = [sampled("draft", sampled_logprobs=sure)]
-        if sure and limits.first_entropy:
-            found.append(sampled("draft-entropy", sampled_logprobs=True, first_entropy=True))
+        found = [replace(plain, id="draft", sampled_logprobs=limits.confidence)]
+        if limits.confidence and limits.first_entropy:
+            found.append(replace(plain, id="draft-entropy", sampled_logprobs=True, first_entropy=True))
         return found
-    found = [sampled("write"), Request("closing", IDS, TOKENS)]
+    found = [plain, Request("closing", IDS, TOKENS)]
     if drafts and prompts.scorer == "likelihood":
         found.append(Request("likelihood", IDS, 1, likelihood_from=len(IDS) // 2))
         found.append(Request("end-likelihood", IDS, 1, logprob_ids=DIGITS[:1]))

@@ -1,1 +1,1 @@
-"""What this machine has, and what fits on it."""
+"""Describes this machine, and computes what fits on it."""

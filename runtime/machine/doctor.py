@@ -1,4 +1,4 @@
-"""What this machine can run, with which settings, what is missing, and what it costs. Looks only; loads nothing."""
+"""Reports what this machine can run, with which settings, and what is missing. Loads nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Report(BaseModel):
 
 
 def examine(machine: Machine | None = None) -> Report:
-    """Looks at this machine, or at one made up."""
+    """Examines this machine, or a given one."""
     machine = machine or read_machine()
     findings = [_python(), _vllm(machine), _processor(machine), _memory(machine)]
     if not machine.gpus:
@@ -195,7 +195,7 @@ def _pair(machine: Machine, target: str, draft: str) -> Finding:
 
 
 def _placement(machine: Machine, target: str, draft: str) -> Finding:
-    """Which GPUs the two would get."""
+    """Says which GPUs the two would get."""
     what = f"placement of {target} and {draft}"
     models = {
         role: ModelFacts(name, store.cache_dir(), SHAPES[name])

@@ -1,4 +1,4 @@
-"""What an engine will take of a GPU's memory beside its cache: counted from the model's shape and the batch, before loading.
+"""Estimates what an engine takes of a GPU's memory beside its cache, from the model's shape and the batch, before loading.
 
 vLLM measures the same while it starts (v1/worker/gpu_worker.py); its figures are logged beside these.
 """
@@ -39,7 +39,7 @@ class ModelShape:
     vocabulary: int
 
     def kv_bytes(self, dtype_bytes: int, tensor: int = 1, pipeline: int = 1) -> int:
-        """Bytes of keys and values of one token, on each GPU of an engine."""
+        """Returns the bytes of keys and values of one token, on each GPU of an engine."""
         # Fewer heads than GPUs are there more than once.
         return 2 * -(-self.layers // pipeline) * max(1, self.kv_heads // tensor) * self.head_size * dtype_bytes
 
@@ -69,7 +69,9 @@ def estimate(
     graphs: bool = True,
     likelihood: bool = False,
 ) -> Estimate:
-    """``batched_tokens``, ``sequences``: the most in one iteration. ``likelihood``: prompts are read for theirs."""
+    """Estimates one engine. ``batched_tokens``, ``sequences``: the most in one iteration. ``likelihood``: prompts are read
+    for theirs.
+    """
     attention = (shape.hidden + 2 * shape.kv_heads * shape.head_size) // tensor
     # Gate and up side by side, and their product; what attends is gone by then.
     inside = max(3 * shape.intermediate // tensor, attention)
@@ -86,7 +88,7 @@ def estimate(
 
 
 def capture_sizes(sequences: int) -> int:
-    """How many batch sizes vLLM captures CUDA graphs for (config/vllm.py): 1, 2, 4, each 8th to 256, each 16th beyond."""
+    """Counts the batch sizes that vLLM captures CUDA graphs for (config/vllm.py): 1, 2, 4, each 8th to 256, each 16th beyond."""
     most = min(2 * sequences, 512)
     small = sum(size <= most for size in (1, 2, 4))
     return small + min(most, 255) // 8 + (max(0, most - 256) // 16 + 1 if most >= 256 else 0)

@@ -1,4 +1,4 @@
-"""What this machine has: cores, instruction sets, memory, GPUs, and libraries worth preloading."""
+"""Reads what this machine has: cores, instruction sets, memory, GPUs, and libraries worth preloading."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """Looks at this machine. Takes a tenth of a second, more where a GPU is asked."""
+    """Reads this machine. Takes a tenth of a second, and more to ask for a GPU."""
     processor, flags = _processor()
     memory = psutil.virtual_memory()
     limit, used = _container_memory()
@@ -77,7 +77,7 @@ def _processor() -> tuple[str, frozenset[str]]:
 
 
 def _container_memory() -> tuple[int, int]:
-    """Limit and use of this process's control group (version 2), or zeros where there is no limit."""
+    """Returns limit and use of this process's control group (version 2), or zeros if there is no limit."""
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
@@ -99,7 +99,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def visible_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that nvidia-smi ``listed``, of these the ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
+    """Returns the GPUs that nvidia-smi ``listed``, of these the ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
 
     As CUDA does it, none counts from the first one on that is not there. A part of a GPU (MIG) is not listed: it goes by
     the memory of the first GPU, which is more than it has.
@@ -124,7 +124,7 @@ def visible_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:
 
 
 def _preload() -> tuple[str, ...]:
-    """A faster allocator and Intel's OpenMP: together they nearly doubled vLLM's throughput on two cores."""
+    """Finds a faster allocator and Intel's OpenMP: together they nearly doubled vLLM's throughput on two cores."""
     allocators = [
         *Path("/usr/lib").glob("*-linux-gnu/libtcmalloc_minimal.so.4"),
         *Path("/usr/lib").glob("*-linux-gnu/libtcmalloc.so.4"),

@@ -1,4 +1,4 @@
-"""Which GPUs each engine runs on: what was asked for, checked against what is there. Pure, and done before anything is loaded."""
+"""Decides which GPUs each engine runs on, and checks what was asked for against what is there. Pure, before anything loads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Placement:
 
 
 def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple[int, ...]]:
-    """The GPUs of each engine; none on a machine without.
+    """Returns the GPUs of each engine; none on a machine without.
 
     Engines that are not told go side by side, the target first, as far as there are GPUs; then they share the first ones.
 

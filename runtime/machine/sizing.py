@@ -1,4 +1,4 @@
-"""From the machine, the models and the work to the engines' settings. Pure arithmetic, done before anything is loaded."""
+"""Computes the engines' settings from the machine, the models and the work, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from speclrm.runtime.machine.hardware import Machine
 
 PROCESS_BYTES = int(1.5 * GIB)
-"""What an engine's processes need beside weights and cache on a CPU: the interpreter, torch, and room for activations."""
+"""Memory that an engine's processes need beside weights and cache on a CPU: the interpreter, torch, and room for activations."""
 RESERVE_BYTES = 1 * GIB
-"""Left to this program, its graders, and the rest of the machine."""
+"""Memory left to this program, its graders, and the rest of the machine."""
 
 CPU_BLOCK = 32
-"""vLLM's default of 128 on a CPU hardly ever hits inside a short track: only full blocks are cached."""
+"""Tokens in a KV cache block on a CPU. vLLM's default of 128 hardly ever hits inside a short track: only full blocks
+are cached."""
 GPU_BLOCK = 16
 CPU_SEQUENCES_MAX = 32
 GPU_SEQUENCES_MAX = 256
@@ -34,14 +35,14 @@ CPU_BATCHED_TOKENS = 1024
 GPU_BATCHED_TOKENS = 8192
 SLACK_TOKENS = 32
 TRANSLATION = 1.5
-"""Room for a text that another tokenizer wrote, in this one's tokens."""
+"""Room for a text that another tokenizer wrote, in this one's tokens, as a factor."""
 
 
 PAIRS = (
     ("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct"),
     ("qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-0.5b-instruct"),
 )
-"""Target and draft that go well together and need no hub."""
+"""Pairs of target and draft that go well together and need no hub."""
 SHAPES = {
     "smollm2-135m-instruct": ModelShape(134_515_008, 30, 3, 64, 8192, 576, 1536, 49_152),
     "qwen2.5-coder-0.5b-instruct": ModelShape(494_032_768, 24, 2, 64, 32_768, 896, 4864, 151_936),
@@ -49,7 +50,7 @@ SHAPES = {
     "Qwen/QwQ-32B": ModelShape(32_763_876_352, 64, 8, 128, 40_960, 5120, 27_648, 152_064),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": ModelShape(1_777_088_000, 28, 2, 128, 131_072, 1536, 8960, 151_936),
 }
-"""Of models that may not be here yet, from their config.json."""
+"""Shapes of models that may not be here yet, from their config.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,9 @@ class Work:
 
 
 def read_facts(name: str, path: Path) -> ModelFacts:
-    """Of a folder without weights (for load_format=dummy) the parameters are counted from the shape.
+    """Reads a model's facts. In a folder without weights (for load_format=dummy) parameters are counted from the shape.
 
-    Raises ModelError where the configuration lacks what every decoder has.
+    Raises ModelError if the configuration lacks what every decoder has.
     """
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
@@ -110,7 +111,7 @@ def read_facts(name: str, path: Path) -> ModelFacts:
 
 
 def _counted(shape: ModelShape, heads: int, *, tied: bool) -> int:
-    """The parameters of a dense decoder with gated layers."""
+    """Counts the parameters of a dense decoder with gated layers."""
     attention = shape.hidden * shape.head_size * 2 * (heads + shape.kv_heads)
     layer = attention + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
     return shape.layers * layer + (1 if tied else 2) * shape.vocabulary * shape.hidden + shape.hidden
@@ -131,7 +132,7 @@ def check_room(machine: Machine, name: str, gpus: int) -> None:
 
 
 def context_tokens(work: Work) -> int:
-    """The longest request: prompt, a whole track, one more step, and the judge or the closing behind it."""
+    """Returns the length of the longest request: prompt, a whole track, one more step, and the judge or the closing after it."""
     budget = work.token_budget if work.same_tokenizer else int(work.token_budget * TRANSLATION)
     need = work.prompt_tokens + budget + work.max_step_tokens + work.suffix_tokens + SLACK_TOKENS
     return -(-need // CPU_BLOCK) * CPU_BLOCK
@@ -146,10 +147,10 @@ def engine_settings(
     kv_cache_bytes: int | None = None,
     gpu_share: float | None = None,
 ) -> dict[Role, EngineSettings]:
-    """The settings of all engines together, within the memory that is free now.
+    """Computes the settings of all engines together, within the memory that is free now.
 
     ``placements``: where each engine runs; without one, side by side as far as there are GPUs. ``kv_cache_bytes``: for each
-    engine, instead of what the work would like. ``gpu_share``: the part of each GPU's memory, 0 to 1, that all engines
+    engine, instead of what the work needs. ``gpu_share``: the part of each GPU's memory, 0 to 1, that all engines
     together may take.
 
     Raises:
@@ -250,7 +251,7 @@ def _need(
         dtype = "bfloat16" if on_gpu or machine.fast_bfloat16 else "float32"
     width = 4 if dtype == "float32" else 2
     sequences = max(1, min(work.tracks, GPU_SEQUENCES_MAX if on_gpu else CPU_SEQUENCES_MAX))
-    # Without prefill in parts (see engines/vllm.py) a whole prompt must fit into one iteration.
+    # Without prefill in parts (see runtime/engines/vllm.py) a whole prompt must fit into one iteration.
     batched = GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length)
     pipeline = placement.pipeline_parallel
     tensor = placement.size // pipeline
@@ -271,7 +272,7 @@ def _need(
 
 
 def _free(machine: Machine, gpu_share: float | None) -> list[int]:
-    """The bytes that engines may take of each GPU, or of the one memory of a machine without."""
+    """Returns the bytes that engines may take of each GPU, or of the one memory of a machine without."""
     if not machine.gpus:
         return [machine.memory_available - RESERVE_BYTES]
     found: list[int] = []
@@ -301,8 +302,8 @@ def _too_little(machine: Machine, device: int, here: list[tuple[ModelFacts, _Nee
 
 
 def proposed(machine: Machine, models: Mapping[Role, ModelFacts], work: Work) -> dict[Role, tuple[int, ...]] | None:
-    """GPUs for each model on a machine with several: as few for the target as hold it, one of its own for the draft if any
-    is left. None where they do not fit in any way.
+    """Proposes GPUs for each model: as few for the target as hold it, one of its own for the draft if any is left.
+    Returns None if they do not fit in any way.
     """
     count = len(machine.gpus)
     size = 1

@@ -1,1 +1,1 @@
-"""Where model weights are, and how they get there."""
+"""Finds and fetches model weights."""

@@ -1,6 +1,6 @@
-"""Turns GGUF weights into a folder that vLLM reads: ``python -m speclrm.runtime.models.convert GGUF FOLDER``.
+"""Converts GGUF weights to a folder that vLLM reads: ``python -m speclrm.runtime.models.convert GGUF FOLDER``.
 
-Run as a process of its own, so that torch and transformers never enter the caller, and their memory is given back.
+Runs as a process of its own, so that torch and transformers never enter the caller, and their memory is released.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def convert(source: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    # The weights are plain numbers now; a reader of the folder must not look for packed ones.
+    # The weights are not quantised any more; readers of the folder must not expect that.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.dtype = torch.bfloat16

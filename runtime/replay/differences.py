@@ -1,4 +1,4 @@
-"""Where a run played again is not the run that was recorded, in words."""
+"""Describes where a replay differs from the recorded run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``track``, ``step``: None where it belongs to none. ``recorded``, ``now``: what happened, in a few words."""
+    """``track``, ``step``: None if it belongs to none. ``recorded``, ``now``: what happened, in a few words."""
 
     problem: str
     repeat: int
@@ -43,7 +43,7 @@ class Difference:
 
 
 def describe(event: Event, recorded: Event | None, now: Event | None) -> Difference:
-    """The difference between an event of the trace and what came instead; ``event`` says where."""
+    """Describes the difference between an event of the trace and what came instead; ``event`` gives its place."""
     assert isinstance(event, SampleEvent)
     told, other = (_words(recorded), _words(now))
     if told == other and recorded is not None and now is not None:

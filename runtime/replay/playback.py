@@ -1,14 +1,15 @@
-"""Loops driven again over a trace: resume, replay and what-if are this one mechanism.
+"""Drives loops again over a trace: resume, replay and what-if are this one mechanism.
 
-A loop starts from the beginning. A request that the trace has (the same operation, the same digest) is answered from it,
-in the order in which the trace's events closed the requests; so are the verdicts on answers. What the loop publishes is
-compared with the trace. Two modes differ in what happens where the trace does not fit:
+A loop starts from the beginning. A request that the trace has (the same operation, the same digest) is answered from
+it, in the order in which the trace's events closed the requests; so are the verdicts on answers. What the loop
+publishes is compared with the trace. Two modes differ in what happens if the trace does not fit:
 
-    resume    what is not in the trace goes to a live engine, once all samples have caught up; a difference is an error
-    replay    what is not in the trace is waited for, for ever; differences are listed
+    resume    a request that is not in the trace goes to a live engine, once all samples have caught up; a difference is an error
+    replay    a request that is not in the trace waits for ever; differences are listed
 
-Where a loop is broken off (a sibling's answer, a step made ahead in vain) is a matter of moments that no loop can find again.
-So that is not found again: what the trace says was given up there is given up (``SamplePlayback.given_up``, ``stopped``).
+When a loop was interrupted (by a sibling's answer, or because work ahead was not needed) is a matter of moments that no
+loop can repeat. So the trace decides: the requests that it says were abandoned are abandoned again
+(``SamplePlayback.given_up``, ``stopped``).
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 Mode = Literal["resume", "replay"]
 
 STUCK_S = 60.0
-"""How long a sample that is driven again may stand still. It waits for nothing but the judge of answers, whose own limit is
-far below."""
+"""Seconds that a sample which is driven again may make no progress. It waits only for the judge of answers, whose own
+limit is far lower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ class Stop:
 class Playback:
     """The samples of a trace, and what became of them this time.
 
-    A resume first lets all samples that had begun catch up, and goes on only then (``release``): a trace that does not fit
-    is found before anything new has happened. A run that begins ``anew`` from a trace has nothing to wait for.
+    A resume first lets all samples that had begun catch up, and only then continues (``release``): so a trace that does
+    not fit is found before anything new has happened. A run that begins ``anew`` from a trace has nothing to wait for.
     """
 
     def __init__(self, past: Past, mode: Mode, *, anew: bool = False) -> None:
@@ -87,7 +88,7 @@ class Playback:
         self.stops: dict[str, Stop] = {}
         self.broken: ResumeError | None = None
         self.over = False
-        """Whether all has been played: what waits now waits for ever."""
+        """Whether everything has been played: what waits now waits for ever."""
         self.anew = anew
         self.released = anew or mode == "replay"
         self._behind: set[SamplePlayback] = set()
@@ -97,7 +98,7 @@ class Playback:
         }
 
     def sample(self, problem: str, repeat: int) -> SamplePlayback:
-        """Raises nothing for a sample that the trace does not have: its record is empty."""
+        """Returns the playback of a sample. One that the trace does not have gets an empty record."""
         key = problem, repeat
         if key not in self.samples:
             self.samples[key] = SamplePlayback(self, PastSample(problem, repeat, 0))
@@ -106,27 +107,27 @@ class Playback:
     # ------------------------------------------------------------------------------------------------------- catching up
 
     async def caught_up(self, samples: Iterable[SamplePlayback]) -> None:
-        """Waits until these samples have done all that the trace has of them."""
+        """Waits until these samples have done everything that the trace has of them."""
         self._behind = {sample for sample in samples if not sample.caught_up}
         while self._behind:
             self._moved.clear()
             await self._moved.wait()
 
     def tell_caught_up(self, sample: SamplePlayback) -> None:
-        """Used by samples alone."""
+        """Notes that a sample has caught up; only samples call this."""
         self._behind.discard(sample)
         self._moved.set()
 
     def release(self) -> None:
-        """From now on what is new may happen."""
+        """Allows new events from now on."""
         self.released = True
         for sample in self.samples.values():
             sample.wake()
 
     def kept(self) -> Past:
-        """A past of what came again as it was: what a new run under the settings of this one can begin with.
+        """Returns a past of the events that came again as they were: what a new run with the settings of this one can begin with.
 
-        Without the samples' results, which tell the seconds of the recorded run.
+        It leaves out the samples' results, which contain the seconds of the recorded run.
         """
         samples: dict[SampleKey, PastSample] = {}
         for key, sample in self.samples.items():
@@ -172,7 +173,7 @@ class SamplePlayback:
             self._streams.setdefault(_stream(event), deque()).append(index)
         self._open = [True] * len(self.events)
         self.repeated: set[int] = set()
-        """Events that came again."""
+        """Number of events that came again."""
         self.has_place = playback.released or not past.events
         """Whether the sample has its place among those at work."""
         self._first_open = 0
@@ -195,7 +196,7 @@ class SamplePlayback:
         return self._open[index]
 
     def allow(self, index: int) -> None:
-        """What leads to the event may happen now."""
+        """Allows what leads to the event."""
         self._allowed = index
         self.wake()
 
@@ -223,8 +224,8 @@ class SamplePlayback:
             await self.live()
 
     async def live(self) -> None:
-        """Waits until something new may happen: the trace has nothing more of this sample, nor of any other that had begun,
-        and the sample has its place among those at work.
+        """Waits until something new may happen: the trace has nothing more of this sample, nor of any other that had
+        begun, and the sample has its place among those at work.
         """
         await self._until(lambda: self._free or bool(self._void))
 
@@ -233,7 +234,7 @@ class SamplePlayback:
         return self.caught_up and self._playback.released and self.has_place
 
     def go_on(self) -> None:
-        """The sample has its place."""
+        """Notes that the sample has its place."""
         self.has_place = True
         self.wake()
 
@@ -262,10 +263,10 @@ class SamplePlayback:
     # ----------------------------------------------------------------------------------------------------- the events
 
     def take(self, event: Event) -> Event | None:
-        """The trace's event that this one repeats, or None where it is new.
+        """Returns the trace's event that this one repeats, None if it is new.
 
-        What only the end of this attempt does to a sample that is still catching up is no news: the trace has what became of
-        it. It counts as a repetition, so that it is written nowhere.
+        An event that only the end of this attempt causes in a sample that is still catching up is not new: the trace
+        has what became of the sample. It counts as a repetition, so that it is not written.
         """
         if self.mode == "resume" and by_the_end(event) and not (self._playback.released and self.caught_up):
             return event
@@ -290,7 +291,7 @@ class SamplePlayback:
         return recorded
 
     def miss(self, index: int) -> None:
-        """The event did not come at its turn."""
+        """Notes that the event did not come at its turn."""
         self._differ(None, self.events[index])
 
     def _differ(self, now: Event | None, recorded: Event | None) -> None:
@@ -307,17 +308,19 @@ class SamplePlayback:
     # ------------------------------------------------------------------------------------------------ what was given up
 
     def coming(self, track: str) -> Event | None:
-        """The next event of a track that the trace has."""
+        """Returns the next event of a track that the trace has."""
         coming = self._streams.get(track)
         return self.events[coming[0]] if coming else None
 
     def given_up(self, track: str, started: str) -> Iterable[OperationDropped]:
-        """What the trace gives up next of a track's requests whose ids begin so. Each must be published before the next."""
+        """Yields the requests that the trace abandons next in a track, of those whose ids begin so. Each must be
+        published before the next.
+        """
         while isinstance(event := self.coming(track), OperationDropped) and event.operation.id.startswith(started):
             yield event.model_copy()
 
     def stopped(self, track: str) -> Iterable[OperationDropped]:
-        """What the trace gives up as it stops a track. Each must be published before the next."""
+        """Yields the requests that the trace abandons as it stops a track. Each must be published before the next."""
         while isinstance(event := self.coming(track), OperationDropped) and _stops(event):
             yield event.model_copy()
 
@@ -342,14 +345,14 @@ class SamplePlayback:
     # ----------------------------------------------------------------------------------------------------------- errors
 
     def _asked(self, track: str | None) -> str | None:
-        """The kind of request that a track waits for in vain."""
+        """Returns the kind of request that a track waits for without an answer."""
         for stop in self._playback.stops.values():
             if (stop.problem, stop.repeat, stop.track) == (self.problem, self.repeat, track):
                 return stop.operation.rpartition("/")[2]
         return None
 
     def _leave(self, stream: str | None) -> None:
-        """From here on the stream goes another way than in the trace; so do the votes."""
+        """Notes that from here on the events differ from the trace, and with them the votes."""
         for one in {stream, None}:
             self._void.add(one)
             for index in self._streams.pop(one, ()):
@@ -376,11 +379,11 @@ class SamplePlayback:
     # --------------------------------------------------------------------------------------------------- the requests
 
     def has(self, operation: str) -> bool:
-        """Whether the trace says anything of a request."""
+        """Whether the trace says anything about a request."""
         return operation in self._answers
 
     def find(self, request: Request) -> list[Share] | None:
-        """What the trace has of this very request."""
+        """Returns what the trace has of exactly this request."""
         shares = self._answers.get(request.id)
         if shares is None:
             return None
@@ -397,9 +400,9 @@ class SamplePlayback:
         return None
 
     async def wait(self, request: Request, why: str) -> None:
-        """Waits until the loop gives the request up. ``why`` it has no answer is told where that never happens."""
+        """Waits until the loop abandons the request. If that never happens, ``why`` it has no answer is reported."""
         if self.mode == "resume":
-            # All that gives up a request of the trace is in the trace, too; whoever waits is about to hear of it.
+            # Whatever abandons a request of the trace is in the trace, too, so the loop will abandon it soon.
             await self._until(lambda: self.caught_up)
             with suppress(TimeoutError):
                 async with asyncio.timeout(STUCK_S):
@@ -418,17 +421,20 @@ class SamplePlayback:
 
     @property
     def playing(self) -> bool:
-        """Whether all that happens is still told by the trace, or has to wait until something new may happen."""
+        """Whether the trace still determines everything that happens, or the sample has to wait until something new may
+        happen.
+        """
         return self.mode == "replay" or not self._free
 
     def decided(self, track: str, step: int) -> Decision | None:
-        """How the trace says that the step was made; None where it does not say: then the live controller decides."""
+        """Returns how the trace says that the step was made; None if it does not say: then the live controller decides."""
         changes, made = self._decisions.get(track, ((), -1))
         last = next((change for change in reversed(changes) if change.step <= step), None)
-        mode, reason = ("speculate", "") if last is None else (last.mode, last.reason)
+        mode = "speculate" if last is None else last.mode
+        reason = last.reason if last is not None and last.step == step else ""  # what was said earlier is said
         if step <= made or (last is not None and last.step == step) or self._streams.get(track):
             return Decision(mode, reason)
-        # In a replay nobody else can decide; what is asked for next is not in the trace anyway.
+        # In a replay nothing else can decide; the next request is not in the trace anyway.
         return Decision(mode, reason) if self.mode == "replay" else None
 
     def verdict(self, one: str, other: str) -> bool | None:
@@ -491,7 +497,7 @@ class RecordedLane:
             flight.engine = operation.engine
             flight.queue_s += operation.queue_s
             flight.engine_s += operation.engine_s
-            if share.error is not None and not share.piece:  # a whole piece was dropped for the error of a later one
+            if share.error is not None and not share.piece:  # a whole piece was dropped because a later one failed
                 raise retold(share.error)
             seen, finish = [*share.ids, *operation.ahead], operation.finish
             if before + len(seen) > request.max_tokens:
@@ -524,7 +530,7 @@ class RecordedLane:
 
 @dataclass(slots=True)
 class _Reports:
-    """Lets a flight report as the trace has it. The shares come to be reported one by one, in their order."""
+    """Lets a request report as the trace has it. The shares are reported one by one, in their order."""
 
     shares: Sequence[Share]
     _next: int = 0
@@ -550,9 +556,9 @@ class _Reports:
 
 
 class PlaybackBus(EventBus):
-    """Events of loops that are driven again. What the trace has is not published a second time, unless it is played.
+    """Publishes events of loops that are driven again. Events that the trace has are published again only in a replay.
 
-    What is new before the run goes on is held back: if the trace turns out not to fit, it never happened.
+    New events are held back until the run continues: if the trace turns out not to fit, they never happened.
     """
 
     def __init__(self, playback: Playback, required: Sequence[Sink], optional: Sequence[Sink], *, anew: bool) -> None:
@@ -595,7 +601,7 @@ class PlaybackBus(EventBus):
 
 
 class RecordedVerdicts:
-    """The verdicts of a trace, and a judge for what it does not have."""
+    """The verdicts of a trace, and a judge of answers for what it does not have."""
 
     def __init__(self, sample: SamplePlayback, judge: Equivalence) -> None:
         self._sample = sample
@@ -613,24 +619,26 @@ class RecordedVerdicts:
 
 
 def _stops(event: Event) -> bool:
-    """Whether it tells what the end of a track that others made useless did to it."""
+    """Whether an event records what the end of a track that others made useless did to it."""
     match event:
         case TrackFinished():
             return event.reason == "stopped"
         case OperationDropped():
-            # "useless": what had been made ahead, as older versions told it.
+            # "useless": older versions wrote this for work made ahead.
             return event.reason in ("stopped", "useless")
         case _:
             return False
 
 
 def _stream(event: Event) -> str | None:
-    """Events of one track come in one order, and those of no track; what stands between them may shift."""
+    """Returns the stream of an event: events of one track come in one order, and so do those of no track; the two may
+    interleave freely.
+    """
     return event.track if isinstance(event, TrackEvent) else None
 
 
 def _decisions(events: Sequence[Event]) -> Mapping[str, tuple[list[ModeChanged], int]]:
-    """Of each track: how its mode changed, and the last step that was written or drafted."""
+    """Returns, for each track, how its mode changed, and the last step that was written or drafted."""
     found: dict[str, tuple[list[ModeChanged], int]] = {}
     for event in events:
         if isinstance(event, TrackEvent):
@@ -643,7 +651,7 @@ def _decisions(events: Sequence[Event]) -> Mapping[str, tuple[list[ModeChanged],
 
 
 def _verdicts(events: Sequence[Event]) -> Mapping[tuple[str, str], bool]:
-    """What the votes tell of pairs of answers: equal to the first of a class, or not."""
+    """Returns what the votes say about pairs of answers: equal to the first of a class, or not."""
     given: dict[str, str] = {}
     found: dict[tuple[str, str], bool] = {}
     for event in events:

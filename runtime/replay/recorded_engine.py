@@ -1,4 +1,4 @@
-"""An engine that stands for a recorded one where its trace answers everything."""
+"""Stands for a recorded engine in a replay, whose trace answers everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RecordedEngine:
-    """Has a tokenizer and limits, and no model: to ask it is an error."""
+    """Has a tokenizer and limits, and no model: a request to it is an error."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, max_model_len: int) -> None:
         self.name = name
@@ -22,7 +22,7 @@ class RecordedEngine:
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         raise RequestError(f"{self.name} only stands for a recorded engine, and was asked for {request.id}.")
-        yield Delta(())  # what makes this a generator
+        yield Delta(())  # makes this a generator
 
     def stats(self) -> EngineStats:
         return EngineStats(self.name, 0, 0, 0, 0, 0)

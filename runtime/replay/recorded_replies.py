@@ -1,4 +1,4 @@
-"""What a trace answers to requests: for each operation all that its engine gave, rebuilt as the loop saw it."""
+"""Rebuilds the engines' replies from a trace, as the loop saw them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one event tells of a request. ``index``: of the event among its sample's.
+    """What one event has of a request. ``index``: of the event among its sample's.
 
-    ``ids``: of this share, ``operation.ahead`` come behind them. ``digits``: log-probabilities of 0 to 9. ``dropped``: the
-    loop gave the request up, or it failed with ``error``; nothing was answered then. ``piece``: the request came to its
-    end, and was given up with a later one.
+    ``ids``: of this share; ``operation.ahead`` come after them. ``digits``: log-probabilities of 0 to 9. ``dropped``:
+    the loop abandoned the request, or it failed with ``error``; then nothing was answered. ``piece``: the request came
+    to its end, and was abandoned with a later one.
     """
 
     index: int
@@ -37,7 +37,7 @@ class Share:
 
 
 def answers(events: Iterable[Event]) -> dict[str, list[Share]]:
-    """The shares of each operation, by its id, in order."""
+    """Returns the shares of each operation, by its id, in order."""
     found: dict[str, list[Share]] = {}
     for index, event in enumerate(events):
         for share in _shares(index, event):
@@ -50,7 +50,7 @@ def _shares(index: int, event: Event) -> Iterable[Share]:
         case StepDrafted() | StepWritten():
             rest = event.ids
             if isinstance(event, StepWritten) and event.write_kind == "closing":
-                # What the closing's request was made to begin with stands before what it wrote.
+                # The forced beginning of a closing comes before what the model wrote.
                 kept = sum(op.output_tokens - len(op.tail) for op in event.operations)
                 rest = rest[len(rest) - kept :]
             for operation in event.operations:

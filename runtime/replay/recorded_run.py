@@ -1,7 +1,7 @@
-"""What a trace tells of a run so far: its attempts, and of each sample the events that a loop driven again will repeat.
+"""Reads what a trace has of a run: its attempts, and for each sample the events that a loop driven again will repeat.
 
-What an attempt's own end did to its tracks is left out: tracks that were cancelled with it, or failed because no engine
-was left, are open again. Whatever follows in the trace continues them.
+It leaves out what an attempt's own end did to its tracks: tracks that were cancelled with it, or failed because no
+engine was left, are open again. Whatever follows in the trace continues them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SampleKey = tuple[str, int]
 
 @dataclass(slots=True)
 class PastSample:
-    """``attempt``: in which the sample began. ``events``: in order. ``closed``: tracks that the last attempt's end closed,
-    to be opened again. ``state``: of a finished sample, whose events are kept only if asked for.
+    """A recorded sample. ``attempt``: in which it began. ``events``: in order. ``closed``: tracks that the last
+    attempt's end closed, to be opened again. ``state``: of a finished sample, whose events are kept only if asked for.
     """
 
     problem: str
@@ -53,8 +53,9 @@ class PastSample:
 
 @dataclass(slots=True)
 class Past:
-    """``next_seq``, ``elapsed_s``: where the next event goes on. ``status``: of the last attempt, ``running`` where it was
-    killed. ``samples``: in the order of their starts. ``form``: that in which the trace was begun.
+    """A recorded run. ``next_seq``, ``elapsed_s``: where the next event continues. ``status``: of the last attempt,
+    ``running`` if it was killed. ``samples``: in the order of their starts. ``form``: the schema version in which the
+    trace was begun.
     """
 
     attempts: list[RunStarted | RunResumed]
@@ -77,7 +78,7 @@ class Past:
 
     @property
     def config(self) -> Mapping[str, JsonValue]:
-        """As the last attempt had it."""
+        """The configuration of the last attempt."""
         return self.attempts[-1].config
 
     @property
@@ -89,17 +90,17 @@ class Past:
 
 
 def read_past(directory: Path, notice: Callable[[str], None] = lambda _: None, *, whole: bool = False) -> Past:
-    """The run in a folder. ``whole``: the events of finished samples are kept, too.
+    """Reads the run in a folder. ``whole``: whether the events of finished samples are kept, too.
 
     Raises:
         TraceReadError: the trace cannot be read.
-        ResumeError: it is of a form that does not say enough, or empty.
+        ResumeError: it is empty, or of a schema version that does not record enough.
     """
     return past_of(read_trace(directory / TRACE_FILE, notice), str(directory / TRACE_FILE), whole=whole)
 
 
 def past_of(events: Iterable[Event], name: str, *, whole: bool = False) -> Past:
-    """The same from events. ``name``: of what they come from, for errors."""
+    """Does the same with events. ``name``: of their source, for errors."""
     past = Past([])
     for event in events:
         past.next_seq = event.seq + 1
@@ -153,7 +154,7 @@ def _add(past: Past, event: Event, whole: bool) -> None:
 
 
 def _unstop(sample: PastSample, track: str) -> None:
-    """Forgets what a track gave up as its attempt ended: older versions did not tell that from a decision of its loop."""
+    """Removes what a track abandoned as its attempt ended: older versions did not tell that from a decision of its loop."""
     found: list[int] = []
     for index in range(len(sample.events) - 1, -1, -1):
         event = sample.events[index]
@@ -163,19 +164,19 @@ def _unstop(sample: PastSample, track: str) -> None:
             found.append(index)
             continue
         if isinstance(event, TrackPaused):
-            found.clear()  # ended by a newer version, and for that
+            found.clear()  # ended by a newer version, for this reason
         break
     for index in found:
         del sample.events[index]
 
 
 def lasting(events: Iterable[Event]) -> Iterator[Event]:
-    """Without what tells only that an attempt ended."""
+    """Returns the event without what says only that an attempt ended."""
     return (event for event in events if not by_the_end(event))
 
 
 def by_the_end(event: Event) -> bool:
-    """Whether it tells only that an attempt ended."""
+    """Whether an event says only that an attempt ended."""
     match event:
         case TrackFinished():
             return event.reason == "cancelled" or ends_attempt(event.error)

@@ -1,1 +1,1 @@
-"""Who gets which engine when: seats, lanes, costs, and whether drafting pays."""
+"""Decides which request goes to which engine when: reservations, lanes, costs, and whether drafting pays."""

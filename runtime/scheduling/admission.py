@@ -1,8 +1,8 @@
-"""Which tracks may go on, by the room that the engines have for keys and values.
+"""Decides which tracks may continue, by the KV cache that the engines have.
 
-An engine that runs out of room puts requests back and computes them anew, again and again where all of them grow. So room
-is kept by arithmetic of our own: a track has a seat, whose size is its context in each engine; where the seats outgrow an
-engine, the youngest tracks stand up at their next step and wait until there is room again, oldest first.
+An engine whose KV cache is full preempts requests and computes them again, over and over if all of them grow. So tracks
+reserve room here: a track has a seat, whose size is its context in each engine. If the seats exceed an engine's room,
+the youngest tracks stand up at their next step and wait until there is room again, oldest first.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from speclrm.runtime.scheduling.lanes import Lane
 
 ROOM_SHARE = 0.95
-"""Of an engine's room for keys and values; the rest is for blocks that are not full."""
+"""Share of an engine's KV cache that is reserved at most; the rest is for blocks that are not full."""
 SPARE_TOKENS = 96
-"""What a track holds beside its context for a moment: a step in the making and the judge's question."""
+"""Tokens that a track needs beside its context for a moment: a step that is being made and the judge's question."""
 GROWTH_TOKENS = 64
-"""Room kept for each track that is seated before another sits down: two steps, so that nobody stands up again at once."""
+"""Tokens kept free for each seated track before another one is seated: two steps, so that nobody stands up again at once."""
 
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A track's claim to room. ``order``: lower is older. ``places``: which engine of each role it lives on, chosen when
-    it sits down for the first time.
+    """A track's reservation of KV cache. ``order``: lower is older. ``places``: its engine of each role, chosen when it
+    is first seated.
 
-    ``tokens``: of its context in each engine. ``asked``: it is to stand up at its next step.
+    ``tokens``: of its context in each engine. ``asked``: it has to stand up at its next step.
     """
 
     order: tuple[int, int]
@@ -50,7 +50,7 @@ class Seat:
 
 @dataclass(slots=True)
 class _Room:
-    """``leaving``: tokens of those that were asked to stand up and have not done so yet."""
+    """The reservations of one engine. ``leaving``: tokens of tracks that were asked to stand up and have not yet."""
 
     capacity: float
     used: int = 0
@@ -59,7 +59,7 @@ class _Room:
 
 
 class Admission:
-    """Seats for tracks. A track that finds room sits down at once; no engine is given more context than it can hold."""
+    """Seats tracks. A track that finds room is seated at once; no engine gets more context than it can hold."""
 
     def __init__(self, lanes: Mapping[Role, Lane]) -> None:
         self._lanes = lanes
@@ -71,14 +71,14 @@ class Admission:
         self._waiting: Waiting[tuple[Seat, asyncio.Future[None]]] = Waiting()
         self._arrivals = count()
         self.stood_up = 0
-        """How often a track had to stand up."""
+        """Times that a track had to stand up."""
 
     @property
     def seated(self) -> int:
         return max((len(room.seats) for room in self._rooms.values()), default=0)
 
     def mean_tokens(self, role: Role) -> float:
-        """Of the contexts of seated tracks, in that role's engines."""
+        """Returns the mean context length of seated tracks in that role's engines."""
         rooms = [room for (owner, _), room in self._rooms.items() if owner is role]
         seats = sum(len(room.seats) for room in rooms)
         return max(0.0, sum(room.used for room in rooms) / seats - SPARE_TOKENS) if seats else 0.0
@@ -88,11 +88,11 @@ class Admission:
         return len(self._waiting)
 
     def claim(self, order: int, tokens: Mapping[Role, int]) -> Seat:
-        """A seat of that size, not yet taken. ``order``: of the sample; ``tokens``: of the prompt, by role."""
+        """Makes a seat that is not taken yet. ``order``: of the sample; ``tokens``: of the prompt, by role."""
         return Seat((order, next(self._arrivals)), {}, dict(tokens))
 
     def sit_at_once(self, seat: Seat) -> bool:
-        """Takes the seat if there is room and nobody waits; says whether it is taken."""
+        """Takes the seat if there is room and nobody waits. Returns whether it is taken."""
         if not seat.seated and not self._waiting and self._fits(seat):
             self._take(seat)
         return seat.seated
@@ -103,7 +103,7 @@ class Admission:
             await self._wait(seat)
 
     async def hold(self, seat: Seat) -> None:
-        """Called before a step: returns at once, or waits where the track has to make room for older ones."""
+        """Called before a step: returns at once, or waits if the track has to make room for older ones."""
         if seat.asked:
             self._stand(seat)
             self.stood_up += 1
@@ -111,7 +111,7 @@ class Admission:
             await self.sit(seat)
 
     def resize(self, seat: Seat, role: Role, tokens: int) -> None:
-        """The track's context in an engine has another length now."""
+        """Changes the length of the track's context in an engine."""
         grown = tokens - seat.tokens[role]
         seat.tokens[role] = tokens
         if not seat.seated or not grown:
@@ -125,7 +125,7 @@ class Admission:
             self._ask(room)
 
     def leave(self, seat: Seat) -> None:
-        """The track ended. May be called again."""
+        """Gives the seat back when the track ends. May be called again."""
         if seat.seated:
             self._stand(seat)
             self._fill()
@@ -133,7 +133,9 @@ class Admission:
     # ------------------------------------------------------------------------------------------------------------ inside
 
     def _places(self, seat: Seat) -> dict[Role, int]:
-        """Where it lives; for one that never sat, where it would: those who wait all would want the same engine else."""
+        """Returns its engines; for a track that was never seated, those it would get, or all waiting tracks would want
+        the same one.
+        """
         return seat.places or {role: self._place(role) for role in seat.tokens}
 
     def _place(self, role: Role) -> int:
@@ -165,7 +167,7 @@ class Admission:
         for role, place in self._places(seat).items():
             room = self._rooms[role, place]
             need = seat.tokens[role] + SPARE_TOKENS
-            # The first one always sits: whether one track fits alone is the engine's to say.
+            # The first track is always seated: the engine decides whether a single one fits.
             if room.seats and room.used - room.leaving + need + GROWTH_TOKENS * len(room.seats) > room.capacity:
                 return False
         return True
@@ -199,7 +201,7 @@ class Admission:
                     self._rooms[role, place].leaving += seat.tokens[role] + SPARE_TOKENS
 
     def _fill(self) -> None:
-        """Seats those who wait, oldest first; nobody passes one who does not fit yet."""
+        """Seats waiting tracks, oldest first; none passes one that does not fit yet."""
         while self._waiting:
             _, (seat, turn) = self._waiting.first()
             given_up = turn.done()

@@ -1,18 +1,20 @@
-"""The break-even controller: which tracks speculate, from running estimates of what it costs and brings.
+"""Decides which tracks speculate, from running estimates of what speculation costs and brings (the break-even controller).
 
-All that it knows comes from events (how long steps are, what was kept, what was read) and from the engines' own statistics
-(what an iteration costs). It decides by problem, since acceptance is a matter of the problem and the pair of models: of the
-problems at work, those whose acceptance is above the break-even of the moment speculate, the others are written by the target
-alone. A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+It knows only events (how long steps are, what was kept, what was read) and the engines' own statistics (what an
+iteration costs). It decides by problem, since acceptance depends on the problem and the pair of models: of the problems
+at work, those whose acceptance is above the break-even of the moment speculate, and the target alone writes the others.
+A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.engine import KnowsItsCosts
 from speclrm.runtime.events import (
     EngineCounters,
     EnginesObserved,
@@ -20,18 +22,21 @@ from speclrm.runtime.events import (
     RunResumed,
     StepCommitted,
     StepDrafted,
+    StepGated,
     StepScored,
     StepWritten,
     TrackFinished,
     TrackStarted,
 )
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.breakeven import Group, StepShape, best_threshold, predict
+from speclrm.runtime.scheduling.breakeven import Group, StepShape, predict
+from speclrm.runtime.scheduling.controller_settings import ControllerSettings
 from speclrm.runtime.scheduling.iteration_costs import CostFit, Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from speclrm.runtime.engine import EngineCosts
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.scheduling.admission import Admission
     from speclrm.runtime.scheduling.lanes import Lane, Overlap
@@ -40,46 +45,6 @@ Mode = Literal["write", "speculate", "eager"]
 """``eager``: speculate, and work ahead of scores."""
 
 PROBE_REASON = "one step, to see whether drafts pay"
-LOOK_S = 0.25
-"""Between two looks at the engines."""
-LOOK_ITERATIONS = 16
-"""Fewer than these tell too little of what one costs."""
-LOOK_AGAIN = 128
-"""Steps of all problems after which one is drafted though none seems to pay; twice as many after each time."""
-DECIDE_S = 1.0
-"""Between two decisions, so that what one changed can be seen before the next."""
-PROBES = 6
-"""Verdicts on a problem's drafts before it is decided on: the spread of its acceptance is 0.2 then, and they cost about one
-step of a track in 150."""
-PROBE_AGAIN = 64
-"""Steps of a problem after which one that did not pay is probed again; twice as many after each time in vain."""
-GAIN_ON = 1.02
-"""The predicted gain over the target alone at which speculation begins at all."""
-MARGIN = 0.05
-"""A problem that speculates ends where its acceptance falls this far under the break-even at which it would begin."""
-CHANGES_FREE = 4
-"""Changes of a problem's mode after which one that was turned off must wait before it is turned on again."""
-MOVED = 0.1
-"""A break-even this much under all at which a problem was tried is reason to look at it again at once."""
-HOPEFUL = 0.95
-"""The acceptance of a problem that nothing is known of, at its best. Where not even that pays, no problem is probed."""
-ACCEPTED_PRIOR, PRIOR_WEIGHT, PRIOR_WEIGHT_MAX = 0.5, 4.0, 64.0
-"""What is thought of a problem before its first verdicts, and how many verdicts that counts. The mean of the problems so far
-takes the place of 0.5, and how little they differ, beyond what chance does to so few verdicts, that of 4."""
-FORGET = 0.995
-"""How the mean acceptance of all problems forgets, a verdict."""
-KNOWN_MIN = 3
-"""Problems from which on their differences say something."""
-VERDICTS_MAX = 64.0
-"""Verdicts that are remembered of a problem: acceptance changes along a track."""
-RATE_TOKENS = 2_000
-"""Committed tokens over which a rate is measured before predictions are corrected by it: some 60 steps."""
-CORRECTION_WEIGHT, CORRECTION_MAX = 0.1, 1.5
-OUTLIER = 4.0
-"""Times the mean beyond which what one request read counts no more."""
-EAGER_ACCEPTANCE, EAGER_COST = 0.6, 0.25
-"""Work ahead of a score is done where most drafts pass, and where one request more makes iterations hardly longer: all that
-grows with the load is under this share of what an iteration costs by itself."""
 
 
 class Decision(NamedTuple):
@@ -98,7 +63,7 @@ class Record(Protocol):
         ...
 
     def decided(self, track: str, step: int) -> Decision | None:
-        """What was decided for a step; None where the trace does not say."""
+        """Returns what was decided for a step; None if the trace does not say."""
         ...
 
 
@@ -118,8 +83,8 @@ class _Mean:
 class _Problem:
     """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
 
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is looked at anew; ``tried_at``: the
-    lowest break-even at which it was probed again or turned on. ``changes``: how often it was turned on or off.
+    ``since``: steps since it was turned off or last probed; ``again``: how many until it is probed again; ``tried_at``:
+    the lowest break-even at which it was probed again or turned on. ``changes``: times that it was turned on or off.
     """
 
     kept: float = 0.0
@@ -131,74 +96,76 @@ class _Problem:
     tried_at: float = 2.0
     changes: int = 0
     tracks: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
+    committed: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
+    doubted: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
 
     @property
     def verdicts(self) -> float:
         return self.kept + self.lost
 
-    def verdict(self, kept: bool) -> None:
-        if self.verdicts >= VERDICTS_MAX:
-            self.kept *= 1 - 1 / VERDICTS_MAX
-            self.lost *= 1 - 1 / VERDICTS_MAX
+    def verdict(self, kept: bool, most: float) -> None:
+        """Counts one; ``most`` are remembered."""
+        if self.verdicts >= most:
+            self.kept *= 1 - 1 / most
+            self.lost *= 1 - 1 / most
         self.kept += kept
         self.lost += not kept
 
 
-@dataclass(slots=True)
-class _Window:
-    """A time in which predictions are compared with what came: whether most tracks ``speculates``, the ``tokens`` committed
-    at its start, those ``predicted`` since, and the ``rate`` that is predicted from ``since_s`` on.
-    """
-
-    speculates: bool
-    tokens: int
-    predicted: float = 0.0
-    since_s: float = 0.0
-    rate: float = 0.0
-
-
 class Controller:
-    """One for a runtime; ``see`` every event of its samples, ``decide`` before each step of a track.
+    """One for a runtime: call ``see`` with every event of its samples, and ``decide`` before each step of a track.
 
-    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which is an
-    event, too. So a run that goes on from its trace goes on with what it had learned (``recall``).
+    What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which
+    is an event, too. So a run that continues from its trace continues with what it had learned (``recall``).
 
-    On constant input it turns a problem on or off at most ``CHANGES_FREE + 2 * log2(1 + steps / PROBE_AGAIN)`` times: what
-    was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
+    On constant input it turns a problem on or off at most ``changes_free + 2 * log2(1 + steps / probe_again)`` times (of its
+    settings): what was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
     """
 
-    def __init__(self, lanes: Mapping[Role, Lane], admission: Admission, overlap: Overlap) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[Role, Lane],
+        admission: Admission,
+        overlap: Overlap,
+        settings: ControllerSettings | None = None,
+    ) -> None:
+        self._settings = settings or ControllerSettings()
         self._lanes = lanes
         self._admission = admission
         self._overlap = overlap
         self._problems: dict[str, _Problem] = {}
-        self._fits = {role: CostFit() for role in lanes}
+        known = {
+            role: lane.engine.known_costs for role, lane in lanes.items() if isinstance(lane.engine, KnowsItsCosts)
+        }
+        self._fits = {role: CostFit(known.get(role)) for role in lanes}
         self._token_s = {role: _Mean(0.0, 0.0) for role in lanes}
         unknown = StepShape()
         self._shape = {
             name: _Mean(getattr(unknown, name))
             for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite")
         }
-        self._kept, self._verdicts = ACCEPTED_PRIOR * PRIOR_WEIGHT, PRIOR_WEIGHT
-        self._prior_weight = PRIOR_WEIGHT
+        self._kept, self._verdicts = (
+            self._settings.accepted_prior * self._settings.prior_verdicts,
+            self._settings.prior_verdicts,
+        )
         self._seen: dict[Role, _Totals] = {}
         self._context = 0.0
         self._waiting = 0
         self._looked_s = self._decided_s = float("-inf")
+        self._decided_tracks = 0
         self._drafted = False
-        self._tokens = 0
-        self._window: _Window | None = None
-        self._found = {True: _Mean(1.0), False: _Mean(1.0)}
+        self.budget = 0
+        """Tokens of a track at most, as far as is known."""
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
-        self._steps = self._looked_again = 0
-        self._look_again = LOOK_AGAIN
+        self._steps = self._looked_again = self._probes = 0
+        self._look_again = self._settings.look_again
 
     @property
     def problems(self) -> int:
-        """Problems that are known now: those with a track at work."""
+        """Problems with a track at work."""
         return len(self._problems)
 
     # ------------------------------------------------------------------------------------------------------- what is seen
@@ -216,15 +183,20 @@ class Controller:
                     self._probe(problem, event.repeat, event.track)
             case TrackStarted():
                 problem = self._problems.setdefault(event.problem, _Problem())
+                if not problem.tracks and self._acceptance(problem) >= self.threshold:
+                    problem.speculates, problem.reason = True, self._reason(problem)
                 problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
             case TrackFinished():
                 self._forget(event.problem, (event.repeat, event.track))
             case StepDrafted():
                 self._drafted = True
-                # A first draft, or one behind steps that the target wrote, has all of these to read; the next has not.
+                # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
+            case StepGated(verdict="doubtful"):
+                self._doubt(event)
             case StepScored():
+                self._doubt(event)
                 catching_up = (event.repeat, event.track) in self._problems[event.problem].probing
                 self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
             case StepWritten():
@@ -233,6 +205,15 @@ class Controller:
                 self._commit(event)
             case _:
                 pass
+
+    def _doubt(self, event: StepScored | StepGated) -> None:
+        """Counts a step as rejected until it is committed as it is, which an accepted one is at once: rewrites take their time,
+        and acceptance would be taken for better than it is until they come.
+        """
+        problem = self._problems[event.problem]
+        problem.doubted.add((event.repeat, event.track))
+        problem.verdict(False, self._settings.verdicts_max)
+        self._verdicts += 1
 
     def _forget(self, name: str, track: tuple[int, str]) -> None:
         problem = self._problems.get(name)
@@ -243,25 +224,26 @@ class Controller:
             if not problem.tracks[track]:
                 del problem.tracks[track]
         problem.probing.discard(track)
+        problem.committed.pop(track, None)
+        problem.doubted.discard(track)
         if not problem.tracks:
             del self._problems[name]
 
     def forget(self, name: str, repeat: int) -> None:
-        """The sample is not at work any more, though its tracks have not ended: its run could not be gone on with."""
+        """Removes a sample whose tracks have not ended but which is no longer at work, because its run could not continue."""
         if (problem := self._problems.get(name)) is not None:
             for track in [track for track in problem.tracks if track[0] == repeat]:
                 self._forget(name, track)
 
     def recall(self, events: Iterable[Event]) -> None:
-        """Learns from a trace, whole, what a run goes on with. What only an attempt's end did to its tracks is no part of it."""
+        """Learns from a whole trace that a run continues, without what only an attempt's end did to its tracks."""
         for event in events:
             self.see(event, event.t)
         self._restart()
 
     def _restart(self) -> None:
-        """Other engines from here on: their counters begin anew, and so does the time."""
+        """Starts again for other engines: their counters begin anew, and so does the time."""
         self._seen.clear()
-        self._window = None
         self._looked_s = self._decided_s = float("-inf")
 
     def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
@@ -269,21 +251,31 @@ class Controller:
             if operation.output_tokens > 1:
                 self._token_s[role].add(operation.engine_s / operation.output_tokens)
         if name is not None:
-            # A track that had to make room reads all of its context anew, which is nothing that a step costs.
+            # A track that released its KV cache reads its whole context again, which is no cost of a step.
             mean = self._shape[name]
-            mean.add(min(sum(one.prompt_tokens - one.cached_tokens for one in operations), OUTLIER * mean.value))
+            mean.add(
+                min(
+                    sum(one.prompt_tokens - one.cached_tokens for one in operations),
+                    self._settings.outlier * mean.value,
+                )
+            )
 
     def _commit(self, event: StepCommitted) -> None:
-        self._tokens += event.tokens
         problem = self._problems[event.problem]
         problem.since += 1
+        problem.committed[event.repeat, event.track] += event.tokens
         self._steps += 1
         problem.probing.discard((event.repeat, event.track))
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
-            problem.verdict(kept)
-            self._kept = self._kept * FORGET + kept
-            self._verdicts = self._verdicts * FORGET + 1
+            doubted = (event.repeat, event.track) in problem.doubted
+            problem.doubted.discard((event.repeat, event.track))
+            if doubted and kept:
+                problem.lost, problem.kept = problem.lost - 1, problem.kept + 1
+                self._kept += 1
+            elif not doubted:
+                problem.verdict(kept, self._settings.verdicts_max)
+                self._kept, self._verdicts = self._kept + kept, self._verdicts + 1
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:
                 self._shape["drafted"].add(event.tokens)
@@ -295,10 +287,10 @@ class Controller:
     @property
     def due(self) -> bool:
         """Whether it is time to ``observe`` the engines, before anything is decided."""
-        return now_s() - self._looked_s >= LOOK_S
+        return now_s() - self._looked_s >= self._settings.look_s
 
     def observe(self) -> EnginesObserved:
-        """What is to be seen of the engines now: an event to publish, which ``see`` takes up."""
+        """Returns what the engines show now, as an event to publish, which ``see`` then reads."""
         counters: dict[str, EngineCounters] = {}
         for role, lane in self._lanes.items():
             stats = lane.stats()
@@ -316,10 +308,10 @@ class Controller:
         )
 
     def decide(self, name: str, repeat: int, track: str) -> Decision:
-        """What this track does next. Raises KeyError for a track that was not seen to start."""
+        """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
         problem = self._problems[name]
         if problem.speculates:
-            eager = self._eager and self._acceptance(problem) >= EAGER_ACCEPTANCE
+            eager = self._eager and self._acceptance(problem) >= self._settings.eager_acceptance
             return Decision("eager" if eager else "speculate", problem.reason)
         if (repeat, track) in problem.probing:
             return Decision("speculate", PROBE_REASON)
@@ -329,49 +321,48 @@ class Controller:
         return Decision("write", problem.reason)
 
     def _may_probe(self, problem: _Problem) -> bool:
-        if not self._drafted:
-            # The first draft of all says what drafts and scores cost; nobody else tries until that is known.
-            return not any(other.probing for other in self._problems.values())
+        others = sum(len(other.probing) for other in self._problems.values())
         if self._fits[Role.DRAFT].costs is None:
+            return not others  # the first draft of all says what drafts cost; nobody else tries until that is known
+        tracks = sum(other.tracks.total() for other in self._problems.values())
+        if others >= max(1.0, self._settings.probe_share * tracks):
+            return False
+        if self.budget and self._steps_left < self._settings.probe_steps:
             return False
         if self._hopeless:
             # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
-            return self._steps >= self._look_again and not any(other.probing for other in self._problems.values())
-        if problem.verdicts + len(problem.probing) < PROBES:
+            return self._steps >= self._look_again * tracks and not others
+        if self.budget and self._probes >= max(
+            self._settings.probes_min, self._settings.probe_budget * tracks * self._steps_a_track
+        ):
+            return False
+        if problem.verdicts + len(problem.probing) < self._settings.probes:
             return True
-        moved = self.threshold < problem.tried_at - MOVED
+        moved = self.threshold < problem.tried_at - self._settings.moved
         return not problem.probing and (moved or problem.since >= problem.again)
 
     def _probe(self, problem: _Problem, repeat: int, track: str) -> None:
         """Notes that a track tries one step, and when the next may."""
         if self._drafted and self._hopeless:
-            self._look_again = self._steps + 2 * max(LOOK_AGAIN, self._look_again - self._looked_again)
+            self._look_again = self._steps + 2 * max(self._settings.look_again, self._look_again - self._looked_again)
             self._looked_again = self._steps
-        elif self._drafted and problem.verdicts + len(problem.probing) >= PROBES:
+        elif self._drafted and problem.verdicts + len(problem.probing) >= self._settings.probes:
             problem.since = 0
             problem.tried_at = min(problem.tried_at, self.threshold)
-            problem.again = max(PROBE_AGAIN, 2 * problem.again)
+            problem.again = max(self._settings.probe_again, 2 * problem.again)
         problem.probing.add((repeat, track))
+        self._probes += 1
 
     def _acceptance(self, problem: _Problem) -> float:
         mean = self._kept / self._verdicts
-        return (problem.kept + mean * self._prior_weight) / (problem.verdicts + self._prior_weight)
-
-    def _weigh(self) -> None:
-        """How much the mean of all problems says of a single one: a Beta prior by the method of moments."""
-        known = [problem for problem in self._problems.values() if problem.verdicts >= PROBES]
-        mean = self._kept / self._verdicts
-        if len(known) < KNOWN_MIN:
-            return
-        chance = sum(mean * (1 - mean) / problem.verdicts for problem in known) / len(known)
-        spread = sum((problem.kept / problem.verdicts - mean) ** 2 for problem in known) / len(known)
-        apart = max(spread - chance, 1e-9)
-        self._prior_weight = min(PRIOR_WEIGHT_MAX, max(PRIOR_WEIGHT, mean * (1 - mean) / apart - 1))
+        return (problem.kept + mean * self._settings.prior_verdicts) / (
+            problem.verdicts + self._settings.prior_verdicts
+        )
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
     def _observed(self, event: EnginesObserved, now: float) -> None:
-        """Takes the engines' counters since the last look into what their iterations cost, and decides anew when due."""
+        """Adds the engines' counters since the last look to the estimates of their costs, and decides again when due."""
         self._looked_s = now
         self._context, self._waiting = event.context, event.waiting
         for role in self._lanes:
@@ -379,7 +370,7 @@ class Controller:
                 continue
             totals = _Totals(counters.busy_s, counters.iterations, counters.new_tokens, counters.batched, event.both_s)
             before = self._seen.get(role, _Totals(0.0, 0, 0, 0, 0.0))
-            if 0 < totals.iterations < before.iterations + LOOK_ITERATIONS:
+            if 0 < totals.iterations < before.iterations + self._settings.look_iterations:
                 continue  # of a few, a large part may lie on the other side of this moment
             self._seen[role] = totals
             busy_s = totals.busy_s - before.busy_s
@@ -395,89 +386,121 @@ class Controller:
                     min(totals.both_s - before.both_s, busy_s),
                 )
             )
-        if now - self._decided_s >= DECIDE_S:
-            self._decide(now)
+        tracks = sum(problem.tracks.total() for problem in self._problems.values())
+        moved = abs(tracks - self._decided_tracks) > self._settings.tracks_moved * max(tracks, self._decided_tracks)
+        if moved or now - self._decided_s >= self._settings.decide_s:
+            self._decide(now, tracks)
 
-    def _decide(self, now: float) -> None:
+    def _decide(self, now: float, tracks: int) -> None:
+        """Chooses the problems that speculate. Those that do so now stay, unless another choice is clearly better."""
         target = self._fits[Role.TARGET].costs
         draft = self._fits[Role.DRAFT].costs
-        if target is None or draft is None or not self._drafted:
+        if target is None or draft is None or not tracks:
             return
-        self._decided_s = now
-        self._weigh()
+        self._decided_s, self._decided_tracks = now, tracks
         shape = self._step
-        tracks = sum(problem.tracks.total() for problem in self._problems.values())
-        seated = 1 - min(1.0, self._waiting / max(1, tracks))
-        known = {name: p for name, p in self._problems.items() if p.verdicts >= PROBES}
-        everyone = tracks * seated
-        self._measure(now)
-        correction = self._found[True].value / self._found[False].value
-        groups = self._groups(seated, self._acceptance)
-        threshold, gain = best_threshold(groups, shape, target, draft, correction=correction)
-        self.threshold, self.gain = (threshold, gain) if gain >= GAIN_ON else (2.0, 1.0)
-        _, best = best_threshold([Group(everyone, HOPEFUL)], shape, target, draft, correction=correction)
-        self._hopeless = best < GAIN_ON and not any(problem.speculates for problem in known.values())
-        for problem in known.values():
-            self._turn(problem)
+        seated = 1 - min(1.0, self._waiting / tracks)
+        if not seated:
+            return
+        tail = self._tail(tracks * seated, shape, target, draft)
+        alone = predict([Group(tracks * seated, None)], shape, target, None).rate
+
+        def worth(speculate: Callable[[_Problem], bool], tail: float) -> float:
+            """Predicted tokens a second over those of the target alone."""
+            groups = self._groups(seated, lambda p: self._acceptance(p) if speculate(p) else None)
+            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * seated)
+            rate = predict(groups, shape, target, draft).rate if share else alone
+            return rate / alone * (1 + share * (1 / (1 + tail) - 1))
+
+        bounds = sorted({round(self._acceptance(p) * 20) / 20 for p in self._problems.values()})
+        worths = {
+            bound: worth(lambda p, bound=bound: round(self._acceptance(p) * 20) / 20 >= bound, tail) for bound in bounds
+        }
+        worths[2.0] = 1.0
+        bound = min(one for one, value in worths.items() if value >= max(worths.values()) * (1 - self._settings.even))
+        now_worth = worth(lambda p: p.speculates, 0.0)  # tracks that speculate are uneven by now, whatever they do
+        self.threshold, self.gain = (bound, worths[bound]) if worths[bound] >= self._settings.gain_on else (2.0, 1.0)
+        best = self.gain if self.threshold <= 1 else 1.0
+        change = best >= now_worth * (1 + self._settings.hysteresis)
+        hope = min(self._settings.hopeful, self._hoped())
+        hoped = predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
+        self._hopeless = hoped < self._settings.gain_on and self.threshold > 1
+        for problem in self._problems.values():
+            if change:
+                self._turn(problem)
+            else:
+                problem.reason = self._reason(problem)
         at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
         load = predict(at_work, shape, target, draft)
-        self._expect(now, at_work, load.rate)
         self._eager = (
-            draft.slowdown + target.slowdown < EAGER_COST
-            and (target.p + target.k * shape.context) * load.target_load < EAGER_COST * target.w
-            and (draft.p + draft.k * shape.context) * load.draft_load < EAGER_COST * draft.w
+            draft.slowdown + target.slowdown < self._settings.eager_cost
+            and (target.p + target.k * shape.context) * load.target_load < self._settings.eager_cost * target.w
+            and (draft.p + draft.k * shape.context) * load.draft_load < self._settings.eager_cost * draft.w
         )
+
+    def _hoped(self) -> float:
+        """The acceptance that the problems may well have, for all that is known."""
+        mean = self._kept / self._verdicts
+        return mean + self._settings.hope * (mean * (1 - mean) / self._verdicts) ** 0.5
+
+    def _tail(self, tracks: float, shape: StepShape, target: EngineCosts, draft: EngineCosts) -> float:
+        """By what share the slowest of the tracks is later than the mean one, because its drafts happened to be rejected."""
+        steps = self._steps_a_track
+        if tracks <= 1 or not steps:
+            return 0.0
+        accepted = self._kept / self._verdicts
+        found = predict([Group(tracks, accepted)], shape, target, draft)
+        kept_s = shape.drafted * found.draft_s + shape.scores * 1.5 * found.target_s
+        written_s = shape.written * found.target_s
+        mean = kept_s + (1 - accepted) * written_s
+        spread = (accepted * (1 - accepted)) ** 0.5 * written_s
+        return self._settings.tail * (2 * math.log(tracks)) ** 0.5 * spread / mean / steps**0.5
 
     def _turn(self, problem: _Problem) -> None:
         """Turns a problem on or off by the break-even of the moment."""
         accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
-        rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
-        if problem.speculates and accepted < self.threshold - MARGIN:
-            problem.speculates = False
-            problem.changes += 1
-            problem.since, problem.again = 0, max(PROBE_AGAIN, 2 * problem.again)
-        elif not problem.speculates and accepted >= self.threshold:
-            settled = problem.changes >= CHANGES_FREE and self.threshold >= problem.tried_at - MOVED
-            if settled and problem.since < problem.again:
+        wanted = accepted >= self.threshold
+        if wanted != problem.speculates:
+            settled = (
+                problem.changes >= self._settings.changes_free
+                and self.threshold >= problem.tried_at - self._settings.moved
+            )
+            if wanted and settled and problem.since < problem.again:
                 return
-            problem.speculates = True
+            problem.speculates = wanted
             problem.changes += 1
-            # A break-even that only goes back and forth has not moved.
-            problem.tried_at = min(problem.tried_at, self.threshold)
-        problem.reason = (
-            f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
-            if problem.speculates
-            else f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
-        )
+            if wanted:
+                problem.tried_at = min(problem.tried_at, self.threshold)
+            else:
+                problem.since, problem.again = 0, max(self._settings.probe_again, 2 * problem.again)
+        problem.reason = self._reason(problem)
+
+    def _reason(self, problem: _Problem) -> str:
+        accepted = round(self._acceptance(problem) * 20) / 20
+        rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
+        if problem.speculates:
+            return f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
+        return f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
 
     def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
-        """All tracks at work, put together by acceptance in steps of 0.05."""
+        """Groups all tracks at work by acceptance in steps of 0.05."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
             tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
         return [Group(count * seated, accepted) for accepted, count in tracks.items()]
 
-    def _measure(self, now: float) -> None:
-        """Compares what was committed with what was predicted of the tracks at work, from decision to decision."""
-        if (window := self._window) is None:
-            return
-        window.predicted += window.rate * (now - window.since_s)
-        if (tokens := self._tokens - window.tokens) >= RATE_TOKENS:
-            found, ratio = self._found[window.speculates], tokens / window.predicted
-            found.value += CORRECTION_WEIGHT * (min(CORRECTION_MAX, max(1 / CORRECTION_MAX, ratio)) - found.value)
-            self._window = None
+    @property
+    def _steps_a_track(self) -> float:
+        """By the budget; 0 where none is known."""
+        return self.budget / self._shape["written"].value
 
-    def _expect(self, now: float, groups: Sequence[Group], rate: float) -> None:
-        """What will be compared with what comes from now on."""
-        everyone = sum(group.tracks for group in groups)
-        speculating = sum(group.tracks for group in groups if group.acceptance is not None)
-        if not everyone or 0 < speculating < everyone / 2:
-            self._window = None
-            return
-        if self._window is None or self._window.speculates != (speculating > 0):
-            self._window = _Window(speculating > 0, self._tokens)
-        self._window.since_s, self._window.rate = now, rate
+    @property
+    def _steps_left(self) -> float:
+        """Of a track at work, on average."""
+        tracks = sum(problem.tracks.total() for problem in self._problems.values())
+        committed = sum(problem.committed.total() for problem in self._problems.values())
+        return (self.budget - committed / max(1, tracks)) / self._shape["written"].value
 
     @property
     def _step(self) -> StepShape:

@@ -1,4 +1,4 @@
-"""What the engines did during a run: their counters and those of their queues, at its end less those at its beginning."""
+"""Measures what the engines did during a run: counters of engines and queues at its end less those at its beginning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """Seconds are the mean of a role's engines, counts their sum."""
+    """Sums over a role's engines; seconds are their mean."""
 
     busy_s: float
     idle_ready_s: float
@@ -42,7 +42,7 @@ class _Totals:
 
 
 class Meter:
-    """Begins when it is made. What other runs ask of the same engines meanwhile is measured with it."""
+    """Measures from its creation on. Work of other runs on the same engines is included."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -50,7 +50,7 @@ class Meter:
         self._stood_up = scheduler.admission.stood_up
 
     def facts(self) -> dict[str, EngineFacts]:
-        """What the engines are, by role."""
+        """Returns what the engines are, by role."""
         facts: dict[str, EngineFacts] = {}
         for role, lane in self._scheduler.lanes.items():
             stats = lane.engine.stats()
@@ -68,11 +68,11 @@ class Meter:
         return self._scheduler.admission.stood_up - self._stood_up
 
     def busy_s(self) -> dict[str, float]:
-        """Seconds in which each role's engines had work."""
+        """Returns the seconds in which each role's engines had work."""
         return {role: round(totals.busy_s - self._before[role].busy_s, 6) for role, totals in self._totals().items()}
 
     def reports(self) -> dict[str, EngineReport]:
-        """What else they did, by role."""
+        """Returns what else they did, by role."""
         reports: dict[str, EngineReport] = {}
         for role, totals in self._totals().items():
             before = self._before[role]

@@ -1,36 +1,28 @@
-"""What an engine's iterations cost, learned while it works.
+"""Estimates what an engine's iterations cost, while it works.
 
-An iteration takes ``w + p * new tokens + k * context tokens``, and longer where another engine works on the same device. Between
-two looks at an engine, the seconds in which it was busy are that, summed over the iterations there were: four unknowns and one
-equation a look. They are fitted by least squares with old looks fading, and none is ever negative.
+An iteration takes ``w + p * new tokens + k * context tokens``, and longer while another engine works on the same
+device. Between two looks at an engine, the seconds in which it was busy are that, summed over its iterations: four
+unknowns and one equation a look. They are fitted by least squares, with older looks counting less; no constant is ever
+negative.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from speclrm.runtime.engine import EngineCosts
+
 MEMORY = 0.98
-"""What a look counts after the next one."""
+"""Weight of a look relative to the next one."""
 PRIOR = 4.0
-"""How many looks the first guess counts: that an iteration's cost is all its own, whatever is in it."""
+"""Weight of the first guess, in looks: that an iteration's cost is constant, whatever is in it."""
 HOLD, HOLD_SLOWDOWN = 0.05, 0.02
 """How hard the guess holds, beside the weight of a column. It lets go with time, but for the slowdown: an engine that never
 worked alone cannot be told from a slow one, and is better taken for that.
 """
+HOLD_KNOWN = 0.5
+"""The same for what was measured before the run: looks at an engine at work tell its four costs apart only slowly."""
 SLOWDOWN_MAX = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCosts:
-    """Seconds: ``w`` an iteration, ``p`` a new token, ``k`` a token of context in an iteration.
-
-    ``slowdown``: by what share an iteration takes longer while another engine works.
-    """
-
-    w: float
-    p: float = 0.0
-    k: float = 0.0
-    slowdown: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +41,11 @@ class Look:
 
 @dataclass(slots=True)
 class CostFit:
-    """The running estimate for one engine. ``costs``: None until the first look."""
+    """The running estimate for one engine. ``known``: what was known of it before; ``costs``: that, or None, until the first
+    look.
+    """
 
+    known: EngineCosts | None = None
     _gram: list[list[float]] = field(default_factory=lambda: [[0.0] * 4 for _ in range(4)])
     _right: list[float] = field(default_factory=lambda: [0.0] * 4)
     _looks: int = 0
@@ -58,17 +53,17 @@ class CostFit:
 
     @property
     def costs(self) -> EngineCosts | None:
-        return self._costs
+        return self._costs or self.known
 
     def add(self, look: Look) -> None:
-        """Looks without an iteration say nothing."""
+        """Adds a look; one without an iteration changes nothing."""
         if look.iterations <= 0 or look.busy_s <= 0:
             return
-        # Each look counts the same, however long it took: all is taken per iteration.
+        # Each look counts the same, however long it took: all numbers are per iteration.
         scale = 1.0 / look.iterations
         row = [1.0, look.new_tokens * scale, look.context * scale, 0.0]
         seconds = look.busy_s * scale
-        alone = self._costs or EngineCosts(seconds)
+        alone = self.costs or EngineCosts(seconds)
         row[3] = look.both_s / look.busy_s * (alone.w + alone.p * row[1] + alone.k * row[2])
         for i in range(4):
             self._right[i] = self._right[i] * MEMORY + row[i] * seconds
@@ -78,12 +73,17 @@ class CostFit:
         self._costs = self._solve(seconds)
 
     def _solve(self, seconds: float) -> EngineCosts:
-        # A look's columns differ by orders of magnitude: scale them, and hold each unknown near its guess.
+        # A look's columns differ by orders of magnitude: scale them, and pull each unknown towards its guess.
         scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
-        guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
-        letting_go = HOLD * PRIOR / (PRIOR + self._looks)
-        hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
+        if self.known is None:
+            guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
+            letting_go = HOLD * PRIOR / (PRIOR + self._looks)
+            hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
+        else:
+            guess = [self.known.w, self.known.p, self.known.k, self.known.slowdown]
+            hold = [HOLD_KNOWN] * 4
         active = [i for i in range(4) if self._gram[i][i] > 0]
+        unseen = [i for i in range(4) if i not in active]
         while active:
             matrix = [
                 [self._gram[i][j] / (scales[i] * scales[j]) + (hold[i] if i == j else 0.0) for j in active]
@@ -98,13 +98,17 @@ class CostFit:
             active.remove(min(negative, key=lambda i: found[i] * scales[i]))
         else:
             found = {0: seconds}
+        for i in unseen:
+            found[i] = guess[i]
         return EngineCosts(
             found.get(0, 0.0), found.get(1, 0.0), found.get(2, 0.0), min(SLOWDOWN_MAX, found.get(3, 0.0))
         )
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gaussian elimination with pivots; the matrices are small and, by what is added to their diagonal, regular."""
+    """Solves the equations by Gaussian elimination with pivots; the matrices are small, and regular because of what is
+    added to their diagonal.
+    """
     size = len(right)
     rows = [[*matrix[i], right[i]] for i in range(size)]
     for i in range(size):

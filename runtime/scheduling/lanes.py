@@ -1,9 +1,9 @@
-"""A lane: what stands before the engines of one model role. Each operation goes to its engine as soon as there is room.
+"""Queues requests before the engines of one model role, and sends each as soon as there is room.
 
-There is no dispatcher and no round: an operation that finds room starts at once, and one that ends hands its place to
-the most urgent one waiting. Nothing is held back to collect a batch: the engine batches by itself at each iteration.
-How many may be in an engine is found from the engine's own statistics: what it would only queue is better queued here,
-where a more urgent one can pass and one that became useless never reaches it.
+There is no dispatcher and no round: a request that finds room starts at once, and one that ends gives its place to the
+most urgent one waiting. Nothing is held back to collect a batch: the engine batches by itself at each iteration. The
+engine's own statistics decide how many requests it gets: what it would only queue is better queued here, where a more
+urgent one can pass and one that became useless never reaches it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from speclrm.runtime.scheduling.requests import Flight
 
 SURPLUS = 1.25
-"""In-flight requests for each sequence that the engine runs. The surplus waits inside the engine, so that a place that
-falls free is filled at the very next iteration instead of one round trip later."""
+"""Requests in flight for each sequence that the engine runs. The surplus waits inside the engine, so that a free place
+is filled at the very next iteration instead of one round trip later."""
 
 CAP_INTERVAL_S = 0.25
-"""How often the engine's statistics are asked for the bound of requests in flight."""
-
+"""Seconds between two adaptations of the number of requests in flight to the engine's statistics."""
 
 RESERVE_SHARE = 8
-"""Of the sequences that an engine runs, one in so many, but one at least, is kept from writes while there are short requests."""
+"""One in this many of an engine's sequences, and at least one, is kept free of writes while there are short requests."""
 
 RESERVE_S = 10.0
-"""For so long at least after the last short request, and twice that at most."""
+"""Seconds for which that lasts after the last short request, at least; at most twice as long."""
 
 STALL_LIMIT_S = 600.0
-"""How long an engine that somebody reads from may show no progress. A long prompt on a slow CPU takes minutes, never ten."""
+"""Seconds without progress after which an engine that somebody reads from has stalled: more than a long prompt on a
+slow CPU takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class LaneStats:
     """A snapshot of one engine's queue. Seconds and counts run from the start.
 
     ``waited_s``: the sum of all waits for a place. ``busy_s``: seconds in which at least one operation was in flight.
-    ``idle_ready_s``: seconds in which none was, though a track stood ready to send one: the runtime's own delay.
-    ``engine``: what the engine says of itself; ``batch``: requests in one of its iterations, on average.
+    ``idle_ready_s``: seconds in which none was, though a track was ready to send one: the runtime's own delay.
+    ``engine``: the engine's own statistics; ``batch``: requests in one of its iterations, on average.
     """
 
     waiting: int
@@ -68,10 +68,9 @@ class LaneStats:
 
 
 class Stay:
-    """A flight's time in its lane: the block around it, and the iterator over its deltas.
+    """A request's time in its lane: the block around it, and the iterator over its deltas.
 
-    Written out, where two generators would be shorter: the loop keeps a weak reference to every one, and so much
-    ceremony was a tenth of all that a step costs.
+    A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
 
     __slots__ = ("_flight", "_queue", "_reader", "_stalled", "_started", "_stream")
@@ -107,7 +106,7 @@ class Stay:
         try:
             delta = await self._stream.__anext__()
         except asyncio.CancelledError as error:
-            # As asyncio.timeout does it: only the watch's own cancellation becomes another error.
+            # As in asyncio.timeout: only the watch's own cancellation becomes another error.
             if self._stalled and task.uncancel() <= others:
                 raise self._stall_error() from error
             raise
@@ -123,7 +122,7 @@ class Stay:
         return self._reader is not None
 
     def stall(self) -> None:
-        """Ends the wait for the next delta with EngineStalledError. To be called while somebody ``waits``."""
+        """Ends the wait for the next delta with EngineStalledError. May be called only while somebody ``waits``."""
         assert self._reader is not None
         if not self._stalled:
             self._stalled = True
@@ -173,10 +172,10 @@ class Lane:
         return [queue.engine for queue in self.queues]
 
     def recall(self, flight: Flight) -> None:
-        """No trace stands behind a live lane."""
+        """Does nothing: a live lane has no trace behind it."""
 
     def fly(self, flight: Flight) -> Stay:
-        """Waits for room, then opens the engine's stream. ``flight`` is kept up to date with each delta.
+        """Waits for room, then opens the engine's stream. Each delta updates ``flight``.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
 
@@ -186,25 +185,25 @@ class Lane:
         return Stay(self.queues[flight.place], flight)
 
     def wants_place(self, flight: Flight) -> bool:
-        """Whether a lasting flight that is in its engine should give its place up at the end of its step, and ask again.
+        """Whether a lasting request in its engine should give its place up at the end of its step, and ask again.
 
-        So it is while something more urgent is kept from the engine, and all places are held by flights that last.
+        True while something more urgent waits and lasting requests hold all places.
         """
         return self.queues[flight.place].wants_place(flight)
 
     async def run(self, flight: Flight) -> None:
-        """Takes a flight to its end."""
+        """Reads a request to its end."""
         async with self.fly(flight) as deltas:
             async for _ in deltas:
                 pass
 
     def stats(self) -> tuple[LaneStats, ...]:
-        """Of each engine."""
+        """Returns a snapshot of each engine's queue."""
         return tuple(queue.stats() for queue in self.queues)
 
 
 class Overlap:
-    """Seconds in which engines of several roles worked side by side: on one device they slow each other down."""
+    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down."""
 
     def __init__(self) -> None:
         self._busy: Counter[Role] = Counter()
@@ -216,7 +215,7 @@ class Overlap:
         return self._both_s + (now_s() - self._since_s if len(self._busy) > 1 else 0.0)
 
     def change(self, role: Role, by: int) -> None:
-        """An engine of that role begins (1) or ends (-1) to have work."""
+        """Notes that an engine of that role begins (1) or ends (-1) to have work."""
         self._both_s = self.both_s
         self._since_s = now_s()
         self._busy[role] += by
@@ -239,7 +238,7 @@ class _Queue:
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
-        # Those that last wait for themselves: others pass them into the places that they may not have.
+        # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
         self._waiting: dict[bool, Waiting[asyncio.Future[None]]] = {lasting: Waiting() for lasting in (False, True)}
         self._lasting = 0
         self._short = _Peak()
@@ -252,9 +251,9 @@ class _Queue:
         self.operations = 0
 
     async def watch(self) -> None:
-        """Ends the waits for an engine that stands still. Runs until cancelled; one per engine.
+        """Ends the waits for an engine that makes no progress. Runs until cancelled; one per engine.
 
-        What counts is that somebody waits: of an engine from which nobody reads nothing can be said.
+        Only waits count: nothing can be said of an engine from which nobody reads.
         """
         seen = (-1, 0.0)
         while True:
@@ -297,7 +296,7 @@ class _Queue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave(flight)  # the place was given in the same moment: hand it on
+                self.leave(flight)  # the place was given at the same moment: pass it on
             else:
                 waiting.remove(number)
             raise
@@ -306,13 +305,15 @@ class _Queue:
         if not flight.lasting:
             return False
         short = self.in_flight - self._lasting
-        if short:  # what is in the engine may only wait there, behind writes that fill it
+        if short:  # a request in the engine may still wait there, behind writes that fill it
             return self._lasting >= self.engine.max_num_seqs
         waiting = self._waiting[False]
         return bool(waiting) and waiting.first()[0] < flight.request.priority
 
     def _has_room(self, lasting: bool) -> bool:
-        """Whether one more may go to the engine. Those that last leave a few of its sequences to others, while there are any."""
+        """Whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
+        there are any.
+        """
         if not lasting or self.in_flight >= self._cap:
             return self.in_flight < self._cap
         short = self._short.value
@@ -322,7 +323,7 @@ class _Queue:
         return self._lasting < max(1, runs - min(short, max(1, runs // RESERVE_SHARE)))
 
     def _adapt(self) -> None:
-        """The bound of requests in flight, from what the engine runs and what it only queues."""
+        """Adapts the bound of requests in flight to what the engine runs and what it only queues."""
         if self._fixed or now_s() - self._cap_s < CAP_INTERVAL_S:
             return
         self._cap_s = now_s()
@@ -345,19 +346,19 @@ class _Queue:
         self._lasting -= flight.lasting
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s
-            self._since_s = now_s()  # from now on: of being idle
+            self._since_s = now_s()  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
         self._serve()
 
     def _serve(self) -> None:
-        """Gives the places that are free to the most urgent ones waiting."""
+        """Gives free places to the most urgent requests."""
         while (lasting := self._next()) is not None:
             turn = self._waiting[lasting].pop()
             if not turn.done():
                 self._take_place(lasting)
                 turn.set_result(None)
         if self._later is None and self._waiting[True] and self.in_flight < self._cap:
-            # What is left of free places is kept for others; should nobody come for them, no event would say so.
+            # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
     def _serve_later(self) -> None:
@@ -365,7 +366,7 @@ class _Queue:
         self._serve()
 
     def _next(self) -> bool | None:
-        """Of which kind the next one to get a place is; None where there is no place or nobody waits for it."""
+        """Returns the kind of request that gets the next place; None if there is no place or nobody waits for it."""
         found: tuple[int, bool] | None = None
         for lasting, waiting in self._waiting.items():
             if waiting and self._has_room(lasting):
@@ -375,7 +376,7 @@ class _Queue:
 
 
 class _Peak:
-    """The most of something at once, over the last ``RESERVE_S`` seconds and up to twice as many."""
+    """Tracks the maximum of a number over the last ``RESERVE_S`` seconds and up to twice as many."""
 
     def __init__(self) -> None:
         self._since_s = float("-inf")

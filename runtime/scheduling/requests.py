@@ -1,4 +1,4 @@
-"""One request on its way, and what it has cost so far."""
+"""Holds one request in flight, its digest, and its costs so far."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 RANK_WIDTH = 1_000_000
-"""Priorities below it are those of requests that are short and that a whole track waits for (``scheduler.priority``)."""
+"""Priorities below it are those of short requests that a whole track waits for (``scheduler.priority``)."""
 
 
 def digest(request: Request) -> str:
-    """Twelve characters that are equal for equal requests: all that an engine's answer may depend on, but for its limits.
+    """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except its limits.
 
     Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
     """
@@ -48,12 +48,12 @@ def digest(request: Request) -> str:
 
 @dataclass(slots=True)
 class Flight:
-    """One request and what has become of it so far; complete enough to be accounted for at any moment.
+    """One request and what became of it so far; complete enough to be accounted for at any moment.
 
-    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have gone on.
-    ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta. ``cut``: the
-    stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: what a trace says in
-    place of a report made here, where the request is answered from one.
+    ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have
+    continued. ``queue_s`` and ``engine_s``: seconds waited for the engine, and seconds in it, up to the last delta.
+    ``cut``: the stream is over without a finish, since an earlier attempt of the run ended there. ``recorded``: the
+    trace's reports of this request, used instead of new ones if a trace answers it.
     """
 
     request: Request
@@ -77,7 +77,7 @@ class Flight:
     _reported_s: float = 0.0
 
     def take(self, delta: Delta) -> None:
-        """Raises EngineError where an engine leaves out log-probabilities that were asked for."""
+        """Takes a delta. Raises EngineError if the engine left out log-probabilities that were asked for."""
         request = self.request
         if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
             raise EngineError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
@@ -98,12 +98,12 @@ class Flight:
 
     @property
     def lasting(self) -> bool:
-        """Whether it brings step after step: no step's end stops a write, which may keep its place for minutes."""
+        """Whether it brings step after step: a write does not stop at a step's end, and may keep its place for minutes."""
         return self.request.priority >= RANK_WIDTH and not self.request.stop_ids and self.request.max_tokens > 1
 
     @property
     def over(self) -> bool:
-        """Whether everything that will come has come and was reported."""
+        """Whether everything has arrived and was reported."""
         return self.finish is not None and not self.unreported_tokens
 
     @property
@@ -112,8 +112,9 @@ class Flight:
 
     @property
     def owes_report(self) -> bool:
-        """Whether closing the request now leaves something to account for. A trace knows better than what came from it:
-        it may have tokens that had arrived after the last share was made, or say that the request died unaccounted for.
+        """Whether closing the request now leaves something to account for. A trace knows this better than the tokens
+        that arrived: it may have tokens that came after the last share was made, or say that the request was never
+        accounted for.
         """
         if self.recorded is not None and self.recorded.left:
             return self.recorded.dropped_next
@@ -122,12 +123,12 @@ class Flight:
     def report(
         self, tokens: int | None = None, *, kept: Sequence[int] | None = None, digits: bool = False
     ) -> Operation:
-        """The cost since the last report, of the next ``tokens`` output tokens (all that came, unless told).
+        """Returns the cost since the last report, of the next ``tokens`` output tokens (by default of all that arrived).
 
-        The sum over all reports of a flight is the flight's whole cost. ``kept``: the ids of the step that the share goes
-        to, from where it begins; what came beside them is put into the operation, so that a replay can answer the request
-        with all that the loop saw. None where the request was given up: no replay will answer it. ``digits``: whether the
-        event tells the log-probabilities of the request's ``logprob_ids``.
+        The sum over all reports of a request is its whole cost. ``kept``: the ids of the step that the share goes to,
+        from where the share begins; the operation also gets the ids beside them, so that a replay can answer the
+        request with all that the loop saw. None if the request was abandoned: no replay will answer it. ``digits``:
+        whether the event has the log-probabilities of the request's ``logprob_ids``.
         """
         start = self._reported_tokens
         first = not self._reports
@@ -140,11 +141,11 @@ class Flight:
             id=self.request.id,
             engine=self.engine,
             seed=self.request.seed,
-            # What was given up before the first token may never have been read: nothing is known of it.
+            # A request abandoned before its first token may never have been read: its tokens are unknown.
             prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
-            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits are only bytes in the trace
+            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
             engine_s=round(seconds, 6),
             digest=digest(self.request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
@@ -152,7 +153,7 @@ class Flight:
         return operation if self.recorded is None else self.recorded.report(operation)
 
     def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
-        """The fields of an operation that a replay needs beside the step that it went to."""
+        """Returns the fields of an operation that a replay needs beside the step that it went to."""
         share = self.ids[start : start + tokens]
         common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
         logprobs = () if digits else tuple((self.logprobs or {}).values())
@@ -177,16 +178,16 @@ class RecordedReports(Protocol):
 
     @property
     def dropped_next(self) -> bool:
-        """Whether the next one says that the request was given up."""
+        """Whether the next one says that the request was abandoned."""
         ...
 
     def report(self, now: Operation) -> Operation:
-        """The next one: what only the engine could know is taken from the trace, the rest from ``now``."""
+        """Returns the next one: what only the engine could know comes from the trace, the rest from ``now``."""
         ...
 
 
 def _finite(logprob: float) -> float:
-    """Also what is not a number is no evidence for anything."""
+    """Replaces minus infinity and NaN by ``LOGPROB_MIN``."""
     return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
 
 
@@ -200,7 +201,7 @@ class Flights(Protocol):
     def engines(self) -> Sequence[Engine]: ...
 
     def recall(self, flight: Flight) -> None:
-        """Gives a new flight what a trace says of its request, before it is sent or given up."""
+        """Gives a new request what a trace says of it, before it is sent or abandoned."""
         ...
 
     def wants_place(self, flight: Flight) -> bool:

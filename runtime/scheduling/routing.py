@@ -1,4 +1,4 @@
-"""Which of a role's engines a track lives on: a pure function of a snapshot.
+"""Chooses the engine that a track lives on, from a snapshot of a role's engines.
 
 A track stays where it began, since the engine there holds its keys and values.
 """
@@ -22,9 +22,9 @@ class Place:
 
 
 def least_loaded(places: Sequence[Place]) -> int:
-    """The number of the engine that a new track should live on: the fewest tokens of context, then the fewest requests.
+    """Returns the number of the engine for a new track: the fewest tokens of context, then the fewest requests.
 
-    Dead engines are passed over as long as one lives.
+    Dead engines are skipped as long as one lives.
     """
     numbers = [number for number, place in enumerate(places) if place.alive] or list(range(len(places)))
     return min(numbers, key=lambda number: (places[number].tokens, places[number].in_flight, number))

@@ -1,4 +1,4 @@
-"""Where the requests of all tracks of all problems meet: a lane a role, the room of the engines, the order of service."""
+"""Schedules the requests of all tracks of all problems: a lane for each role, the engines' room, and the order of service."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _AHEAD_RANK = 3
 
 
 def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
-    """Lower is served earlier: scores before rewrites before new steps; among equals, older samples first.
+    """Returns a number that is lower for what is served earlier: scores, then rewrites, then new steps; older samples first.
 
-    A score is short and everything else of its track waits for it; finishing old samples frees their memory. What is made
-    ``ahead`` of a decision comes last: nobody waits for it yet.
-    ``order``: the sample's number in the order of their starts.
+    A score is short and everything else of its track waits for it; finishing old samples frees their memory. Work made
+    ``ahead`` of a decision comes last: nobody waits for it yet. ``order``: the sample's number in the order of their
+    starts.
     """
     return (_AHEAD_RANK if ahead else _RANK[purpose]) * RANK_WIDTH + min(order, RANK_WIDTH - 1)
 
 
 class Scheduler:
-    """The lanes of a runtime, the seats of its tracks, and what decides whether they speculate.
+    """Holds the lanes of a runtime, the seats of its tracks, and the controller.
 
     ``engines``: one of each role, or several with the same model.
     """
@@ -59,7 +59,7 @@ class Scheduler:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Scheduler, None]:
-        """Keeps watch over the engines for as long as the block lasts."""
+        """Watches the engines for as long as the block lasts."""
         watches = [
             asyncio.create_task(queue.watch(), name=f"watch {queue.engine.name}")
             for lane in self.lanes.values()
@@ -73,5 +73,5 @@ class Scheduler:
             await asyncio.gather(*watches, return_exceptions=True)
 
     def stats(self) -> dict[Role, tuple[LaneStats, ...]]:
-        """A snapshot of each queue, by role and in the order of the role's engines."""
+        """Returns a snapshot of each queue, by role and in the order of the role's engines."""
         return {role: lane.stats() for role, lane in self.lanes.items()}

@@ -1,4 +1,4 @@
-"""Those who wait for their turn, the most urgent first."""
+"""A priority queue whose entries may leave at any time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Waiting(Generic[T]):
-    """A queue by order, of equals the one that came first; anyone may go away before his turn.
+    """A queue by order, first come first served among equals; any entry may leave before its turn.
 
-    ``order``: any values that compare. Who goes away is only forgotten, since looking for him would take as long as the
-    queue is; once more than half of what is kept is of that kind, it is thrown out. So each costs about the same, in
-    whatever number they come and go.
+    ``order``: any values that compare. An entry that leaves is only marked, since finding it would take as long as the
+    queue is; once more than half of the entries are marked, they are removed together. So each operation costs about
+    the same, whatever the number of entries.
     """
 
     def __init__(self) -> None:
@@ -26,26 +26,26 @@ class Waiting(Generic[T]):
         return len(self._here)
 
     def push(self, order: Any, item: T) -> int:
-        """Returns the number by which it can be taken out again."""
+        """Adds an entry and returns the number by which it can be removed again."""
         number = next(self._numbers)
         heapq.heappush(self._heap, (order, number, item))
         self._here.add(number)
         return number
 
     def remove(self, number: int) -> None:
-        """Takes one out, unless his turn has come already."""
+        """Removes an entry, unless its turn has come already."""
         self._here.discard(number)
         self._throw_out()
 
     def first(self) -> tuple[Any, T]:
-        """Whose turn it is, with his order. Raises IndexError where nobody waits."""
+        """Returns the first entry with its order. Raises IndexError if nobody waits."""
         while self._heap[0][1] not in self._here:
             heapq.heappop(self._heap)
         order, _, item = self._heap[0]
         return order, item
 
     def pop(self) -> T:
-        """Takes him out. Raises IndexError where nobody waits."""
+        """Removes the first entry. Raises IndexError if nobody waits."""
         self.first()
         _, number, item = heapq.heappop(self._heap)
         self._here.remove(number)

@@ -1,1 +1,1 @@
-"""Text and ids: tokenizers, contexts, prompts, and where a step ends."""
+"""Handles text and ids: tokenizers, contexts, prompts, and the ends of steps."""

@@ -1,4 +1,4 @@
-"""A track's token ids, as each model sees them: append-only, and never tokenised again."""
+"""Holds a track's token ids, as each model sees them: append-only, and never tokenised again."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Tokenizer
 
 DIGEST_BYTES = 9
-"""Of the hash of a request's ids: twelve characters in the trace."""
+"""Length of the hash of a request's ids: twelve characters in the trace."""
 DECODE_PREFIX = 6
-"""Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's
-own incremental detokenizer uses the same idea with 5 (v1/engine/detokenizer.py)."""
+"""Ids decoded before a piece, so that a tokenizer which treats the start of a text specially sees no start. vLLM's own
+incremental detokenizer does the same with 5 (v1/engine/detokenizer.py)."""
 
 
 class Ids(Sequence[int]):
-    """A context as it stood at one moment, with more ids behind it.
+    """A context as it was at one moment, followed by more ids.
 
-    It shares the context's memory: a request waits, and is in the engine, without a copy of what may be thousands of
-    ids. The context only grows, so what stands before ``length`` stays as it was.
+    It shares the context's memory, so that waiting requests hold no copies of what may be thousands of ids. The context
+    only grows, so the ids before ``length`` stay as they were.
     """
 
     __slots__ = ("_behind", "_hash", "_ids", "_length")
@@ -44,7 +44,7 @@ class Ids(Sequence[int]):
         return iter(self.tolist())
 
     def hashed(self) -> blake2b:
-        """A hash that has taken in all ids, as 32-bit words; what the context has hashed before is not hashed again."""
+        """Returns a hash of all ids, as 32-bit words; ids that the context has hashed before are not hashed again."""
         state = (
             blake2b(self._ids[: self._length].tobytes(), digest_size=DIGEST_BYTES)
             if self._hash is None
@@ -54,7 +54,7 @@ class Ids(Sequence[int]):
         return state
 
     def tolist(self) -> list[int]:
-        """All ids, copied."""
+        """Returns a copy of all ids."""
         ids = self._ids[: self._length].tolist()
         ids.extend(self._behind)
         return ids
@@ -68,7 +68,7 @@ class Ids(Sequence[int]):
             start, stop, step = index.indices(len(self))
             if step != 1:
                 return self.tolist()[index]
-            length = self._length  # only what is asked for is copied, not what may be thousands of ids before it
+            length = self._length  # copies only the requested ids, not the thousands before them
             ids = self._ids[min(start, length) : min(stop, length)].tolist()
             ids.extend(self._behind[max(start - length, 0) : max(stop - length, 0)])
             return ids
@@ -77,7 +77,7 @@ class Ids(Sequence[int]):
 
 
 class Context:
-    """One model's view of a track. ``ids`` grows and is never changed."""
+    """One model's view of a track. ``ids`` grows; what is there never changes."""
 
     __slots__ = ("_hash", "_ids", "tokenizer")
 
@@ -90,7 +90,7 @@ class Context:
         return len(self._ids)
 
     def ids(self, *more: Sequence[int], length: int | None = None) -> Ids:
-        """The first ``length`` ids, all unless told, with more behind them."""
+        """Returns the first ``length`` ids (default: all), followed by more."""
         behind = tuple(chain.from_iterable(more))
         if length is None or length == len(self._ids):
             return Ids(self._ids, len(self._ids), behind, self._hash.copy())
@@ -102,7 +102,7 @@ class Context:
         self._hash.update(new.tobytes())
 
     def text_of(self, ids: Sequence[int], before: Sequence[int] = (), length: int | None = None) -> str:
-        """The text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""
+        """Returns the text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""
         end = len(self._ids) if length is None else length
         prefix = [*self._ids[max(0, end - DECODE_PREFIX) : end], *before][-DECODE_PREFIX:]
         known = self.tokenizer.decode(prefix)
@@ -123,8 +123,8 @@ class Context:
 
 
 def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenizer) -> Sequence[int]:
-    """The same piece of text in another model's ids. A control id becomes that of the same mark, where the other model has
-    it, and nothing else becomes one.
+    """Returns the same piece of text in another model's ids. A control id becomes that of the same mark, if the other
+    model has it, and nothing else becomes one.
 
     Equal vocabularies share ids, except those of marks, whose numbers may differ even then. An id that the source's
     tokenizer does not have (of a padded model) is no text, and left out: the other model's engine would refuse it.

@@ -1,4 +1,4 @@
-"""What stands before a track's first step, and behind a step that is judged."""
+"""Builds a track's prompt, the question before it, and the judge's question after a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
-    """What a model sees before the first step: the conversation, and an open think mark where the model has one.
+    """Returns what a model sees before the first step: the conversation, and an open think mark if the model has one.
 
     Templates of some reasoning models open the mark themselves; then nothing is added. A raw plan is its text alone.
     """
@@ -31,7 +31,7 @@ def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
 
 
 def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
-    """The question with its answer opened. A model that thinks is shown thoughts that are empty and closed."""
+    """Returns the question with its answer opened. A model that thinks is shown empty, closed thoughts."""
     reply = tokenizer.encode(question.reply)
     if question.raw:
         return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]
@@ -45,7 +45,7 @@ def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSuffix:
-    """What follows a step when the target is asked for its opinion: ``ids``, then one of the ten ``digit_ids``."""
+    """What follows a step when the target is asked to score it: ``ids``, then one of the ten ``digit_ids``."""
 
     ids: tuple[int, ...]
     digit_ids: tuple[int, ...]
@@ -58,13 +58,13 @@ _ASSISTANT = "Reply"
 
 
 def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
-    """The judge's turn: it ends the assistant's turn, asks, and opens the reply where a digit comes next.
+    """Returns the judge's turn: it ends the assistant's turn, asks, and opens the reply, of which a digit is next.
 
     A raw judge has no turn: its text follows the step.
 
     Raises:
-        ModelError: the model's tokenizer has no single ids for the ten digits, it writes a judge of a limited length
-            in more, or its chat template does not let a turn of the user follow one of the assistant.
+        ModelError: the model's tokenizer has no single ids for the ten digits, it needs more ids for a judge of a limited
+            length, or its chat template allows no user turn after one of the assistant.
     """
     turn = tokenizer.encode_marked(prompts.judge) if prompts.raw else _turn(tokenizer, prompts)
     suffix = _digits(tokenizer, turn, prompts)
@@ -77,7 +77,7 @@ def judge_suffix(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix:
 
 
 def judge_of(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix | None:
-    """The judge's suffix, or None where steps are scored without a judge. Raises ModelError."""
+    """Returns the judge's suffix, None if steps are scored without a judge. Raises ModelError."""
     return judge_suffix(tokenizer, prompts) if prompts.scorer == "judge" else None
 
 
@@ -117,5 +117,5 @@ def _digits(tokenizer: Tokenizer, turn: Sequence[int], prompts: StepPrompts) -> 
 
 
 def prompt_ids(tokenizers: Mapping[Role, Tokenizer], plan: TrackPlan) -> dict[Role, list[int]]:
-    """What each model sees before the first step of a track."""
+    """Returns what each model sees before the first step of a track."""
     return {role: open_prompt(tokenizer, plan) for role, tokenizer in tokenizers.items()}

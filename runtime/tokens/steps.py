@@ -1,7 +1,7 @@
-"""Where a step ends, in text and in ids.
+"""Finds where a step ends, in text and in ids.
 
 A step is text up to and including the first blank line that follows something visible. The engine ends it at a token
-that holds a blank line; one that is put together from two tokens is found here.
+that contains a blank line; a blank line of two tokens is found here.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _UTF8_TAIL = 3
 
 
 def step_end(text: str, *, blank: bool = False) -> int | None:
-    """Where the first step of a text ends: behind the first blank line that follows something visible.
+    """Returns where the first step of a text ends: after the first blank line that follows something visible.
 
-    With ``blank``, nothing visible is asked for.
+    With ``blank``, nothing visible is required.
     """
     start = 0 if blank else len(text) - len(text.lstrip())
     at = text.find("\n\n", start)
@@ -38,10 +38,10 @@ def step_end(text: str, *, blank: bool = False) -> int | None:
 def step_length(
     tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool = False, least: int = 0
 ) -> int | None:
-    """How many of the ids make the first step, or None while no blank line ends it.
+    """Returns how many of the ids make the first step, None while no blank line ends it.
 
-    The step owns the token that completes the blank line, with whatever else that token holds. A blank line behind
-    fewer than ``least`` ids does not end it.
+    The step owns the token that completes the blank line, with everything else in that token. A blank line after fewer
+    than ``least`` ids does not end it.
     """
     length = 0
     while (piece := _piece_length(tokenizer, ids[length:], text, blank=blank)) is not None:
@@ -56,7 +56,7 @@ def _piece_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank:
     if step_end(text, blank=blank) is None:
         return None
     if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
-        return len(ids)  # as nearly always: the engine stopped there
+        return len(ids)  # the usual case: the engine stopped there
     low, high = 1, len(ids) - 1
     while low < high:
         middle = (low + high) // 2
@@ -68,7 +68,7 @@ def _piece_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank:
 
 
 def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
-    """How many of the ids make a text that does not end inside a character."""
+    """Returns how many of the ids make a text that does not end inside a character."""
     for length in range(len(ids), max(len(ids) - _UTF8_TAIL, 0) - 1, -1):
         if not tokenizer.decode(ids[:length]).endswith(_CUT_CHARACTER):
             return length
@@ -76,7 +76,7 @@ def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
 
 
 def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[int], bool]:
-    """The ids up to the first mark that is neither text nor a think mark, and whether there was one.
+    """Returns the ids up to the first mark that is neither text nor a think mark, and whether there was one.
 
     A model that writes such a mark (the start of another turn, say) has ended its own text.
     """
@@ -91,7 +91,9 @@ def split_ending(ids: Sequence[int], vocabulary: Vocabulary) -> tuple[Sequence[i
 
 
 def runs(ids: Sequence[int], control: frozenset[int]) -> Iterator[tuple[bool, Sequence[int]]]:
-    """The ids in order, in pieces: each control id by itself, and what stands between two of them; and which it is."""
+    """Yields the ids in order, in pieces: each control id by itself, and the ids between two of them; and which of the
+    two it is.
+    """
     start = 0
     for place, token in enumerate(ids):
         if token in control:
@@ -109,19 +111,19 @@ VOCABULARIES_MAX = 16
 
 @lru_cache(maxsize=VOCABULARIES_MAX)
 def line_ids(vocabulary: Vocabulary) -> frozenset[int]:
-    """Ids of which at least one stands in every blank line."""
+    """Returns ids of which every blank line contains at least one."""
     return vocabulary.blank_line_ids | vocabulary.newline_ids
 
 
 @lru_cache(maxsize=VOCABULARIES_MAX)
 def stop_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids that end a step inside the engine: a blank line, or a mark that is not text."""
+    """Returns the ids that end a step inside the engine: a blank line, or a mark that is not text."""
     marks = vocabulary.special_ids - vocabulary.end_ids - {vocabulary.think_open, vocabulary.think_close}
     return tuple(sorted(vocabulary.blank_line_ids | marks))
 
 
 def without_think_close(tokenizer: Tokenizer, ids: list[int], marks: Sequence[str]) -> list[int]:
-    """The ids without ``</think>``, unless the text holds one of the marks: how SSR's code cleans a step."""
+    """Returns the ids without ``</think>``, unless the text has one of the marks: SSR's code cleans a step in this way."""
     text = tokenizer.decode(ids)
     if _THINK_CLOSE not in text or any(mark in text for mark in marks):
         return ids
@@ -131,11 +133,11 @@ def without_think_close(tokenizer: Tokenizer, ids: list[int], marks: Sequence[st
     new: list[int] = []
     for marked, run in runs(kept, tokenizer.vocabulary.control_ids):
         written = tokenizer.decode(run)
-        # A model without that mark writes it in pieces, and its ids around them mean nothing by themselves.
+        # A model without that mark writes it in pieces, whose ids mean nothing by themselves.
         new += run if marked or _THINK_CLOSE not in written else tokenizer.encode(written.replace(_THINK_CLOSE, ""))
     return new
 
 
 def confidence(logprobs: Sequence[float], first_entropy: float | None) -> Confidence | None:
-    """Of a step's sampled tokens; None where there are none, or none were asked about."""
+    """Returns the confidence of a step's sampled tokens; None if there are none, or none were asked about."""
     return Confidence(len(logprobs), sum(logprobs) / len(logprobs), first_entropy) if logprobs else None

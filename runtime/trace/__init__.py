@@ -1,1 +1,1 @@
-"""The trace of a run on disk: what is written, read, checked and upgraded."""
+"""Writes, reads, checks and upgrades the trace of a run on disk."""

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class EventBus:
-    """``publish`` never waits, so an event is never lost to a cancellation; ``room`` holds back those who write much.
+    """Publishes without waiting, so a cancellation never loses an event; ``room`` holds back those who write much.
 
     ``required``: sinks whose failure ends the run (the journal). A failure of another sink is logged once, and that
     sink gets no more events.
@@ -42,17 +42,17 @@ class EventBus:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of run time, in the form that events carry."""
+        """Run time in seconds, in the form that events carry."""
         return round(now_s() - self._started, 6)
 
     def set_clock(self, elapsed_s: float) -> None:
-        """The run time is this now."""
+        """Sets the run time."""
         self._started = now_s() - elapsed_s
 
     def publish(self, event: Event, at_s: float | None = None) -> Event:
-        """Stamps a new event with its number and time, hands it on, and returns it.
+        """Stamps a new event with its number and time, passes it on, and returns it.
 
-        ``at_s``: its time, where it tells of one that was read before.
+        ``at_s``: its time, if it was read before.
         """
         t = self.elapsed_s if at_s is None else at_s
         stamp(event, self._next_seq, self._attempt, t)

@@ -1,8 +1,8 @@
-"""An independent checker of traces: what must hold in any of them, found out from the events alone.
+"""Checks a trace on its own: finds from the events alone whether the rules hold that every trace must keep.
 
-It uses nothing of the runtime but the event models, and none of the folds that live displays and summaries use: it comes
-to the vote, the rows of ``results.jsonl`` and the figures of ``summary.json`` in its own way and compares.
-A run that did not end is no violation, but is said.
+It uses nothing of the runtime but the event models, and none of the folds that live displays and summaries use: it
+computes the vote, the rows of ``results.jsonl`` and the figures of ``summary.json`` independently and compares. An
+unfinished run is reported and is no violation.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Pending:
-    """A step that was made and not yet committed. ``spent``: tokens that its requests brought. ``fate``: should it never be."""
+    """A step that was made and not yet committed. ``spent``: tokens of its requests. ``fate``: of its tokens if it never is."""
 
     kind: str
     step: int
@@ -143,7 +143,7 @@ class Checker:
             self._sample(event, sample)
 
     def broken(self, path: Path | str, line: int, text: str) -> None:
-        """A line that is no event."""
+        """Notes a line that is no event."""
         self._place = str(path), line
         self._wrong("unreadable", text)
         self._seq = None  # what follows may have any number
@@ -258,7 +258,7 @@ class Checker:
             track.place, sample.ends = sample.ends, sample.ends + 1
 
     def _take_up(self, track: _Track) -> None:
-        """The track goes on in another attempt, with the step that it was on."""
+        """Notes that the track continues in another attempt, with the step that it was on."""
         if track.reason not in ("cancelled", "error"):
             self._wrong("closed", f"a track goes on that ended with {track.reason}")
         pending, track.lapsed = track.lapsed, None
@@ -295,7 +295,7 @@ class Checker:
             track.scores.append(event.score)
 
     def _forget(self, track: _Track, fate: str | None = None) -> None:
-        """The pending step will not be committed."""
+        """Notes that the pending step will not be committed."""
         pending, track.pending = track.pending, None
         if pending is not None:
             role = "draft" if pending.kind == "draft" else "target"
@@ -316,7 +316,7 @@ class Checker:
                 self._wrong("operation", f"{one.id} stands at track {event.problem}/{event.repeat}/{event.track}")
             dropped = isinstance(event, OperationDropped)
             before = sample.operations.get(one.id)
-            # A share of a request that goes on carries no prompt; what was given up may be asked again.
+            # A later share of a request carries no prompt; an abandoned request may be sent again.
             if before == "whole" and one.prompt_tokens > 0:
                 self._wrong("operation", f"{one.id} is there a second time")
             sample.operations[one.id] = "dropped" if dropped else "whole"
@@ -345,14 +345,14 @@ class Checker:
 
     @property
     def _fidelity(self) -> Literal["none", "original"] | None:
-        """Whose rule chooses the winner, of the two that are known here; None where that is not recorded."""
+        """Returns whose rule chooses the winner, of the two that are known here; None if that is not recorded."""
         recipe = self._run.config.get("recipe") if self._run else None
         fidelity = recipe.get("fidelity") if isinstance(recipe, dict) else None
         return fidelity if fidelity in ("none", "original") else None
 
     def _winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
-        """The only largest class of more than one, else all; within it the best mean score, then the first to end. A track
-        without scores stands behind every one that has some.
+        """Returns the winner: of the only largest class of more than one, else of all, the best mean score, then the
+        first to end. A track without scores comes after those with some.
         """
         sizes = sorted(map(len, classes), reverse=True)
         alone = sizes[0] > 1 and (len(sizes) == 1 or sizes[0] > sizes[1])
@@ -366,8 +366,8 @@ class Checker:
         return min(names, key=rank)
 
     def _original_winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
-        """Of the only largest class of more than one the track with most tokens, else of all the best mean score, where
-        no score counts 0; then the first in the plan.
+        """Returns the winner by SSR's rule: of the only largest class of more than one the track with most tokens, else
+        of all the best mean score, where no score counts 0; then the first in the plan.
         """
         voters = [name for name in sample.tracks if any(name in members for members in classes)]
         sizes = Counter(map(len, classes))
@@ -418,7 +418,7 @@ class Checker:
             "tokens": sum(track.tokens for track in sample.tracks.values()),
             "seconds": event.seconds,
         }
-        # Its operations and tracks are done with: a sample's end is where memory is given back.
+        # A sample's end frees the memory of its operations and tracks.
         self._samples[event.problem, event.repeat] = _Sample(done=True)
 
     def _wrong(self, rule: str, text: str) -> None:

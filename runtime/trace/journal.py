@@ -1,11 +1,11 @@
-"""The writer of a trace: one JSON object a line, in the order of ``seq``.
+"""Writes a trace: one JSON object a line, in the order of ``seq``.
 
-Events enter a buffer at once and one task writes it out: whatever came together is one write. Written within
-``WRITE_DELAY_S`` of the event, synced to the disk at least once a second and at each sample's end.
+Events enter a buffer at once, and one task writes it out: whatever came together is one write. An event is written
+within ``WRITE_DELAY_S``, and synced to the disk at least once a second and at each sample's end.
 
-A disk that is full or fails pauses the run: ``room`` waits, the write is tried again each ``RETRY_S``, and it all goes on
-when there is room again. What could not be written within a limit stops the run; one last attempt is made at its end. A
-trace that was removed or moved stops it at once.
+A disk that is full or fails pauses the run: ``room`` waits, the write is tried again each ``RETRY_S``, and the run
+continues when there is room again. If nothing can be written within a limit, the run stops; one last attempt is made at
+its end. A trace that was removed or moved stops the run at once.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ SYNC_INTERVAL_S = 1.0
 BUFFER_EVENTS_MAX = 10_000
 """Events that may wait for the disk before tracks are held back."""
 SEGMENT_BYTES = 256 << 20
-"""A live file of this size becomes a closed segment: little enough to copy, compress and look into while a run goes on."""
+"""Size at which the live file becomes a closed segment: small enough to copy, compress and read while a run continues."""
 RETRY_S = 1.0
 ROOM_LIMIT_S = 600.0
-"""How long a run waits for somebody to make room on a full disk: time to see it and to delete something."""
+"""Seconds that a run waits for room on a full disk: time to see it and to delete something."""
 FAULT_LIMIT_S = 30.0
 """The same for a disk that fails, which seldom gets better."""
 CLOSE_LIMIT_S = 10.0
@@ -63,7 +63,9 @@ CLOSE_LIMIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """``segment_bytes``: the size at which a segment is closed; ``compress``: closed segments are packed with zstd."""
+    """``segment_bytes``: the size at which a segment is closed; ``compress``: whether closed segments are compressed
+    with zstd.
+    """
 
     segment_bytes: int = SEGMENT_BYTES
     compress: bool = False
@@ -72,9 +74,9 @@ class TraceOptions:
 class Journal:
     """A sink that writes a trace file. Use ``async with Journal(path)``.
 
-    With ``resume`` it goes on with the trace that is there: a torn last line is cut off, and ``next_seq`` is the number
-    that the first new event must have at least. ``room()`` waits while the disk is full or behind, and raises TraceError
-    once writing has failed for good, so the run stops instead of going on unrecorded.
+    With ``resume`` it continues the trace that is there: a torn last line is cut off, and ``next_seq`` is the lowest
+    number that the first new event may have. ``room()`` waits while the disk is full or behind, and raises TraceError
+    once writing has failed for good, so the run stops instead of continuing unrecorded.
 
     Raises, on entry:
         RunDirectoryError: the trace is there already (or, to resume, is not), or cannot be opened.
@@ -100,7 +102,7 @@ class Journal:
         self._sync_now = asyncio.Event()
         self._written_out = False
         self._closed: asyncio.Queue[Path | None] = asyncio.Queue()
-        # Where both are held, the sync's is taken first.
+        # If both locks are held, the sync's is taken first.
         self._syncing = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._closing_since: float | None = None
@@ -145,7 +147,7 @@ class Journal:
             raise self._failure(self._error)
 
     async def aclose(self) -> None:
-        """Writes and syncs what is left. Raises TraceError where that fails."""
+        """Writes and syncs what is left. Raises TraceError if that fails."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -198,7 +200,7 @@ class Journal:
         while self._error is None and not (self._closing and not self._lines):
             await self._wake.wait()
             if self._lines and not self._closing:
-                await asyncio.sleep(WRITE_DELAY_S / 2)  # whatever else comes now shares the write
+                await asyncio.sleep(WRITE_DELAY_S / 2)  # events that come now share the write
             self._wake.clear()
             async with self._writing:
                 sync = self._accept()
@@ -214,7 +216,7 @@ class Journal:
                     await self._persist(self._file.write)
                 if closed is not None and self._options.compress:
                     self._closed.put_nowait(closed)
-        while not self._closing:  # it failed for good; the run's end may find the disk in a better state
+        while not self._closing:  # failed for good; the disk may be better at the run's end
             self._wake.clear()
             await self._wake.wait()
 
@@ -222,19 +224,19 @@ class Journal:
         synced = now_s() - SYNC_INTERVAL_S
         while not self._written_out:
             await self._dirty.wait()
-            # A sync that is due is done even when no event comes.
+            # Syncs when due even if no event comes.
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, synced + SYNC_INTERVAL_S - now_s())):
                     await self._sync_now.wait()
             if self._written_out:
-                return  # all that is left is saved at the end
+                return  # the rest is saved at the end
             self._dirty.clear()
             self._sync_now.clear()
             await self._sync()
             synced = now_s()
 
     async def _sync(self) -> None:
-        """Beside the writing, which must not wait for a slow disk."""
+        """Syncs while writing continues, since a slow disk must not delay writes."""
         async with self._syncing:
             try:
                 await self._file.fsync()
@@ -251,7 +253,7 @@ class Journal:
                 log.warning("segment_not_compressed", segment=str(path), error=str(error))
 
     async def _save(self) -> None:
-        """The last of it. After a failure this is the one attempt that is left."""
+        """Writes and syncs the rest. After a failure this is the last attempt."""
         failed, self._error = self._error, None
         self._accept()
         if failed is None:
@@ -265,7 +267,7 @@ class Journal:
             log.warning("trace_complete", trace=str(self._path), notice="the disk took the rest at the run's end")
 
     def _accept(self) -> bool:
-        """Hands the buffered lines to the file; returns whether a sync is wanted once they are written."""
+        """Passes the buffered lines to the file; returns whether a sync is due once they are written."""
         lines, self._lines = self._lines, []
         if lines:
             self._file.accept(b"".join(lines))
@@ -274,7 +276,7 @@ class Journal:
         return sync
 
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Does it again and again while the disk refuses, within a limit. None once that is over."""
+        """Repeats a call while the disk refuses, within a limit. Returns None once that is over."""
         failing_since: float | None = None
         give_up_at: dict[bool, float] = {}
         while self._error is None:
@@ -284,7 +286,7 @@ class Journal:
                 if failing_since is None:
                     failing_since = now_s()
                     self._pause(error)
-                # A full disk that fails at last has the time of a failing one from then on.
+                # A full disk that then fails has the limit of a failing one from then on.
                 kind = error.errno in FULL
                 limit = give_up_at.setdefault(kind, self._give_up_at(error, now_s()))
                 if now_s() >= min(limit, failing_since + ROOM_LIMIT_S, self._close_limit):
@@ -301,7 +303,7 @@ class Journal:
                     self._paused = False
                     self._open_gate()
                 return result
-        self._gate.set()  # whoever waits is to hear of the error
+        self._gate.set()  # wakes tracks that wait, which then get the error
         return None
 
     def _pause(self, error: OSError) -> None:
@@ -317,7 +319,7 @@ class Journal:
 
     def _give_up_at(self, error: OSError, failing_since: float) -> float:
         if error.errno in GONE:
-            return failing_since  # what was removed does not come back
+            return failing_since  # a removed trace does not come back
         return min(failing_since + (ROOM_LIMIT_S if error.errno in FULL else FAULT_LIMIT_S), self._close_limit)
 
     @property
@@ -335,7 +337,7 @@ class Journal:
     # ------------------------------------------------------------------------------------------------------ resuming
 
     def _go_on(self) -> None:
-        """Opens the trace that is there, behind its last whole line."""
+        """Opens the existing trace after its last whole line."""
         found = segments(self._path)
         if found:
             with open_segment(found[0].path) as file:
@@ -366,10 +368,10 @@ class Journal:
 
 
 def _last_line(segment: Segment) -> tuple[Path, bytes] | None:
-    """The last whole line of a segment, with its path; None where it has none."""
+    """Returns the last whole line of a segment, with its path; None if it has none."""
     if segment.live:
         line = last_line(segment.path)
-    else:  # it may be compressed, and is then read through to its end
+    else:  # a compressed segment is read to its end
         with open_segment(segment.path) as file:
             line = b"".join(deque(file, maxlen=1))
     return (segment.path, line) if line else None

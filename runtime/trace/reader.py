@@ -1,7 +1,7 @@
-"""Reads a trace as it lies on the disk: all its segments in order, one event a line, in constant memory.
+"""Reads a trace from the disk: all its segments in order, one event a line, in constant memory.
 
-A last line without its end is what a crash leaves behind: it is cut off and told. Anything else that is no event is an
-error that names file and line.
+A crash may leave a last line without its end, which is skipped and reported. Anything else that is no event is an error
+that names file and line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LINE_BYTES_MAX = 64 << 20
 """No event is longer; a longer line is no trace."""
 RUN_STARTED = b'"kind":"run_started"'
-"""Within a JSON string the quotes would be escaped, so this is nowhere but in such an event."""
+"""Within a JSON string the quotes would be escaped, so this occurs only in such an event."""
 
 
 class Line(NamedTuple):
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An event and where it stands. ``size``: of its line in bytes."""
+    """An event and its place. ``size``: of its line in bytes."""
 
     path: Path
     line: int
@@ -46,7 +46,7 @@ class Placed(NamedTuple):
 
 
 def trace_path(path: Path) -> Path:
-    """The live file of a trace: what was given, or the one in a run's folder.
+    """Returns the live file of a trace: the path itself, or the file in a run's folder.
 
     Raises:
         TraceReadError: there is no such file or folder, or no trace in it.
@@ -61,16 +61,17 @@ def trace_path(path: Path) -> Path:
 def read_run(
     directory: Path, notice: Callable[[str], None] = lambda _: None, *, skip_unknown: bool = False
 ) -> Iterator[Event]:
-    """The events of the run in a folder, over all segments of its trace. As ``read_trace``."""
+    """Yields the events of the run in a folder, over all segments of its trace. Like ``read_trace``."""
     return read_trace(directory / TRACE_FILE, notice, skip_unknown=skip_unknown)
 
 
 def read_trace(
     path: Path, notice: Callable[[str], None] = lambda _: None, *, skip_unknown: bool = False
 ) -> Iterator[Event]:
-    """The events of a trace, first to last; ``path`` is its live file or the folder of its run.
+    """Yields the events of a trace, first to last; ``path`` is its live file or the folder of its run.
 
-    ``notice`` is told of a torn last line and, with ``skip_unknown``, of events of kinds that this version does not know.
+    ``notice`` is told of a torn last line and, with ``skip_unknown``, of events of kinds that this version does not
+    know.
 
     Raises:
         TraceReadError: a file cannot be read, is of a newer form, or a line is no event.
@@ -82,7 +83,7 @@ def read_trace(
 def read_placed(
     path: Path, notice: Callable[[str], None] = lambda _: None, *, skip_unknown: bool = False
 ) -> Iterator[Placed]:
-    """As ``read_trace``, with the place of each event."""
+    """Does the same as ``read_trace``, with the place of each event."""
     decoder = Decoder(notice, skip_unknown=skip_unknown)
     for line in read_lines(path, notice):
         event = decoder.event(line)
@@ -92,7 +93,7 @@ def read_placed(
 
 
 def read_lines(path: Path, notice: Callable[[str], None] = lambda _: None) -> Iterator[Line]:
-    """The whole lines of all segments. Only the last segment may end in a torn line.
+    """Yields the whole lines of all segments. Only the last segment may end in a torn line.
 
     Raises:
         TraceReadError: a file cannot be read, a segment is missing, or a closed segment ends in a torn line.
@@ -130,9 +131,9 @@ def _lines(segment: Segment, last: bool, notice: Callable[[str], None]) -> Itera
 
 
 class Decoder:
-    """Turns the lines of one trace, in their order, into events of today's form.
+    """Turns the lines of one trace, in their order, into events of the current schema version.
 
-    ``skip_unknown``: events of unknown kinds are left out, and told of when it is closed, instead of being errors.
+    ``skip_unknown``: skips events of unknown kinds, and reports them when it is closed, instead of raising errors.
     """
 
     def __init__(self, notice: Callable[[str], None] = lambda _: None, *, skip_unknown: bool = False) -> None:
@@ -142,14 +143,14 @@ class Decoder:
         self._version = SCHEMA_VERSION
         self._run = ""
         self.seq: int | None = None
-        """Of the last event."""
+        """Number of the last event."""
 
     def event(self, line: Line) -> Event | None:
-        """The event of a line; None for a segment's header, or an event that is skipped. Raises TraceReadError."""
+        """Returns the event of a line; None for a segment's header, or a skipped event. Raises TraceReadError."""
         if line.number == 1 and line.data.startswith(HEADER_START):
             self._take_header(line)
             return None
-        if RUN_STARTED in line.data:  # a run that was resumed by a newer version goes on in that version's form
+        if RUN_STARTED in line.data:  # a run resumed by a newer version continues in that version's form
             self._version = self._stated_version(line)
         event = self._decode(line, self._version)
         if event is None:
@@ -211,7 +212,7 @@ class Decoder:
         self.seq = header.seq - 1
 
     def _stated_version(self, line: Line) -> int:
-        """What a run_started says of the form; a broken one is told as the event that it is."""
+        """Returns the schema version that a run_started states; a broken one is reported as the event that it is."""
         try:
             version = json.loads(line.data)["schema_version"]
         except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""A run's folder: ``run.json`` (what was asked, by which versions, where), and the trace beside it.
+"""Creates, reads and locks a run's folder: ``run.json`` (what was asked, by which versions, where), and the trace beside it.
 
-A folder that holds a run is never written over. A run is held once its trace has an event: what is left of a start that
-died before it had one is nobody's loss, and the folder is free.
+A folder with a run is never overwritten. A folder has a run once its trace has an event: if a start died before that,
+its files are worth nothing, and the folder is free.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RunRecord(Attempt):
 
 
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
-    """The record of a run that starts now on this machine. The run's id is its time and four random bytes."""
+    """Makes the record of a run that starts now on this machine. The run's id is its time and four random bytes."""
     now = datetime.now(UTC)
     machine: dict[str, JsonValue] = {
         "system": platform.platform(),
@@ -74,7 +74,9 @@ def new_record(config: dict[str, JsonValue]) -> RunRecord:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    """Of what this process runs. Read once: that takes longer than all else of a short attempt at a problem."""
+    """Returns the versions of what this process runs. Read once: that takes longer than all else of a short attempt at
+    a problem.
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -133,8 +135,8 @@ def create(directory: Path, record: RunRecord) -> Generator[None, None, None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(directory))
-            check_free(directory)  # another process may have been quicker
-            (directory / TRACE_FILE).unlink(missing_ok=True)  # one without an event
+            check_free(directory)  # another process may have been faster
+            (directory / TRACE_FILE).unlink(missing_ok=True)  # a trace without an event
             write_whole(directory / RUN_FILE, record.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunDirectoryError(
@@ -144,7 +146,7 @@ def create(directory: Path, record: RunRecord) -> Generator[None, None, None]:
 
 
 def _left_behind(directory: Path, names: set[str]) -> set[str]:
-    """Those of the files that a start of ours made and that are worth nothing without the run that never began."""
+    """Returns those of the files that a start of ours made and that are worth nothing without the run that never began."""
     left = {name for name in names if name == LOCK_FILE or is_part(name)}
     if RUN_FILE in names and not _has_events(directory) and _is_ours((directory / RUN_FILE).read_bytes()):
         left |= names & {RUN_FILE, TRACE_FILE}
@@ -172,7 +174,7 @@ def _is_ours(content: bytes) -> bool:
 
 
 def read_record(directory: Path) -> RunRecord:
-    """The ``run.json`` of a run's folder.
+    """Reads the ``run.json`` of a run's folder.
 
     Raises:
         RunDirectoryError: there is none, it cannot be read, or it is of a newer form.
@@ -218,7 +220,7 @@ def _readable(directory: Path) -> str:
 
 
 def add_attempt(directory: Path, record: RunRecord) -> None:
-    """Notes one more start of a run in its ``run.json``. The file is replaced as a whole."""
+    """Adds one more start of a run to its ``run.json``. The file is replaced as a whole."""
     path = directory / RUN_FILE
     before = read_record(directory)
     attempt = Attempt.model_validate(record.model_dump(include=set(Attempt.model_fields)))
@@ -233,7 +235,7 @@ def add_attempt(directory: Path, record: RunRecord) -> None:
 
 @contextmanager
 def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> Generator[None, None, None]:
-    """Holds a run's folder against other processes. ``notice`` is told where the last holder died with it.
+    """Holds a run's folder against other processes. ``notice`` is told if the last holder died without releasing it.
 
     The lock is the operating system's, so it ends with its holder, whatever ends that; the file says who it is.
 
@@ -247,7 +249,7 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
         last = _holder(path)
         path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n", encoding="utf-8")
         for name in filter(is_part, os.listdir(directory)):
-            (directory / name).unlink(missing_ok=True)  # of a holder that died, or whose disk let nothing be removed
+            (directory / name).unlink(missing_ok=True)  # left by a holder that died, or that could not remove it
     except Timeout:
         raise RunDirectoryError(
             f"{directory} is being written by {_holder(path) or 'another process'}. Wait for it, or end it first."
@@ -262,7 +264,7 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
             notice(f"{directory}: its last writer, {last}, died without giving it back; taken over")
         yield
     finally:
-        with suppress(OSError):  # the folder may be gone, and the lock with it
+        with suppress(OSError):  # the folder may be gone, with the lock
             os.truncate(path, 0)
         lock.release()
 

@@ -1,8 +1,8 @@
-"""A trace on the disk: the live file and the closed segments before it.
+"""Finds, opens and compresses the files of a trace: the live file and the closed segments before it.
 
-``trace.jsonl`` is written; when it is large enough it becomes ``trace.0001.jsonl`` and a new ``trace.jsonl`` begins, then
-``trace.0002.jsonl``, and so on. A closed segment may be compressed, which adds ``.zst``. The first segment begins with
-``run_started``, each later one with a ``SegmentHeader``, so that a segment that has lost its name is still known.
+``trace.jsonl`` is written; when it is large enough it becomes ``trace.0001.jsonl`` and a new ``trace.jsonl`` begins,
+then ``trace.0002.jsonl``, and so on. A closed segment may be compressed, which adds ``.zst``. The first segment begins
+with ``run_started``, each later one with a ``SegmentHeader``, so that a segment that has lost its name is still known.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _COPY_BYTES = 1 << 20
 
 
 class SegmentHeader(BaseModel):
-    """The first line of a segment that continues another: no event, and without a place among the events.
+    """The first line of a segment that continues another: no event, and not numbered among the events.
 
-    ``segment``: from 2. ``seq``: of the first event behind this line.
+    ``segment``: from 2. ``seq``: of the first event after this line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ HEADER_START = b'{"kind":"segment_started"'
 
 
 class Segment(NamedTuple):
-    """One file of a trace. ``number``: from 1. ``live``: it is the one that a run writes."""
+    """One file of a trace. ``number``: from 1. ``live``: whether a run writes it."""
 
     path: Path
     number: int
@@ -54,12 +54,12 @@ class Segment(NamedTuple):
 
 
 def closed_path(live: Path, number: int) -> Path:
-    """What the live file is called once it is segment ``number``."""
+    """Returns the path of the live file once it is segment ``number``."""
     return live.with_name(f"{live.stem}.{number:04d}.jsonl")
 
 
 def segments(path: Path) -> list[Segment]:
-    """The files of the trace whose live file is ``path``, first to last; empty where there are none.
+    """Returns the files of the trace whose live file is ``path``, first to last; empty if there are none.
 
     A closed segment given by its own name stands alone.
     """
@@ -80,7 +80,7 @@ def segments(path: Path) -> list[Segment]:
 
 
 def open_segment(path: Path) -> io.BufferedIOBase:
-    """The segment's bytes, unpacked where it is compressed. Raises SettingsError where that needs a missing package."""
+    """Opens the segment's bytes, decompressed if necessary. Raises SettingsError if that needs a missing package."""
     if path.suffix != COMPRESSED:
         return path.open("rb")
     stream: Any = _pyarrow(path).input_stream(str(path), compression="zstd")
@@ -88,12 +88,12 @@ def open_segment(path: Path) -> io.BufferedIOBase:
 
 
 def check_compression() -> None:
-    """Raises SettingsError where closed segments cannot be compressed here."""
+    """Raises SettingsError if closed segments cannot be compressed here."""
     _pyarrow(None)
 
 
 def compress(path: Path) -> Path:
-    """Puts the compressed form of a closed segment in its place. A crash leaves one of the two, or both, whole."""
+    """Replaces a closed segment by its compressed form. A crash leaves one of the two, or both, whole."""
     packed = path.with_name(path.name + COMPRESSED)
     with replaced(packed) as fresh:
         stream: Any = _pyarrow(path).CompressedOutputStream(str(fresh), "zstd")

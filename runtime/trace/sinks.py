@@ -1,7 +1,7 @@
-"""What stands between a run and those who listen to it: each gets the events in order, at its own pace.
+"""Gives each sink a queue and a task, so that it gets the events in order at its own pace.
 
-The run never waits for a listener. Who falls behind loses the oldest events that wait for it, who fails gets no more,
-and both are told once when it happens and once at the end.
+The run never waits for such a sink. One that falls behind loses the oldest events that wait for it, one that fails gets
+no more, and both are logged once when it happens and once at the end.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ log = structlog.get_logger(__name__)
 SINK_EVENTS_MAX = 10_000
 """Events that may wait for a sink."""
 SINK_CLOSE_S = 5.0
-"""How long a run's end waits for a sink: once to take what waits for it, once more to close."""
+"""Seconds that a run's end waits for a sink: once until it has taken what waits for it, once more until it is closed."""
 BLOCKING_S = 0.5
-"""An ``emit`` that takes longer holds up every track; from then on it is called in another thread. Well above the pauses of the
-interpreter itself, which no sink can help.
-"""
+"""Seconds of an ``emit`` after which the sink is called in another thread from then on: a longer one holds up every
+track. Well above the pauses of the interpreter itself, which no sink can help."""
 BLOCKING_MEAN_S = 0.005
 TURN_S = 0.02
-"""After so much time in a sink's ``emit`` everything else on the loop has its turn before the next event."""
+"""Seconds in a sink's ``emit`` after which everything else on the loop has its turn before the next event."""
 _MEAN_OVER = 20
 
 
 class Subscriber:
-    """Brings a run's events to one sink: ``emit``, then ``room`` awaited, for one event after the other.
+    """Brings a run's events to one sink: calls ``emit``, then awaits ``room``, for one event after the other.
 
-    A sink that does I/O keeps the event in ``emit`` and does the rest in ``room``; this queue and this task are then
-    its own. Use as ``async with Subscriber(sink)``.
+    A sink that does I/O keeps the event in ``emit`` and does the rest in ``room``, which only this task awaits. Use as
+    ``async with Subscriber(sink)``.
     """
 
     def __init__(self, sink: Sink, *, events_max: int = SINK_EVENTS_MAX) -> None:
@@ -68,7 +67,7 @@ class Subscriber:
             self.missed += 1
             return
         if len(self._events) >= self._events_max:
-            # The oldest go: a display is better off with what is true now.
+            # Drops the oldest: a display needs the present state most.
             self._events.popleft()
             self.missed += 1
             if self.missed == 1:
@@ -77,7 +76,7 @@ class Subscriber:
         self._wake.set()
 
     async def room(self) -> None:
-        """At once: the run does not wait for it."""
+        """Returns at once: the run does not wait for the sink."""
 
     async def aclose(self) -> None:
         """Lets the sink take what waits for it, and closes it, within a limit. Never raises for the sink's errors."""
@@ -90,7 +89,7 @@ class Subscriber:
             await asyncio.wait([task], timeout=SINK_CLOSE_S)
         finally:
             task.cancel()
-        await asyncio.wait([task], timeout=SINK_CLOSE_S)  # a sink may not heed the cancellation
+        await asyncio.wait([task], timeout=SINK_CLOSE_S)  # a sink may ignore the cancellation
         self.missed += len(self._events)
         try:
             async with asyncio.timeout(SINK_CLOSE_S):

@@ -1,6 +1,6 @@
-"""The bytes of a trace on their way to the disk: where each belongs, which are written, and which will survive a crash.
+"""Writes the bytes of a trace to the disk: keeps where each belongs, which are written, and which would survive a crash.
 
-Every method may raise OSError and may then be called again: it goes on exactly where it was, so that a write cut short
+Every method may raise OSError and may then be called again: it continues exactly where it was, so a write cut short
 never leaves a torn line in the middle.
 """
 
@@ -29,10 +29,10 @@ _LOOK_BACK_BYTES = 1 << 16
 
 
 class TraceFile:
-    """The live file of a trace and its turning into closed segments.
+    """The live file of a trace, and its closing into segments.
 
-    One call at a time, but for ``fsync``, which may run beside ``write``. ``header``: makes the first line of the segment
-    with the given number.
+    One call at a time, except ``fsync``, which may run beside ``write``. ``header``: makes the first line of the
+    segment with the given number.
     """
 
     def __init__(self, path: Path, header: Callable[[int], bytes]) -> None:
@@ -65,15 +65,15 @@ class TraceFile:
         return bool(self._unsynced or self._pending)
 
     def create(self) -> None:
-        """Begins a new trace. Raises FileExistsError where there is one: a trace is never written over."""
+        """Begins a new trace. Raises FileExistsError if there is one: a trace is never overwritten."""
         if found := segments(self.path):
             raise FileExistsError(errno.EEXIST, f"{found[-1].path.name} exists")
         self._open("xb")
 
     def resume(self) -> int:
-        """Goes on behind the last whole line; returns how many bytes of a torn one were cut off.
+        """Continues after the last whole line; returns how many bytes of a torn one were cut off.
 
-        Raises FileNotFoundError where there is no trace.
+        Raises FileNotFoundError if there is no trace.
         """
         found = segments(self.path)
         if not found:
@@ -96,7 +96,7 @@ class TraceFile:
         return length - whole
 
     def accept(self, data: bytes) -> None:
-        """Takes whole lines; ``write`` brings them to the file."""
+        """Takes whole lines; ``write`` writes them to the file."""
         self._pending.append((self._end, data))
         self._end += len(data)
 
@@ -112,7 +112,7 @@ class TraceFile:
             while self._written < offset + len(data):
                 if not self._in_place:
                     await file.seek(self._written)
-                self._in_place = False  # an error may leave it anywhere
+                self._in_place = False  # an error may leave the position anywhere
                 count = await file.write(memoryview(data)[self._written - offset :])
                 if not count:
                     raise OSError(errno.EIO, "nothing was written")
@@ -121,7 +121,7 @@ class TraceFile:
             self._unsynced.append(self._pending.popleft())
 
     async def fsync(self) -> None:
-        """Makes what was written last. Raises OSError, after which ``rewind`` and ``save`` are due."""
+        """Syncs what was written last. Raises OSError, after which ``rewind`` and ``save`` are due."""
         if self._file is None or not (self._unsynced or self._folder_changed):
             return
         mark = self._written
@@ -142,7 +142,7 @@ class TraceFile:
             raise
 
     def rewind(self) -> None:
-        """A sync failed: all that it should have covered is to be written again.
+        """Marks everything that a failed sync should have covered to be written again.
 
         After a failed fsync Linux marks the pages as clean, and the next one succeeds without them.
         """
@@ -163,7 +163,7 @@ class TraceFile:
         self._written = self._end = 0
         self._accept_header()
         if file is not None:
-            with suppress(OSError):  # all of it is on the disk
+            with suppress(OSError):  # everything is on the disk
                 await file.close()
         return closed
 
@@ -174,7 +174,7 @@ class TraceFile:
 
     def _sync(self, handle: int) -> None:
         os.fsync(handle)
-        # A file that was removed, alone or with its folder, goes on to take every byte, and nobody will ever see one.
+        # A removed file, alone or with its folder, still takes every byte, and nobody will ever see one.
         self.path.stat()
         if not os.fstat(handle).st_nlink:
             raise FileNotFoundError(errno.ENOENT, "it was removed, and another file has its name")
@@ -192,12 +192,12 @@ class TraceFile:
 
 
 def open_raw(path: Path, mode: str) -> FileIO:
-    """Without a buffer of its own: what ``write`` says is what the kernel took."""
+    """Opens a file without a buffer of its own: what ``write`` returns is what the kernel took."""
     return FileIO(path, mode)
 
 
 def last_line(path: Path) -> bytes:
-    """The last whole line of a file, or nothing where it has none."""
+    """Returns the last whole line of a file, empty if it has none."""
     with path.open("rb") as file:
         end = _last_line_end(file.fileno(), os.fstat(file.fileno()).st_size)
         start = _last_line_end(file.fileno(), max(end - 1, 0))
@@ -205,7 +205,7 @@ def last_line(path: Path) -> bytes:
 
 
 def _last_line_end(handle: int, length: int) -> int:
-    """The offset behind the last newline among the first ``length`` bytes; 0 where there is none."""
+    """Returns the offset after the last newline among the first ``length`` bytes; 0 if there is none."""
     while length > 0:
         start = max(0, length - _LOOK_BACK_BYTES)
         at = os.pread(handle, length - start, start).rfind(b"\n")

@@ -1,6 +1,6 @@
-"""Traces of older forms: one function a version, each of which turns an event of that form into one of the next.
+"""Upgrades events of older schema versions: one function a version, which turns an event of that version into one of the next.
 
-They work on the JSON objects, before anything is checked, so an old form needs no models of its own.
+They work on the JSON objects, before anything is checked, so an old version needs no models of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ JsonObject = dict[str, Any]
 
 
 def _from_1(event: JsonObject) -> JsonObject:
-    """Form 1 wrote four bytes a token id where form 2 writes three, and had modes of whole samples, never told."""
+    """Upgrades version 1, which wrote four bytes a token id where version 2 writes three, and had modes of whole
+    samples, never written.
+    """
     match event.get("kind"):
         case "run_started":
             return event | {"schema_version": 2}
@@ -33,7 +35,7 @@ def _from_1(event: JsonObject) -> JsonObject:
 
 
 def _from_2(event: JsonObject) -> JsonObject:
-    """Form 2 did not tell when tracks waited for room, nor what the controller saw."""
+    """Upgrades version 2, which did not record when tracks waited for room, nor what the controller saw."""
     return event | {"schema_version": 3, "begun_in_form": 2} if event.get("kind") == "run_started" else event
 
 
@@ -42,7 +44,9 @@ UPGRADES: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1, 2: _from_
 
 
 def upgraded(event: JsonObject, version: int) -> JsonObject:
-    """The event in today's form. ``version``: that of the trace. Raises KeyError where the event is none of that form."""
+    """Returns the event in the current version. ``version``: that of the trace. Raises KeyError if it is no event of
+    that version.
+    """
     while version < SCHEMA_VERSION:
         event = UPGRADES[version](event)
         version += 1

@@ -1,1 +1,1 @@
-"""One track at work: its verbs, and what they ask of engines."""
+"""Runs one track: its verbs and the requests that they send."""

@@ -1,4 +1,4 @@
-"""Work ahead: steps that are made before it is known that they are wanted."""
+"""Keeps work ahead: steps that are made before it is known that they are needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WorkAhead:
-    """What one track has set going ahead: at most one draft and one rewrite."""
+    """Holds what one track has begun ahead: at most one draft and one rewrite."""
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class WorkAhead:
         self._makings: dict[Ahead, Making] = {}
 
     def begin(self, purpose: Ahead, after: Step | None = None) -> None:
-        """Sets a step going that ``made`` takes up or ``give_up`` ends. ``after``: the step that a draft goes behind."""
+        """Starts a step that ``made`` will use or ``give_up`` will end. ``after``: the uncommitted step before a draft."""
         role = Role.DRAFT if purpose == "draft" else Role.TARGET
         try:
             making = self._maker.making(role, purpose, after=after, ahead=True)
         except CapacityError:
-            return  # should it be wanted after all, it will be asked for, and fail, at its own time
+            return  # if the step is needed after all, its own request will fail
         name = f"{self._requests.problem}/{self._requests.track} {purpose} ahead"
         making.task = asyncio.create_task(self._maker.make(making), name=name)
         self._makings[purpose] = making
 
     async def made(self, purpose: Ahead) -> Made:
-        """The step that was set going ahead, or one that is made now."""
+        """Returns the step that was begun ahead, or makes one now."""
         making = self._makings.pop(purpose, None)
         if making is None or making.task is None:
             return await self._maker.make(
@@ -61,29 +61,29 @@ class WorkAhead:
             raise
 
     def give_up(self, purpose: Ahead, reason: Reason) -> None:
-        """Ends what was set going and accounts for it at once; what its engine still says of it is heard by nobody."""
+        """Ends what was begun and accounts for it at once; what its engine still sends is ignored."""
         making = self._makings.pop(purpose, None)
         if making is None:
             return
         self._leave(making)
         if self._record is not None:
-            # How far it had come is a matter of moments, so the trace is asked, if it has the answer.
+            # How far it had come is a matter of moments, so the trace decides if it has the answer.
             started = self._requests.name(f"{purpose}-ahead", index=making.index)
             for event in self._record.given_up(self._requests.track, started):
                 self._events.emit(event)
                 making.given_up = True
             if self._record.coming(self._requests.track) is not None:
-                # The trace goes on without a word of it: it had failed with its attempt, which is accounted for.
+                # The trace continues without it: it had failed with its attempt, which is accounted for.
                 making.given_up = True
         self._maker.drop(making, reason)
 
     def stop(self) -> None:
-        """Ends all of it; ``end`` accounts for it."""
+        """Cancels all of it; ``end`` accounts for it."""
         for making in self._makings.values():
             self._leave(making)
 
     def end(self, reason: Reason) -> None:
-        """Gives all of it up."""
+        """Gives all of it up and accounts for it."""
         for purpose in tuple(self._makings):
             self.give_up(purpose, reason)
 

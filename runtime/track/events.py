@@ -1,4 +1,4 @@
-"""What a track tells of its requests: each is accounted for once, and what a trace has told is not told again."""
+"""Publishes what became of a track's requests: each is accounted for once, and nothing that the trace has is repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.track.requests import TrackRequests
 
 Reason = Literal["stopped", "cancelled", "error", "useless"]
-"""Why a request was given up."""
+"""Why a request was abandoned."""
 
 
 class _Where(TypedDict):
@@ -48,7 +48,7 @@ class TrackEvents:
     def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
         """Notes why the track is about to be cancelled.
 
-        Where the trace has the stop, what was given up is told as it was then, wherever the loop stands now.
+        If the trace has this stop, the same requests are reported as abandoned as then, wherever the loop is now.
         """
         self.stop_reason = reason
         track = self._requests.track
@@ -74,9 +74,9 @@ class TrackEvents:
         index: int | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Accounts for a request that was given up. ``index``: of its step, where that is not the next one."""
+        """Accounts for a request that was abandoned. ``index``: its step, if that is not the next one."""
         if self._told and self._record is not None and (self._told_all or self._record.has(operation.id)):
-            return  # the trace has told it
+            return  # the trace has it
         self.emit(
             OperationDropped(
                 **self.where,

@@ -1,7 +1,7 @@
-"""One step by one model, from as many requests as it takes.
+"""Makes one step with one model, from one or more requests.
 
-What a step is stands in ``tokens/steps.py``. A piece with nothing visible in it, one shorter than a step may be, or a limit
-that cuts a character in two, makes no step of its own.
+``tokens/steps.py`` defines what a step is. A request is followed by another one if its output has nothing visible, is
+shorter than a step may be, or ends inside a character.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from speclrm.runtime.track.requests import TrackRequests
 
 BLANK_PIECES_MAX = 4
-"""Pieces without anything visible in a row, after which a step is taken as empty: a model that writes only newlines
+"""Outputs in a row without anything visible, after which the step counts as empty: a model that writes only newlines
 must not keep its track for ever."""
 
 Ahead = Literal["draft", "rewrite"]
-"""What can be made before it is known to be wanted."""
+"""What can be made before it is known to be needed."""
 UNANSWERED: dict[str, Any] = {
     "finish": None,
     "tail": (),
@@ -37,17 +37,18 @@ UNANSWERED: dict[str, Any] = {
     "first_entropy": None,
     "prompt_logprobs": None,
 }
-"""What an operation is without, whose request was given up."""
+"""Fields to clear on an operation whose request was abandoned."""
 Made = tuple[Step, "tuple[Operation, ...]"]
 """A step, and what it cost."""
 
 
 @dataclass(eq=False, slots=True)
 class Making:
-    """A step in the making: all that it depends on was read when it was asked for, its first request included.
+    """A step that is being made. All that it depends on, its first request included, was read when it was asked for.
 
-    ``before``: ids behind the context that are not committed yet; ``begun``: the context's length; ``flights``: one a piece,
-    the last one still under way until ``whole``. ``given_up``: it has been accounted for. ``task``: where it is made ahead.
+    ``before``: uncommitted ids after the context; ``begun``: the context's length; ``flights``: one a piece, of which
+    the last one is under way until ``whole``. ``given_up``: it has been accounted for. ``task``: the task that makes it
+    ahead.
     """
 
     role: Role
@@ -64,7 +65,7 @@ class Making:
 
 
 class StepMaker:
-    """Makes steps, and accounts for those that are not wanted."""
+    """Makes steps, and accounts for those that are not needed."""
 
     def __init__(self, requests: TrackRequests, events: TrackEvents, strategy: Strategy) -> None:
         self._requests = requests
@@ -72,9 +73,9 @@ class StepMaker:
         self._gate = strategy.gate
 
     def making(self, role: Role, purpose: Ahead, *, after: Step | None = None, ahead: bool = False) -> Making:
-        """What ``_make`` makes a step of, read now.
+        """Reads now everything that ``make`` makes a step of.
 
-        ``ahead``: before it is known that it is wanted; ``after``: behind a step that is not committed yet.
+        ``ahead``: before it is known to be needed; ``after``: the uncommitted step that it follows.
         """
         context = self._requests.contexts[role]
         spent = self._requests.state.tokens + (0 if after is None else len(after.ids))
@@ -87,14 +88,14 @@ class StepMaker:
             ahead,
             index=self._requests.index + (after is not None),
             before=() if after is None else (*self._requests.opening(role), *self._requests.ids_for(after, role)),
-            begun=len(context),  # it may have grown by the time of a second piece
+            begun=len(context),  # the context may have grown by the time of a second piece
             limit=limit,
         )
         self._next_piece(making, [])
         return making
 
     def _next_piece(self, making: Making, ids: Sequence[int]) -> Flight:
-        """The request for the piece behind ``ids``."""
+        """Builds the request for the piece after ``ids``."""
         role, part = making.role, len(making.flights)
         flight = self._requests.flight(
             role,
@@ -112,7 +113,7 @@ class StepMaker:
         return flight
 
     async def make(self, making: Making) -> Made:
-        """One step by one model: a request, and more where the first brought nothing visible."""
+        """Makes one step with one model: one request, and more if the first brought nothing visible."""
         role, before, begun, limit = making.role, making.before, making.begun, making.limit
         context = self._requests.contexts[role]
         tokenizer = context.tokenizer
@@ -124,7 +125,7 @@ class StepMaker:
         text = ""
         ended = left = False
         flights = making.flights
-        # A piece has at least one token, or it ends the text: so many pieces at most make a step long enough.
+        # Each piece has a token or ends the text, so at most this many pieces make a step long enough.
         for part in range(max(least, BLANK_PIECES_MAX)):
             try:
                 flight = self._next_piece(making, ids) if part else flights[0]
@@ -151,7 +152,7 @@ class StepMaker:
                 break
         removed = 0
         if original:
-            # The original counts what was generated: a mark that it takes out, and the one that ends a text, too.
+            # The original counts all generated tokens: also marks that it removes, and the one that ends a text.
             generated = len(ids) + ended
             ids = without_think_close(tokenizer, ids, self._requests.limits.original_marks)
             removed = max(0, generated - len(ids))
@@ -176,11 +177,11 @@ class StepMaker:
         sampled: list[float],
         entropy: float | None,
     ) -> tuple[int | None, bool]:
-        """Takes a flight to the end of its step and returns the step's length in ids, counted with those ``before``; and
-        whether it was left as doubtful, which ``sampled`` and ``entropy`` of the pieces before tell, too.
+        """Reads a request until its step ends. Returns the step's length in ids, counted with those ``before``, and
+        whether it was abandoned as doubtful; ``sampled`` and ``entropy`` are those of the pieces before.
 
-        The engine stops at a token that holds a blank line by itself. A blank line of two tokens, which is how some
-        tokenizers write every one, is seen here, and the request is left. How many tokens came at a time decides nothing.
+        The engine stops at a token that contains a blank line. A blank line of two tokens, which is how some tokenizers
+        write every one, is found here, and the request is aborted. The size of the deltas changes nothing.
         """
         tokenizer = self._requests.contexts[role].tokenizer
         blank, least = bool(self._requests.limits.original_marks), self._requests.limits.min_step_tokens
@@ -188,7 +189,7 @@ class StepMaker:
         length, judged = None, 0
         async with self._requests.lanes[role].fly(flight) as deltas:
             async for _ in deltas:
-                # A blank line needs an id that holds one, or one that ends in a newline: most pieces have neither.
+                # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
                 if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
                     ids = [*before, *flight.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
@@ -208,10 +209,10 @@ class StepMaker:
         return length, False
 
     def drop(self, making: Making, reason: Reason) -> None:
-        """Accounts, once, for a step that is not wanted, whole or not.
+        """Accounts, once, for a step that is not needed, complete or not.
 
-        A whole one is told as if its last request had been given up before its end, so that a replay, which answers none
-        that was given up, sees the same.
+        A complete step is recorded as if its last request had been abandoned before its end. A replay answers no
+        abandoned request, so it sees the same.
         """
         if making.given_up:
             return
@@ -234,7 +235,7 @@ class StepMaker:
             self._events.dropped(operation, making.role, making.purpose, reason, step.index)
 
     def _drop_flights(self, making: Making, reason: Reason, error: BaseException | None = None) -> None:
-        """Accounts for the request under way, then for the pieces before it, which were for nothing, too."""
+        """Accounts for the request under way, then for the pieces before it."""
         *pieces, last = making.flights
         self._events.dropped(last.report(), making.role, making.purpose, reason, making.index, error)
         for piece in pieces:

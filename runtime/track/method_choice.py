@@ -1,4 +1,4 @@
-"""The question that the target is asked before a sample's tracks are planned."""
+"""Asks the target which methods fit, before a sample's tracks are planned."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from speclrm.runtime.scheduling.requests import Flights
 
 PLAN_TRACK = "plan"
-"""Stands in for a track's name in the operation: there is no track yet."""
+"""Stands for the track's name in the operation's id: there is no track yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``text``: None where the engine gave none, with the ``error`` in one line."""
+    """A reply of the target. ``text``: None if the engine gave none; ``error`` then says why in one line."""
 
     text: str | None
     operations: tuple[Operation, ...] = ()
@@ -44,7 +44,7 @@ async def ask(
     emit: Callable[[Event], None],
     room: Callable[[], Awaitable[None]],
 ) -> Reply:
-    """The target's greedy reply. Raises EngineDeadError; a request that fails for itself is an empty reply."""
+    """Returns the target's greedy reply. Raises EngineDeadError; a request that fails alone gives an empty reply."""
     await room()
     tokenizer = lane.engine.tokenizer
     name = operation_id(problem, repeat, PLAN_TRACK, 0, "choose")

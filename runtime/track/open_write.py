@@ -1,4 +1,4 @@
-"""A long write by the target: one request that brings step after step."""
+"""Reads step after step from one long request to the target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Writing:
-    """A write that is open: its request, the block around it, and what comes of it."""
+    """An open write: its request, the block around it, and its result."""
 
     flight: Flight
     block: AbstractAsyncContextManager[AsyncIterator[Delta]]
@@ -32,7 +32,7 @@ class _Writing:
 
 
 class OpenWrite:
-    """The write that one track has open, if it has one."""
+    """Holds the open write of one track, if there is one."""
 
     def __init__(self, requests: TrackRequests, events: TrackEvents, leaving: Leaving) -> None:
         self._requests = requests
@@ -45,12 +45,14 @@ class OpenWrite:
         return None if self._writing is None else self._writing.flight
 
     def stop(self) -> None:
-        """Ends its request; ``close`` accounts for it."""
+        """Ends the request; ``close`` accounts for it."""
         if self._writing is not None:
             self._leaving.add(asyncio.ensure_future(_left(self._writing)), cancel=False)
 
     async def step(self) -> Step | None:
-        """The next step, read from the stream as it comes; opens the write where none is. None: it ended without a word."""
+        """Returns the next step of the stream; opens a write if none is open. None if the request ended with an earlier
+        attempt.
+        """
         writing = self._writing or await self._open()
         flight = writing.flight
         taken = len(flight.ids) - flight.unreported_tokens
@@ -65,14 +67,14 @@ class OpenWrite:
             self._leaving.add(asyncio.ensure_future(_left(writing)), cancel=False)
             self._events.drop(flight, Role.TARGET, "write", error)
             raise
-        if step is None:  # the request ended with an earlier attempt: another one goes on from here
+        if step is None:  # the request ended with an earlier attempt: another one continues from here
             self._writing = None
             await _left(writing)
             return None
         self._requests.ready_s = now_s()
         spent = flight.unreported_tokens if step.ended else len(step.ids)
         self._events.written("write", step, (flight.report(spent, kept=step.ids),))
-        if flight.over and (step.ended or flight.finish != "end"):  # an end behind a whole step is a step of its own
+        if flight.over and (step.ended or flight.finish != "end"):  # an end after a whole step is a step of its own
             self._writing = None
             await _left(writing)
         return step
@@ -91,7 +93,7 @@ class OpenWrite:
         return self._writing
 
     async def end(self) -> None:
-        """Closes the open write; what came after the last step was for nothing."""
+        """Closes the open write; what arrived after the last step is dropped."""
         if self._writing is None:
             return
         leaving = asyncio.ensure_future(_left(self._writing))
@@ -106,9 +108,9 @@ class OpenWrite:
             self._events.dropped(writing.flight.report(), Role.TARGET, "write", reason)
 
     def _next(self, flight: Flight, taken: int) -> Step | None:
-        """The next whole step of the open write, or None while more tokens are needed.
+        """Returns the next complete step of the open write, None if more tokens are needed.
 
-        It is the same however many tokens came at a time: nothing behind its end is looked at.
+        It never looks behind the step's end, so the size of the deltas changes nothing.
         """
         context = self._requests.contexts[Role.TARGET]
         tokenizer = context.tokenizer
@@ -131,5 +133,5 @@ class OpenWrite:
 
 
 async def _left(writing: _Writing) -> None:
-    """Leaves the block around a write, which aborts what is still under way."""
+    """Leaves the block around a write, which aborts a request that is still under way."""
     await writing.block.__aexit__(None, None, None)

@@ -1,4 +1,4 @@
-"""What a track asks of its engines: the id, prompt, limits, seed and priority of each request.
+"""Builds a track's requests: id, prompt, limits, seed and priority.
 
 Everything that a request depends on is read when it is built.
 """
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class TrackRequests:
     """Builds one track's requests from its contexts.
 
-    ``contexts``: the track's ids, as each model sees them. ``seat``: its place in the engines' memory, once it has one.
-    ``ready_s``: when, on the loop's clock, the track could have gone on. ``stop_ids``, ``line_ids``: of each model, those
-    that end a step, and those of which one stands in every blank line.
+    ``contexts``: the track's ids, as each model sees them. ``seat``: its reservation of KV cache, once it has one.
+    ``ready_s``: when, on the loop's clock, the track could have continued. ``stop_ids``: for each model, the ids that
+    end a step. ``line_ids``: ids of which every blank line contains at least one.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class TrackRequests:
 
     @property
     def index(self) -> int:
-        """The number of the step that comes next."""
+        """The number of the next step."""
         return len(self.state.steps)
 
     def name(self, kind: str, *, index: int | None = None, part: int = 0) -> str:
-        """The id of an operation. ``kind``: its purpose, with ``-ahead`` behind it for work ahead."""
+        """Returns the id of an operation. ``kind``: its purpose, with ``-ahead`` appended for work ahead."""
         return operation_id(self.problem, self.repeat, self.track, self.index if index is None else index, kind, part)
 
     def opening(self, role: Role) -> Sequence[int]:
-        """What goes before the first step once that step is there."""
+        """Returns the ids that come before the first step in every request but those that write it."""
         return () if self.state.steps else self._openings[role]
 
     def ids_for(self, step: Step, role: Role) -> Sequence[int]:
-        """The step in the ids of a model; text is tokenised anew only for a model that did not write it, and once."""
+        """Returns the step in a model's ids. Text is encoded only for a model that did not write it, and only once."""
         if step.role is role:
             return step.ids
         held = self._translated.get(role)
@@ -90,7 +90,7 @@ class TrackRequests:
         return held[1]
 
     def append(self, step: Step) -> None:
-        """Takes a committed step into all contexts."""
+        """Appends a committed step to all contexts."""
         for role, context in self.contexts.items():
             context.append([*self.opening(role), *self.ids_for(step, role)])
         self._translated.clear()
@@ -113,13 +113,13 @@ class TrackRequests:
         index: int | None = None,
         ahead: bool = False,
     ) -> Flight:
-        """A request that is not sent yet. ``temperature``: None takes the recipe's, and its ``top_p``.
+        """Builds a request without sending it. ``temperature``: None for the recipe's, with its ``top_p``.
 
         Raises:
             CapacityError: the context has no room for another token.
         """
         name = self.name(f"{purpose}-ahead" if ahead else purpose, index=index, part=part)
-        # What is made ahead may be asked for while the track waits for its first seat.
+        # Work ahead may be requested while the track waits for its first seat.
         place = 0 if self.seat is None else self.seat.places.get(role, 0)
         engine = self.lanes[role].engines[place]
         room = engine.max_model_len - len(ids)

@@ -1,6 +1,6 @@
-"""The verbs of a track: each waits until the engines have room, asks for what it needs, and publishes what came of it.
+"""Implements the verbs of a track: each waits until the engines have room, sends its requests, and publishes the result.
 
-How requests are built, steps made, and events published stands in the modules beside this one.
+The modules beside this one build requests, make steps and publish what became of requests.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from speclrm.runtime.events import (
     TrackPaused,
 )
 from speclrm.runtime.protocols import Role, Score, Step
+from speclrm.runtime.scheduling.controller import PROBE_REASON
 from speclrm.runtime.tokens.steps import (
     split_ending,
     whole_characters,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 
 READER_PATIENCE_S = 1.0
-"""How long a track waits for those who take its events before it lets its engines go: others want the room and the place."""
+"""Seconds that a track waits for slow readers of its events before it releases its engines to others."""
 
 
 class RuntimeTrack:
@@ -113,27 +114,30 @@ class RuntimeTrack:
         return self._events.stop_reason
 
     def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
-        """Says why the task that runs this track is about to be cancelled."""
+        """Notes why the task that runs this track is about to be cancelled."""
         self._events.stopping(reason)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Ends what is open and accounts for it, at once. ``error``: what ended the track, if anything did.
+        """Ends what is open and accounts for it, at once. ``error``: what ended the track, if an error did.
 
-        Nothing is awaited, so that no stop comes between a track's last step and its end; ``gone`` waits for the rest.
+        Nothing is awaited, so that no stop comes between a track's last step and its end; ``gone`` waits for the
+        engines.
         """
         if isinstance(error, asyncio.CancelledError):
             reason: Reason = self.stop_reason
         else:
-            # An attempt's end is no decision of the loop: the next attempt finds the track as it was.
+            # An attempt's end is no decision of the loop: the next attempt continues the track as it was.
             reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
-        # First what costs the engines, then what may fail: a sink that takes no more.
+        # First release the engines, then publish, which may fail.
         self._ahead.stop()
         self._writing.stop()
         self._ahead.end(reason)
         self._writing.close("stopped" if reason == "useless" else reason)
 
     async def gone(self) -> None:
-        """Waits, whoever cancels, until the engines are done with the track, and gives its room back."""
+        """Waits until the engines are done with the track, in spite of any cancellation, and releases its KV cache
+        reservation.
+        """
         try:
             await self._leaving.gone()
         finally:
@@ -153,7 +157,7 @@ class RuntimeTrack:
                 self._events.emit(self._controller.observe())
             decided = self._controller.decide(self.problem.id, self.repeat, self._requests.track)
         mode, reason = decided
-        if mode != self.state.mode:
+        if mode != self.state.mode or reason == PROBE_REASON:  # a run that goes on must know what was tried
             self._events.emit(ModeChanged(**self._events.where, step=self._requests.index, mode=mode, reason=reason))
         return mode != "write"
 
@@ -222,7 +226,7 @@ class RuntimeTrack:
         )
         await self._run(Role.TARGET, "score", flight)
         logprobs = flight.logprobs or {}
-        # Rounded before the score is made from them, so that a reader of the trace makes the same one.
+        # Rounded before the score is computed, so that a reader of the trace gets the same one.
         digits = tuple(round(logprobs[token], 6) for token in self._judge.digit_ids)
         said = context.tokenizer.decode(flight.ids)
         score = self._read_score(digits, said)
@@ -230,8 +234,8 @@ class RuntimeTrack:
         return score
 
     async def _score_by_likelihood(self, step: Step) -> Score:
-        """The mean log-probability of the step's ids. A draft that ended its text without a word is as likely as it is
-        that the target would end there, too.
+        """Returns the mean log-probability of the step's ids. For a draft that ended its text without a word, returns
+        the log-probability that the target would end there, too.
         """
         context = self._requests.contexts[Role.TARGET]
         opening, ids = self._requests.opening(Role.TARGET), self._requests.ids_for(step, Role.TARGET)
@@ -256,7 +260,7 @@ class RuntimeTrack:
             await self._hold()
             if (step := await self._writing.step()) is not None:
                 return step
-            # The request ended with an earlier attempt: another one goes on from here.
+            # The request ended with an earlier attempt: another one continues from here.
 
     async def close(self) -> Step:
         await self._writing.end()
@@ -292,15 +296,15 @@ class RuntimeTrack:
     async def commit(self, step: Step, score: float | None = None) -> None:
         # Nothing is awaited from here to the event: a track is never stopped between two facts of one decision.
         if self._record is not None and self._record.ends(self._requests.track):
-            await self._record.stop()  # older versions did await something, and could be stopped here
-        # What was made ahead of the other decision is of no use. A draft behind a step that is committed is.
+            await self._record.stop()  # older versions awaited something, and could be stopped here
+        # Work ahead for the other decision is useless. A draft after a committed step is not.
         self._ahead.give_up("rewrite", "useless")
         if step.kind != "draft":
             self._ahead.give_up("draft", "useless")
         self._requests.append(step)
         if (seat := self._requests.seat) is not None:
             for role, context in self._requests.contexts.items():
-                # A track that the target writes alone leaves the draft's cache to others.
+                # A track that the target writes alone releases the draft's KV cache to others.
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(seat, role, 0 if idle else len(context))
         self._events.emit(
@@ -316,9 +320,9 @@ class RuntimeTrack:
     # --------------------------------------------------------------------------------------------------------- room
 
     async def _hold(self) -> None:
-        """Called before each request: waits until the engines have room for this track and its events are taken.
+        """Waits, before each request, until the engines have room for this track and its events are taken.
 
-        A track that has to wait lets its engines go, and says so: a loop driven again cannot know of it otherwise.
+        A track that has to wait releases its engines and publishes that, since a replay could not know of it otherwise.
         """
         paused = False
         if self._record is not None and self._record.playing:
@@ -353,7 +357,9 @@ class RuntimeTrack:
             await self._pause("turn", paused=False)
 
     async def _held_then(self, record: SamplePlayback) -> Literal["asks", "waited", "new"]:
-        """What a trace says of this moment: the track asked on, or waited when it ended; or there is nothing of it."""
+        """Returns what a trace says of this moment: the track ``asks`` its next request, or it ``waited`` when the
+        trace ended, or all that comes is ``new``.
+        """
         while record.playing:
             if record.ends(self._requests.track):
                 await record.stop()
@@ -383,7 +389,7 @@ class RuntimeTrack:
         return "new"
 
     async def _pause(self, reason: Literal["room", "reader", "turn"], paused: bool) -> bool:
-        """Lets the engines go. Returns that the track is paused now."""
+        """Releases the engines. Returns that the track is paused now."""
         if not paused:
             self._events.emit(TrackPaused(**self._events.where, step=self._requests.index, reason=reason))
         await self._writing.end()

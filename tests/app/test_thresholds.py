@@ -53,8 +53,8 @@ def test_a_preset_by_calibrate_is_taken_by_runs(tmp_path: Path) -> None:
     assert report["kind"] == "calibration"
     assert {"threshold", "scores", "judge", "preset", "preset_file"} <= report.keys()
     preset = read_preset(str(tmp_path / "made.json"))
-    assert preset.engines["target"].cost.w == pytest.approx(16.1e-3, rel=0.01)
-    assert preset.engines["draft"].cost.w == pytest.approx(3.6e-3, rel=0.01)
+    assert preset.engines["target"].cost.w == pytest.approx(18.4e-3, rel=0.01)
+    assert preset.engines["draft"].cost.w == pytest.approx(2.4e-3, rel=0.01)
     assert preset.world is not None
     assert preset.world.draft_step == pytest.approx(32, rel=0.3)
     assert preset.measured["draft"] == "sim/r1-1.5b"

@@ -1,1 +1,1 @@
-"""Engines without models: a cost model, a world of texts, and a tokenizer."""
+"""Simulates engines without models: a cost model, texts, and a tokenizer."""

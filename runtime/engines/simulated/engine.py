@@ -1,20 +1,21 @@
-"""An engine that takes its time from a cost model and its words from a world: for developing schedules without hardware.
+"""Imitates vLLM's scheduler on a cost model, with texts from a world: for developing schedules without hardware.
 
-What it imitates of vLLM's scheduler (v1/core/sched/scheduler.py, ``schedule``), with its defaults and the priority policy:
+What it imitates of vLLM's scheduler (v1/core/sched/scheduler.py, ``schedule``), with its defaults and the priority
+policy:
 
-- one iteration after another, each with a budget of tokens; sequences that run come first, in the order of their admission, each
-  with its next token or the next part of its prompt, then those that wait, by priority and arrival;
-- a sequence is admitted where its whole context fits beside what runs, and none behind one that does not fit;
+- one iteration after another, each with a token budget; running sequences come first, in the order of their admission, each
+  with its next token or the next part of its prompt, then waiting ones, by priority and arrival;
+- a sequence is admitted if its whole context fits beside what runs, and none after one that does not fit;
 - prompts are found in the prefix cache by full blocks, and the last token is always computed;
-- where a running sequence needs room that is not there, the one of the lowest priority, of equals the youngest, is put back and
-  computed anew later, and nobody is admitted in that iteration;
-- what arrives or is aborted takes effect at the next border of two iterations, also what answers the iteration that just
-  ended: by the time it arrives the next one has begun.
+- if a running sequence needs room that is not there, the one with the lowest priority, among equals the youngest, is preempted
+  and computed again later, and nobody is admitted in that iteration;
+- arrivals and aborts take effect between two iterations, also those that react to the iteration that just ended: by the time
+  they arrive the next one has begun.
 
-An iteration lasts ``w + p * new tokens + k * context tokens``, context tokens being those whose keys and values are there
-already. Left out: asynchronous scheduling, which hides the scheduler's own time behind the device's.
+An iteration lasts ``w + p * new tokens + k * context tokens``, where context tokens are those whose keys and values are
+there already. Not imitated: asynchronous scheduling, which hides the scheduler's own time behind the device's.
 
-Meant for a loop with virtual time: while all running sequences only decode, many iterations are one timer.
+Needs a loop with virtual time: while all running sequences only decode, many iterations are one timer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from pydantic import Field
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.engine import Delta, EngineStats, Finish, Request, Tokenizer
+from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request, Tokenizer
 from speclrm.runtime.engines.simulated.kv_blocks import BlockKeys, Blocks
 from speclrm.runtime.engines.simulated.tokenizer import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
@@ -42,16 +43,16 @@ _Tokens = Annotated[int, Field(ge=1)]
 SPAN_MAX = 64
 """Iterations that are taken together at most, so that readers of a long output see it grow."""
 DELTA_TOKENS = 8
-"""Between two deltas, as our vLLM engines have it; the first token comes by itself (v1/engine/output_processor.py)."""
+"""Tokens between two deltas, as in our vLLM engines; the first token comes by itself (v1/engine/output_processor.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCost:
     """What an iteration takes, in seconds: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
 
-    ``kv_tokens``: tokens of keys and values that there is room for. The limits are those of vLLM's scheduler;
-    ``chunked_prefill``: whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each
-    token that is sampled, which costs on a CPU, and ``request_s`` from a request's call until the engine has it.
+    ``kv_tokens``: size of the KV cache in tokens. The limits are those of vLLM's scheduler; ``chunked_prefill``:
+    whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each sampled token,
+    which costs on a CPU, and ``request_s`` from a request's call until the engine has it.
     """
 
     w: Annotated[float, Field(gt=0, le=3600)]
@@ -68,33 +69,35 @@ class EngineCost:
 
 
 class World(Protocol):
-    """What the models of a simulation say and how sure they are. Log-probabilities are natural."""
+    """What simulated models write and how sure they are. Log-probabilities are natural."""
 
     def write(self, request: Request) -> Sequence[int]:
-        """The ids that would follow the request's prompt if nothing stopped them."""
+        """Returns the ids that would follow the request's prompt if nothing stopped them."""
         ...
 
     def digits(self, request: Request) -> Sequence[float]:
-        """Log-probabilities of 0 to 9 where the request asks for a score."""
+        """Returns log-probabilities of 0 to 9, if the request asks for a score."""
         ...
 
     def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
-        """The log-probability of each of the ids that the request is answered with."""
+        """Returns the log-probability of each of the ids that the request is answered with."""
         ...
 
     def entropy(self, request: Request) -> float:
-        """Nats, of the first position."""
+        """Returns the entropy of the first position, in nats."""
         ...
 
     def likelihood(self, request: Request) -> Sequence[float]:
-        """The log-probability of each prompt id from ``likelihood_from`` on."""
+        """Returns the log-probability of each prompt id from ``likelihood_from`` on."""
         ...
 
 
 class Device:
-    """What engines share. The rule: one that works alone has full speed, each of two that work has its own ``share``."""
+    """The device that engines share: one that works alone has full speed, each of two that work has its own ``share``."""
 
     def __init__(self) -> None:
+        self.engines = 0
+        """How many are on it."""
         self._busy: list[SimulatedEngine] = []
 
     def speed(self, engine: SimulatedEngine) -> float:
@@ -109,14 +112,14 @@ class Device:
             self._busy.remove(engine)
         for other in self._busy:
             if other is not engine:
-                other.retime()  # its iterations take another time from now on
+                other.retime()  # its iterations take longer or shorter from now on
 
 
 @dataclass(eq=False, slots=True)
 class _Sequence:
-    """One request at work. ``ids``: what it will say; ``said``: how much of it it has said; ``computed``: tokens of prompt
-    and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed; ``held``: the first of
-    them, which others can find; ``private``: how many blocks it has beside these.
+    """One request at work. ``ids``: what it will write; ``said``: how much of it it has written; ``computed``: tokens
+    of prompt and output whose keys and values are there; ``keys``: of its full blocks, as far as they are needed;
+    ``held``: the first of them, which others can find; ``private``: how many blocks it has beside these.
     """
 
     request: Request
@@ -191,6 +194,7 @@ class SimulatedEngine:
         self.max_num_seqs = cost.max_num_seqs
         self._world = world
         self._device = device or Device()
+        self._device.engines += 1
         self._blocks = Blocks(cost.kv_tokens // cost.block_size)
         self._keys = BlockKeys(cost.block_size)
         self._waiting: list[tuple[tuple[int, int], _Sequence]] = []
@@ -204,7 +208,7 @@ class SimulatedEngine:
         """Sequences at work, summed over iterations."""
         self.preemptions = 0
         self.new_tokens = 0
-        """Tokens that went through the model: prompts as far as they were not found, again after a preemption, and outputs."""
+        """Tokens that went through the model: prompts as far as they were not cached, again after a preemption, and outputs."""
         self.prefilled = 0
         """Prompt tokens among them."""
         self.cached_tokens = 0
@@ -212,13 +216,20 @@ class SimulatedEngine:
         self.busy_s = 0.0
 
     @property
+    def known_costs(self) -> EngineCosts:
+        """As its cost model has them."""
+        cost = self.cost
+        slowdown = 1 / self.share - 1 if self._device.engines > 1 else 0.0
+        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown)
+
+    @property
     def kv_tokens(self) -> int:
-        """Tokens of keys and values that there is room for."""
+        """Size of the KV cache in tokens."""
         return self._blocks.total * self.cost.block_size
 
     @property
     def kv_tokens_used(self) -> int:
-        """Of them, those in blocks that a running sequence uses."""
+        """Tokens in blocks that a running sequence uses."""
         return self._blocks.used * self.cost.block_size
 
     # ----------------------------------------------------------------------------------------------------- as an engine
@@ -295,7 +306,7 @@ class SimulatedEngine:
         return sequence
 
     def _drop(self, sequence: _Sequence) -> None:
-        """An abort: what waits is gone at once, what runs at the end of the iteration."""
+        """Aborts a request: a waiting one ends at once, a running one at the end of the iteration."""
         if self._closed:
             return
         if sequence in self._running:
@@ -308,18 +319,18 @@ class SimulatedEngine:
     # ------------------------------------------------------------------------------------------------------ iterations
 
     def _wake(self) -> None:
-        """Something arrived or left: an iteration begins, or those that were taken together end with the one at work."""
+        """Begins an iteration after an arrival or an abort, or ends those that were taken together with the one at work."""
         if (one := self._pass) is not None:
             if one.steps > 1:
                 seconds = one.seconds + (now_s() - one.since_s) * one.speed
                 one.steps = min(one.steps, self._whole(seconds, one) + 1)
                 self.retime()
         elif self._start is None:
-            # What arrives in the same moment joins the same iteration.
+            # Requests that arrive at the same moment join the same iteration.
             self._start = asyncio.get_running_loop().call_soon(self._begin)
 
     def retime(self) -> None:
-        """Sets the timer for the end of the work at hand at the speed of now."""
+        """Sets the timer for the end of the current work at the current speed."""
         if (one := self._pass) is None:
             return
         now = now_s()
@@ -335,7 +346,7 @@ class SimulatedEngine:
         for sequence in [one for one in self._running if one.aborted]:
             self._leave(sequence)
         plan = self._schedule()
-        while not plan and self._running:  # the first one had to be put back itself
+        while not plan and self._running:  # the sequence itself was preempted
             plan = self._schedule()
         self._device.set_busy(self, bool(plan))
         if not plan:
@@ -348,7 +359,7 @@ class SimulatedEngine:
         self.retime()
 
     def _schedule(self) -> dict[_Sequence, int]:
-        """New tokens of each sequence in the next iteration, with room made for them."""
+        """Returns the new tokens of each sequence in the next iteration, and makes room for them."""
         budget = self.cost.max_num_batched_tokens
         running, waiting, size = self._running, self._waiting, self.cost.block_size
         plan: dict[_Sequence, int] = {}
@@ -401,7 +412,7 @@ class SimulatedEngine:
         return plan
 
     def _find(self, sequence: _Sequence) -> list[int]:
-        """The leading blocks that are known, without the last token and without those whose likelihood is asked for."""
+        """Returns the leading blocks that are known, without the last token and without those whose likelihood is asked for."""
         last = sequence.length - 1
         if sequence.request.likelihood_from is not None:
             last = min(last, max(0, sequence.request.likelihood_from - 1))
@@ -409,7 +420,7 @@ class SimulatedEngine:
         return keys[: self._blocks.known(keys)]
 
     def _decodes(self, plan: Mapping[_Sequence, int]) -> int:
-        """How many iterations can be taken together: until one ends, while all decode and there is room for it."""
+        """Returns how many iterations can be taken together: until one ends, while all decode and there is room for it."""
         if len(plan) < len(self._running) or any(not one.said or plan[one] > 1 for one in plan):
             return 1
         steps = min(SPAN_MAX, *(len(one.ids) - one.said for one in plan))
@@ -432,17 +443,17 @@ class SimulatedEngine:
             if new > 1 or not sequence.said:
                 self.prefilled += new
             sequence.computed += new * one.steps
-            if sequence.computed >= sequence.length:  # one behind it where several iterations were taken together
+            if sequence.computed >= sequence.length:  # greater by one if several iterations were taken together
                 self._say(sequence, one.steps)
         self._begin()
 
     def _seconds(self, steps: int, one: _Pass) -> float:
-        """Of ``steps`` iterations, in which the context grows by the new tokens each time."""
+        """Returns the seconds of ``steps`` iterations, in which the context grows by the new tokens each time."""
         grown = steps * one.context + one.new * steps * (steps - 1) / 2
         return steps * (self.cost.w + self.cost.p * one.new + self.cost.s * one.sampled) + self.cost.k * grown
 
     def _whole(self, seconds: float, one: _Pass) -> int:
-        """How many whole iterations fit into the time, of those taken together."""
+        """Returns how many whole iterations fit into the time, of those taken together."""
         low, high = 0, one.steps
         while low < high:
             middle = (low + high + 1) // 2
@@ -464,7 +475,7 @@ class SimulatedEngine:
         if finished:
             self._leave(sequence)
         elif (extra := sequence.blocks - -(-(sequence.computed + 1) // self.cost.block_size)) > 0:
-            sequence.private -= extra  # taken for iterations that were called off
+            sequence.private -= extra  # blocks taken for iterations that did not happen
             self._blocks.release((), extra)
 
     def _delta(self, sequence: _Sequence, *, finished: bool) -> Delta:
@@ -482,7 +493,7 @@ class SimulatedEngine:
         )
 
     def _leave(self, sequence: _Sequence) -> None:
-        """Out of the running ones, its blocks given back; what is full of them can be found again."""
+        """Removes a running sequence and gives its blocks back; its full blocks can be found again."""
         self._running.remove(sequence)
         self._name_blocks(sequence)
         self._publish(sequence, sequence.computed)
@@ -490,14 +501,14 @@ class SimulatedEngine:
         sequence.held, sequence.private = [], 0
 
     def _name_blocks(self, sequence: _Sequence) -> None:
-        """The keys of what it said, which its track's next request will ask for."""
+        """Computes the keys of what it wrote, which its track's next request will ask for."""
         if sequence.length // self.cost.block_size > len(sequence.keys):
             ids = [*sequence.request.prompt_ids, *sequence.ids[: sequence.said]]
             self._keys.extend(sequence.keys, ids)
             self._keys.keep(sequence.context, ids, sequence.keys.copy())
 
     def _publish(self, sequence: _Sequence, computed: int) -> None:
-        """Full blocks among the first ``computed`` tokens can be found by others."""
+        """Lets others find the full blocks among the first ``computed`` tokens."""
         for key in sequence.keys[len(sequence.held) : computed // self.cost.block_size]:
             self._blocks.publish(key)
             sequence.held.append(key)

@@ -1,8 +1,8 @@
-"""The room for keys and values of a simulated engine: blocks, known by what they hold, found again by the next request.
+"""Imitates vLLM's KV cache: blocks that are known by their content and found again by the next request.
 
-As in vLLM (v1/core/block_pool.py, v1/core/kv_cache_manager.py): a full block is known by its own ids and all before it;
-one that nobody uses stays known until its place is needed, the least recently used first, and of one request the end of
-its context first; blocks that are not full are known to nobody and their place is taken before that of known ones.
+As in vLLM (v1/core/block_pool.py, v1/core/kv_cache_manager.py): a full block is known by its own ids and all before it.
+An unused one stays known until its place is needed: the least recently used first, and of one request the end of its
+context first. Blocks that are not full are unknown, and their places are used before those of known ones.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CONTEXTS_MAX = 1024
 class BlockKeys:
     """Names the full blocks of token ids, each by its own ids and all before it.
 
-    A context grows by a step at a time and is asked for again and again, so the keys of its last form are kept and only what is
-    new is hashed. Integers hash alike in every process, so keys repeat from run to run.
+    A context grows by a step at a time and is asked for again and again, so its last keys are kept and only new ids are
+    hashed. Integers hash alike in every process, so keys repeat from run to run.
     """
 
     def __init__(self, size: int) -> None:
@@ -30,13 +30,13 @@ class BlockKeys:
         self._kept: OrderedDict[str, tuple[Sequence[int], list[int]]] = OrderedDict()
 
     def of(self, context: str, ids: Sequence[int]) -> list[int]:
-        """The keys of all full blocks of ``ids``. ``context``: a name under which similar ids were asked for before."""
+        """Returns the keys of all full blocks of ``ids``. ``context``: a name under which similar ids were asked for before."""
         size = self._size
         keys: list[int] = []
         if (kept := self._kept.get(context)) is not None:
             old, old_keys = kept
             same = min(len(old), len(ids)) // size
-            # Differences are at the end: look for the last block that is equal, then make sure of all before it.
+            # Contexts differ at the end: find the last equal block, then compare all before it.
             while same and old[(same - 1) * size : same * size] != ids[(same - 1) * size : same * size]:
                 same -= 1
             if same and old[: same * size] == ids[: same * size]:
@@ -53,7 +53,7 @@ class BlockKeys:
             self._kept.popitem(last=False)
 
     def extend(self, keys: list[int], ids: Sequence[int]) -> None:
-        """Adds the keys of the full blocks of ``ids`` behind those that are there."""
+        """Appends the keys of the full blocks of ``ids`` to those that are there."""
         size = self._size
         before = keys[-1] if keys else 0
         for start in range(len(keys) * size, len(ids) - size + 1, size):
@@ -62,7 +62,7 @@ class BlockKeys:
 
 
 class Blocks:
-    """How many blocks there are and who uses which. A block is private to a sequence until it is published."""
+    """Counts blocks and who uses which. A block is private to a sequence until it is published."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -72,7 +72,7 @@ class Blocks:
 
     @property
     def room(self) -> int:
-        """Blocks that can be had: free ones, and known ones that nobody uses."""
+        """Blocks that are available: free ones, and known ones that nobody uses."""
         return self._free + len(self._idle)
 
     @property
@@ -80,20 +80,21 @@ class Blocks:
         return self.total - self.room
 
     def known(self, keys: Sequence[int]) -> int:
-        """How many of the keys, from the first on, are known.
+        """Returns how many of the keys, from the first on, are known.
 
-        Of a context the end goes first and the beginning last, so what is known is a beginning and can be halved for.
+        A context's end is evicted first and its beginning last, so what is known is a prefix and can be found by
+        bisection.
         """
         users = self._users
         return bisect(keys, False, key=lambda key: key not in users)
 
     def idle(self, keys: Sequence[int]) -> int:
-        """How many of these known blocks nobody uses: holding them takes room. What is used is a beginning, too."""
+        """Returns how many of these known blocks nobody uses: holding them takes room. Used ones are a prefix, too."""
         users = self._users
         return len(keys) - bisect(keys, False, key=lambda key: not users[key])
 
     def hold(self, keys: Sequence[int]) -> None:
-        """Uses known blocks."""
+        """Marks known blocks as used."""
         users, idle = self._users, self._idle
         for key in keys:
             count = users[key]
@@ -102,7 +103,7 @@ class Blocks:
                 del idle[key]
 
     def take(self, blocks: int) -> bool:
-        """Takes private blocks, or none where there are not enough."""
+        """Takes private blocks, or none if there are not enough."""
         if blocks > self.room:
             return False
         while self._free < blocks:
@@ -113,9 +114,9 @@ class Blocks:
         return True
 
     def publish(self, key: int) -> None:
-        """Makes a private block known. Where another one with the same content is, that is used instead.
+        """Makes a private block known. If another one with the same content is known, that is used instead.
 
-        vLLM would keep both. Here whoever holds a block holds all before it, which ``known`` and ``idle`` rest on.
+        vLLM would keep both. Here whoever holds a block holds all before it, which ``known`` and ``idle`` rely on.
         """
         if key in self._users:
             self._free += 1

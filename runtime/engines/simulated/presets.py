@@ -1,4 +1,4 @@
-"""Simulated engines by name: built in, each number with its source, or measured on some machine and kept in a file."""
+"""Finds simulated engines by name: built in, each number with its source, or measured on some machine and kept in a file."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ PREFIX = "sim/"
 DATA_PREFIX = "sim:"
 
 PRESETS: dict[str, EngineCost] = {
-    # Assumed from first principles for a card of the H200 class, not measured: 65.5 GB of bfloat16 weights read at about 4.1 TB/s
-    # make w; 2 * 32.8e9 operations a token at about 500 TFLOP/s make p; 256 KiB of keys and values a token (64 layers, 8 heads of
-    # 128, two bytes, both) read at about 4.8 TB/s make k. Room for keys and values: what 141 GB leave.
-    "qwq-32b": EngineCost(w=16.1e-3, p=0.13e-3, k=5.5e-8, kv_tokens=240_000),
-    # The same for 1.8e9 parameters; its iterations are bound by the host rather than by memory, hence 3.6 ms.
-    "r1-1.5b": EngineCost(w=3.6e-3, p=0.006e-3, k=0.6e-8, kv_tokens=400_000),
+    # Measured on one H200 with vLLM 0.26.0 (bfloat16, CUDA graphs, models of these shapes with random weights, 2026-11-26), by
+    # what `speclrm calibrate` does: 16 and 15 measurements, each engine by itself. Room for keys and values, not measured: what
+    # 141 GB leave beside the weights.
+    "qwq-32b": EngineCost(w=18.4e-3, p=87e-6, k=1.4e-7, kv_tokens=240_000, s=1.9e-6, request_s=6.0e-3),
+    "r1-1.5b": EngineCost(w=2.4e-3, p=25e-6, k=0.0, kv_tokens=400_000, s=1.4e-6, request_s=9.9e-3),
 }
-"""By the name behind ``sim/``."""
+"""By the name after ``sim/``."""
 
 PARAMETERS = {"qwq-32b": 32_800_000_000, "r1-1.5b": 1_800_000_000}
 """Of the models that the built-in costs stand for, Qwen/QwQ-32B and deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B: 32.76e9 and
 1.78e9 as stored on the hub (sizing.py has them in full), rounded as the costs above are."""
 
-SHARED = {"draft": 0.40, "target": 0.75}
-"""The speed of each role's engine on a shared device while the other works: time slicing, in which the draft, bound by its host,
-leaves gaps. Assumed; a measured preset brings its own."""
+SHARED = {"draft": 0.55, "target": 0.45}
+"""The speed of each role's engine on a shared device while the other works, measured with the costs above: two processes share a
+GPU by time slices. A measured preset brings its own."""
 
 
 class EngineFit(BaseModel):
-    """One engine of a preset. ``share``: its speed, 0 to 1, while the other engine works too. ``residual``: of the fit of
-    its costs, root mean square over what was measured, relative to each measurement; ``measurements``: how many.
-    ``parameters``: of the model, where known.
+    """One engine of a preset. ``share``: its speed, 0 to 1, while the other engine works too. ``residual``: of the fit
+    of its costs, root mean square over the measurements, relative to each; ``measurements``: how many. ``parameters``:
+    of the model, None if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,10 +57,10 @@ class EngineFit(BaseModel):
 
 
 class Preset(BaseModel):
-    """The form of a preset's file: what two engines cost on some machine, and what their models say.
+    """The form of a preset's file: what two engines cost on some machine, and what their models write.
 
-    ``one_device``: whether both worked on the same device. ``measured``: where and when, in words: machine, models, versions,
-    date. ``world``: what ``--dataset sim:NAME`` takes from it.
+    ``one_device``: whether both worked on the same device. ``measured``: where and when, in words: machine, models,
+    versions, date. ``world``: what ``--dataset sim:NAME`` takes from it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,13 +77,13 @@ def is_simulated(name: str) -> bool:
 
 
 def check_names(names: Mapping[Role, str]) -> None:
-    """Raises ModelError for a simulated engine that there is not."""
+    """Raises ModelError for an unknown simulated engine."""
     for role, name in names.items():
         _fit(name, role)
 
 
 def presets_dir() -> Path:
-    """Where measured presets are kept by name."""
+    """Returns the folder where measured presets are kept by name."""
     return cache_dir() / "presets"
 
 
@@ -93,7 +92,7 @@ def kept_presets() -> list[str]:
 
 
 def read_preset(name: str) -> Preset:
-    """``name``: a path that ends in .json, or a name kept in the user's cache. Raises ModelError."""
+    """Reads a preset. ``name``: a path that ends in .json, or a name in the user's cache. Raises ModelError."""
     path = Path(name).expanduser() if name.endswith(".json") else presets_dir() / f"{name}.json"
     try:
         return Preset.model_validate_json(path.read_bytes())
@@ -109,13 +108,13 @@ def read_preset(name: str) -> Preset:
 
 
 def write_preset(preset: Preset, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, preset.model_dump_json(indent=2) + "\n")
 
 
 def preset_digest(name: str) -> str | None:
-    """What tells an engine of a file from one of another file; None for a built-in one. Raises ModelError."""
+    """Returns a digest of an engine from a preset's file; None for a built-in one. Raises ModelError."""
     short = name.removeprefix(PREFIX)
     if short in PRESETS:
         return None
@@ -123,7 +122,7 @@ def preset_digest(name: str) -> str | None:
 
 
 def world_settings(name: str) -> WorldSettings:
-    """The world of a dataset ``sim:NAME``: a mix, or a preset's. Raises ModelError."""
+    """Returns the world of a dataset ``sim:NAME``: a mix, or a preset's. Raises ModelError."""
     if name in MIXES:
         return MIXES[name]
     if not name.endswith(".json") and name not in kept_presets():
@@ -135,7 +134,7 @@ def world_settings(name: str) -> WorldSettings:
 
 
 def engines_world(names: Iterable[str]) -> WorldSettings | None:
-    """The world that was measured with the engines, where they come from a preset that has one."""
+    """Returns the world that was measured with the engines, if they come from a preset that has one."""
     for short in (name.removeprefix(PREFIX) for name in names):
         if short not in PRESETS and (world := read_preset(short).world) is not None:
             return world
@@ -145,9 +144,9 @@ def engines_world(names: Iterable[str]) -> WorldSettings | None:
 def simulated_engines(
     names: Mapping[Role, str], world: SimulatedWorld, *, shared_device: bool
 ) -> dict[Role, SimulatedEngine]:
-    """An engine for each role, each on a device of its own or both on one. Raises ModelError for an unknown preset.
+    """Returns an engine for each role, each on a device of its own or both on one. Raises ModelError for an unknown preset.
 
-    Two engines of one measured preset share a device where they did so when they were measured.
+    Two engines of one measured preset share a device if they did so when they were measured.
     """
     fits = {role: _fit(name, role) for role, name in names.items()}
     one_device = len(set(names.values())) == 1 and all(together for _, together in fits.values())
@@ -162,7 +161,7 @@ def simulated_engines(
 
 
 def _fit(name: str, role: Role) -> tuple[EngineFit, bool]:
-    """What is known of an engine, and whether it was measured beside the other on one device."""
+    """Returns what is known of an engine, and whether it was measured beside the other on one device."""
     short = name.removeprefix(PREFIX)
     if (cost := PRESETS.get(short)) is not None:
         return EngineFit(cost=cost, share=SHARED[role.value], parameters=PARAMETERS[short]), False

@@ -1,10 +1,10 @@
-"""What the models of a simulation say: a seeded world of problems with known answers, steps of known quality, and judges
-that err as often as stated.
+"""Decides what simulated models write: a seeded world of problems with known answers, steps of known quality, and
+judges that err as often as stated.
 
-Everything follows from the seed, the names of things (problem, repeat, track, step) and the ids of a request, never from
-the order of requests, so a simulation repeats itself byte for byte under any schedule. What a step is worth belongs to
-its name. What is said next belongs to the paragraphs that stand in the context, as a model has it: a step may be several
-of them, or a part of one, and whoever goes on from a context goes on in it.
+Everything follows from the seed, the names of things (problem, repeat, track, step) and the ids of a request, never
+from the order of requests, so a simulation repeats itself byte for byte under any schedule. A step's quality belongs to
+its name. The next words belong to the paragraphs in the context, as with a real model: a step may be several of them,
+or a part of one, and any request that continues a context continues in it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _Auroc = Annotated[float, Field(ge=0.5, le=1)]
 class WorldSettings:
     """What a world is like. The defaults stand for QwQ-32B with drafts by R1-Distill-Qwen-1.5B on AIME 2024, 8192 tokens.
 
-    ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or above
-    their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of that as
-    standard deviation; a step is a paragraph here, though a run may take several together or cut one in two.
-    ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of the target is right;
-    tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft passes for a good one, and the
-    other way round. ``harm``: the chance that one bad paragraph that was let through makes a right track wrong.
-    ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs, 0.5 to 1:
-    how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the target tell good
-    drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from the lowest to the
-    highest; without, digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of measured step lengths; without,
-    lengths are exponential.
+    ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or
+    above their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of
+    that as standard deviation; a step is a paragraph here, though a run may take several together or cut one in two.
+    ``solved_alpha``, ``solved_beta``: the Beta distribution over problems of the chance that a track of the target is
+    right; tracks of one problem share it, and nothing else. ``judge_error``: how often a bad draft is taken for a good
+    one, and the other way round. ``harm``: the chance that one accepted bad paragraph makes a right track wrong.
+    ``same_mistake``: the share of wrong tracks that give the problem's most tempting wrong answer. The three AUROCs,
+    0.5 to 1: how well a draft's mean log-probability, its first token's entropy, and the step's likelihood under the
+    target tell good drafts from bad ones. ``scores``: quantiles of measured scores, ascending, at even distances from
+    the lowest to the highest; without them digits are drawn. ``draft_lengths``, ``target_lengths``: quantiles of
+    measured step lengths; without them lengths are exponential.
     """
 
     acceptance: Annotated[tuple[_Share, ...], Field(min_length=1)]
@@ -59,17 +59,17 @@ class WorldSettings:
     steps_spread: _Share = 0.2  # assumed
     # Least squares over the coverage of QwQ-32B alone at 8192 tokens on AIME 2024, pass@1, 2, 3, 5, 9 of 38.5, 46.9, 52.6, 60.6
     # and 70.0 % (the history of SSR's repository, plots before 587a3ae): 36.8, 48.2, 54.3, 61.3, 68.2 %
-    # (benchmarks/fit_world.py).
+    # (benchmarks/studies/fit_world.py).
     solved_alpha: _Positive = 0.35
     solved_beta: _Positive = 0.60
     # Assumed: no rate of a one-token judge's errors by step was found. SpecReason (arXiv 2504.07891) shows its score to rise with
     # that of a process reward model, without a rate. One in five is chosen so that accepting is not made to look safe.
     judge_error: _Share = 0.2
     # Accuracy 22.3 % at threshold 3 and 39.3 % at 7 (arXiv 2504.07891, QwQ-32B with R1-Distill-Qwen-1.5B, AIME) against the bad
-    # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/fit_world.py).
+    # steps that pass at each, from the acceptance, the rejected digits and judge_error (benchmarks/studies/fit_world.py).
     harm: _Share = 0.0104
     # The majority of 64 against pass@1 on AIME 2024 (deepseek-ai/DeepSeek-R1, README.md, four models of 14B to 70B), with the
-    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/fit_world.py).
+    # spread above. Over smaller models too it would be 0.20, which makes voting look better (benchmarks/studies/fit_world.py).
     same_mistake: _Share = 0.36
     # Assumed, all three. ConfSpec (arXiv 2602.18447) and GlimpRouter (arXiv 2601.05110) found such signals useful; no AUROC
     # against the quality of single steps was found in them. Chosen low, so that a gate has something to lose.
@@ -93,7 +93,7 @@ MIXES: dict[str, WorldSettings] = {
 """By the name of a simulated dataset: ``sim:aime-mix``."""
 
 # The digits of accepted and of rejected steps: of all distributions over 7 to 9 and over 0 to 6 with the means 7.5 and 4.0 of
-# those 167 runs the least assuming ones (benchmarks/fit_world.py). 88 % of drafts would then pass at threshold 3.
+# those 167 runs the least assuming ones (benchmarks/studies/fit_world.py). 88 % of drafts would then pass at threshold 3.
 _ACCEPTED = {7: 0.616, 8: 0.268, 9: 0.116}
 _REJECTED = {0: 0.057, 1: 0.074, 2: 0.096, 3: 0.125, 4: 0.162, 5: 0.212, 6: 0.274}
 _OTHER_DIGITS = math.log(0.1 / 9)  # a tenth of the probability beside the digit: assumed
@@ -104,10 +104,10 @@ _LOGPROB_MEDIAN, _LOGPROB_SPREAD = 0.2, 0.85
 _ENTROPY_MEDIAN, _ENTROPY_SPREAD = 1.0, 0.85
 
 _WORDS = "the and sum mod let set now put add try use see get two one six ten all odd any".split()  # noqa: SIM905
-_GOOD, _BAD = " so ", " hm "  # what each paragraph but the last begins with, and nothing else holds
+_GOOD, _BAD = " so ", " hm "  # begins each paragraph but the last, and occurs nowhere else
 _NUMBER = re.compile(r" [a-z]{3}")
 _PARAGRAPH_MIN = 4  # ids: the mark's two, the number and the blank line
-_SCAN = 64  # ids that are looked through at a time; most paragraphs have fewer
+_SCAN = 64  # ids that are searched at a time; most paragraphs have fewer
 _NORMAL = NormalDist()
 _IMPOSSIBLE = -30.0
 
@@ -118,7 +118,7 @@ def _generator(*names: object) -> random.Random:
 
 
 def _quantile(quantiles: Sequence[float], share: float) -> float:
-    """The value below which the share lies, between quantiles at even distances."""
+    """Returns the value below which the share lies, between quantiles at even distances."""
     place = share * (len(quantiles) - 1)
     below = min(int(place), len(quantiles) - 2)
     return quantiles[below] + (place - below) * (quantiles[below + 1] - quantiles[below])
@@ -129,9 +129,9 @@ Place = tuple[str, str, str]
 
 
 class SimulatedWorld:
-    """Says for each request what its model would, by its id (``problem/repeat/track/step/kind``) and its context.
+    """Writes for each request what its model would, by its id (``problem/repeat/track/step/kind``) and its context.
 
-    ``truths``: right answers by problem, where a dataset brings them; others are drawn.
+    ``truths``: right answers by problem, if a dataset has them; others are drawn.
     """
 
     def __init__(self, settings: WorldSettings, seed: int = 0, truths: Mapping[str, str] | None = None) -> None:
@@ -147,7 +147,7 @@ class SimulatedWorld:
         self._borders = self._begins | vocabulary.blank_line_ids | vocabulary.special_ids
 
     def problems(self, count: int) -> list[Problem]:
-        """Problems with the answers that this world holds for right."""
+        """Returns problems with the right answers of this world."""
         return [
             Problem(f"sim-{number}", f"Simulated problem {number} of seed {self.seed}.", self.truth(f"sim-{number}"))
             for number in range(count)
@@ -162,7 +162,7 @@ class SimulatedWorld:
         return self.settings.acceptance[place % len(self.settings.acceptance)]
 
     def good_draft(self, where: Place, step: int) -> bool:
-        """The true quality of a draft. What the target writes is always good."""
+        """Returns the true quality of a draft. What the target writes is always good."""
         accepted, error = self._rates(where[0])
         good = (accepted - error) / (1 - 2 * error)
         return _generator(self.seed, *where, step, "quality").random() < good
@@ -223,23 +223,25 @@ class SimulatedWorld:
     # --------------------------------------------------------------------------------------------------------- its facts
 
     def _steps(self, where: Place) -> int:
-        """How many steps the track needs."""
+        """Returns how many steps the track needs."""
         settings = self.settings
         draw = _generator(self.seed, *where, "steps").gauss(settings.steps, settings.steps * settings.steps_spread)
         return max(2, round(draw))
 
     def _rates(self, problem: str) -> tuple[float, float]:
-        """The share that passes, and the judge's error, which cannot be larger than that share or its complement."""
+        """Returns the accepted share, and the judge's error, which cannot be larger than that share or its complement."""
         accepted = self.acceptance(problem)
         return accepted, min(self.settings.judge_error, accepted / 2, (1 - accepted) / 2)
 
     def _signal(self, names: Sequence[object], auroc: float, *, good: bool) -> float:
-        """A normal draw whose mean is higher for good drafts, by as much as the AUROC wants: sqrt(2) of its normal quantile."""
+        """Draws from a normal distribution whose mean is higher for good drafts, by sqrt(2) times the normal quantile
+        of the AUROC.
+        """
         apart = math.sqrt(2) * _NORMAL.inv_cdf(min(auroc, 0.999_999))
         return _generator(self.seed, *names).gauss(apart / 2 if good else -apart / 2, 1.0)
 
     def _logprobs(self, names: Sequence[object], count: int, auroc: float, *, good: bool) -> Sequence[float]:
-        """Log-probabilities of single tokens, whose mean is the signal."""
+        """Returns log-probabilities of single tokens, whose mean is the signal."""
         mean = _LOGPROB_MEDIAN * math.exp(-_LOGPROB_SPREAD * self._signal(names, auroc, good=good))
         draw = _generator(self.seed, *names, "tokens")
         parts = [draw.expovariate(1.0) for _ in range(count)]
@@ -258,9 +260,10 @@ class SimulatedWorld:
         return 1 + round(draw.expovariate(1 / (mean - 1)))
 
     def _next(self, where: Place, context: Sequence[int], role: str, *, good: bool) -> tuple[int, list[int]]:
-        """The number of the paragraph that the context goes on with, and what is to be said of it.
+        """Returns the number of the paragraph that the context continues with, and what is to be written of it.
 
-        One that was cut is said to its end as whoever began it would have said it, so that it is the same cut or not.
+        A paragraph that was cut is finished as whoever began it would have finished it, so that the cut changes
+        nothing.
         """
         number, begun = self._standing(context)
         before = context[: len(context) - len(begun)] if begun else context
@@ -271,8 +274,8 @@ class SimulatedWorld:
         return number, self._paragraph(where, number, role, context, good=good)
 
     def _standing(self, context: Sequence[int]) -> tuple[int, list[int]]:
-        """How many paragraphs are whole, and the ids of one that is not. Read from the end, where the number stands, so
-        that a long context takes no longer than a short one. Blank lines of a prompt end no paragraph of ours.
+        """Returns how many paragraphs are whole, and the ids of one that is not. Reads from the end, where the number
+        is, so that a long context takes no longer than a short one. Blank lines of a prompt end no paragraph of ours.
         """
         border = self._last_border(context, len(context))
         if border < 0 or context[border] in self.tokenizer.vocabulary.special_ids:
@@ -282,7 +285,7 @@ class SimulatedWorld:
         return number, list(context[start:]) if number or start == border else []
 
     def _number_behind(self, context: Sequence[int], end: int) -> int:
-        """The number of the paragraph behind the one that ends there, or 0 where none of ours does."""
+        """Returns the number of the paragraph after the one that ends there, 0 if none of ours does."""
         if end < _PARAGRAPH_MIN or context[end - 1] != self._blank_line:
             return 0
         begin = self._last_border(context, end - 1)
@@ -292,7 +295,7 @@ class SimulatedWorld:
         return _number(word) + 1 if _NUMBER.fullmatch(word) else 0
 
     def _last_border(self, context: Sequence[int], end: int) -> int:
-        """Where the last id stands, before ``end``, that begins or ends a paragraph or a turn; -1 where there is none."""
+        """Returns the place of the last id, before ``end``, that begins or ends a paragraph or a turn; -1 if there is none."""
         borders = self._borders
         while end > 0:
             start = max(0, end - _SCAN)
@@ -304,7 +307,9 @@ class SimulatedWorld:
         return -1
 
     def _paragraph(self, where: Place, number: int, role: str, context: Sequence[int], *, good: bool) -> list[int]:
-        """All of a paragraph. ``context``: what stands before it; ``good``: whether a draft's is; the target's always are."""
+        """Returns a whole paragraph. ``context``: what comes before it; ``good``: whether a draft's is; the target's
+        always are.
+        """
         draw = _generator(self.seed, *where, number, role, "step")
         length = self._length(draw, role)
         if number >= self._steps(where) - 1:
@@ -312,11 +317,11 @@ class SimulatedWorld:
             return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
         mark = self._good if good or role != "draft" else self._bad
         words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
-        # Its number ends it: no two paragraphs are the same by chance, and what comes next can be read from it.
+        # It ends with its number, so no two paragraphs are equal, and the context shows what comes next.
         return [*mark, *words, *self.tokenizer.encode(f" {_letters(number)}"), self._blank_line]
 
     def _answer(self, where: Place, context: Sequence[int]) -> str:
-        """Right or wrong by the problem's own chance; bad paragraphs that stand in the context make it worse."""
+        """Draws whether the answer is right, by the problem's own chance; bad paragraphs in the context make it worse."""
         settings = self.settings
         chance = _generator(self.seed, where[0], "chance").betavariate(settings.solved_alpha, settings.solved_beta)
         draw = _generator(self.seed, *where, "answer")
@@ -337,7 +342,7 @@ def _letters(number: int) -> str:
 
 
 def _number(word: str) -> int:
-    """What ``_letters`` made a word of."""
+    """Reads the number that ``_letters`` wrote as a word."""
     number = 0
     for letter in word.lstrip():
         number = number * 26 + ord(letter) - ord("a")
@@ -345,6 +350,6 @@ def _number(word: str) -> int:
 
 
 def _parts(request: Request) -> tuple[Place, int, str]:
-    """Place, step and kind of a request. What is asked ahead of need says what it would say later: same kind."""
+    """Returns place, step and kind of a request. A request made ahead has the same kind as the one it stands for."""
     problem, repeat, track, step, kind = request.id.rsplit("/", 4)
     return (problem, repeat, track), int(step), kind.partition(".")[0].removesuffix("-ahead")

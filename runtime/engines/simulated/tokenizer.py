@@ -1,5 +1,6 @@
-"""The tokenizer of simulated models: an id holds its own characters, so nothing has to be kept and any text reads back;
-and where an engine cuts what a model would write.
+"""The tokenizer of simulated models: an id holds its own characters, so nothing has to be stored and any text can be decoded.
+
+Also cuts what a model would write as an engine does.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _MARK = re.compile("|".join(map(re.escape, _MARKS)))
 
 
 class PackedTokenizer:
-    """Up to six small letters or three other letters a token, with the space before them, which comes near the length that
-    tokenizers of real models give to English; a blank line and the marks of a chat are one token each.
+    """Puts up to six small letters or three other ones into a token, with the space before them, which comes near the
+    lengths of real tokenizers for English; a blank line and the marks of a chat are one token each.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ def _unpack(token: int) -> str:
 
 
 def cut(ids: Sequence[int], request: Request, tokenizer: Tokenizer) -> tuple[Sequence[int], Finish]:
-    """What an engine gives of ids that a model would write: up to a stop id, an end, or the limit."""
+    """Returns what an engine gives of ids that a model would write: up to a stop id, an end, or the limit."""
     stops, ends = set(request.stop_ids), tokenizer.vocabulary.end_ids
     for index, token in enumerate(ids[: request.max_tokens]):
         if token in ends:

@@ -98,7 +98,11 @@ def test_what_the_machine_has_not_is_one_paragraph(count: int, options: dict[str
 
 async def test_it_is_said_before_a_model_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("speclrm.app.engines.read_machine", lambda: machine(2))
-    monkeypatch.setattr(store, "pull", lambda *_, **__: pytest.fail("fetched"))
+
+    def fetched(*_: object, **__: object) -> None:
+        pytest.fail("fetched")
+
+    monkeypatch.setattr(store, "pull", fetched)
     given = {"strategy": "baseline", "dataset": "x", "target": "qwen2.5-coder-0.5b-instruct"}
     options = checked(RunOptions, **given, target_devices=("0", "2"))
     with pytest.raises(SettingsError, match="--target-devices 0,2: this machine has 2 GPUs"):

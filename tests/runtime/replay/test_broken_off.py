@@ -324,8 +324,9 @@ def test_a_run_that_goes_on_knows_what_its_controller_had_learned(tmp_path: Path
     (live,) = learned
     again = Scheduler(simulated(one)).controller
     assert again is not None
+    again.budget = strategy.limits.token_budget
     again.recall(lasting(read_all(tmp_path / "run")))
-    for name in ("threshold", "gain", "_steps", "_tokens", "_kept", "_verdicts", "_hopeless", "_eager", "_drafted"):
+    for name in ("threshold", "gain", "_steps", "_kept", "_verdicts", "_hopeless", "_eager", "_drafted"):
         assert getattr(again, name) == pytest.approx(getattr(live, name)), name
     for role in Role:
         assert again._fits[role].costs == live._fits[role].costs  # pyright: ignore[reportPrivateUsage]

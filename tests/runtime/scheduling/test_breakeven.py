@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speclrm.runtime.scheduling.breakeven import Group, StepShape, best_threshold, predict
-from speclrm.runtime.scheduling.iteration_costs import EngineCosts
+from speclrm.runtime.engine import EngineCosts
+from speclrm.runtime.scheduling.breakeven import Group, StepShape, predict
 
 EQUAL = StepShape(drafted=32, lost=32, written=32, read_draft=0, read_score=0, read_rewrite=0)
 QWQ = EngineCosts(16.1e-3, 0.13e-3, 5.5e-8)
@@ -83,68 +83,5 @@ def test_it_matters_not_whether_equal_tracks_are_counted_in_one_group_or_in_two(
 # ------------------------------------------------------------------------------------------------------------- the threshold
 
 
-def test_where_nothing_pays_the_threshold_is_out_of_reach() -> None:
-    slow = EngineCosts(QWQ.w * 2, QWQ.p, QWQ.k)
-    assert best_threshold([Group(5, 0.9), Group(5, 0.3)], EQUAL, QWQ, slow) == (2.0, 1.0)
-    assert best_threshold([Group(5, 0.0)], EQUAL, QWQ, R1) == (2.0, 1.0)
-    assert best_threshold([Group(5, None)], EQUAL, QWQ, R1) == (2.0, 1.0)
-
-
-def test_tracks_that_all_wait_for_room_are_no_reason_to_decide_anything() -> None:
-    assert best_threshold([Group(0.0, 0.6), Group(0.0, 0.9)], EQUAL, QWQ, R1) == (2.0, 1.0)
-
-
-def test_where_drafts_pay_for_some_the_threshold_lies_between_them() -> None:
-    threshold, gain = best_threshold([Group(3, 0.9), Group(3, 0.05)], EQUAL, QWQ, R1)
-    assert 0.05 < threshold <= 0.9
-    assert gain > 1.1
-
-
-def test_where_drafts_pay_for_all_all_are_in() -> None:
-    threshold, gain = best_threshold([Group(2, 0.9), Group(2, 0.85), Group(2, 0.8)], EQUAL, QWQ, R1)
-    assert threshold == 0.8
-    assert gain > 1.5
-
-
-def test_what_speculation_was_found_to_be_worth_less_is_believed() -> None:
-    groups = [Group(4, 0.6)]
-    _, gain = best_threshold(groups, EQUAL, QWQ, R1)
-    assert gain > 1
-    assert best_threshold(groups, EQUAL, QWQ, R1, correction=0.9 / gain) == (2.0, 1.0)
-
-
-def test_a_small_disappointment_keeps_those_it_pays_for_most_in() -> None:
-    """The predicted gain of the good half is large; that it was found a little smaller says nothing about the others."""
-    groups = [Group(4, 0.9), Group(4, 0.05)]
-    target, draft = EngineCosts(0.02), EngineCosts(0.003)
-    _, gain = best_threshold(groups, EQUAL, target, draft)
-    threshold, corrected = best_threshold(groups, EQUAL, target, draft, correction=0.93)
-    assert threshold == 0.9
-    assert 1.2 < corrected < gain
-
-
 accepted_or_not = st.one_of(st.none(), st.integers(0, 20).map(lambda twentieths: twentieths / 20))
 some_groups = st.lists(st.builds(Group, st.integers(1, 30), accepted_or_not), min_size=1, max_size=6)
-
-
-@steady
-@given(some_groups, st.floats(0.5, 30))
-def test_a_threshold_is_one_of_the_acceptances_and_never_a_loss(groups: list[Group], slower: float) -> None:
-    draft = EngineCosts(R1.w * slower, R1.p, R1.k)
-    threshold, gain = best_threshold(groups, EQUAL, QWQ, draft)
-    assert threshold == 2.0 or threshold in {group.acceptance for group in groups}
-    assert gain >= 1.0 - 1e-9
-    assert (threshold == 2.0) <= (gain == 1.0)
-
-
-@steady
-@given(some_groups, st.integers(0, 5), st.floats(0.5, 30))
-def test_equal_groups_are_treated_alike_however_they_are_counted(
-    groups: list[Group], number: int, slower: float
-) -> None:
-    draft = EngineCosts(R1.w * slower, R1.p, R1.k)
-    chosen = groups[number % len(groups)]
-    split = [group for group in groups if group is not chosen]
-    split += [Group(chosen.tracks / 2, chosen.acceptance)] * 2
-    one, other = best_threshold(groups, EQUAL, QWQ, draft), best_threshold(split, EQUAL, QWQ, draft)
-    assert other == pytest.approx(one)

@@ -32,12 +32,14 @@ from speclrm.runtime.events import (
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import Admission
-from speclrm.runtime.scheduling.controller import CHANGES_FREE, PROBE_AGAIN, PROBES, Controller, Decision
+from speclrm.runtime.scheduling.controller import Controller, Decision
+from speclrm.runtime.scheduling.controller_settings import ControllerSettings
 from speclrm.runtime.scheduling.lanes import Lane, LaneStats, Overlap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+KNOWN = ControllerSettings()
 STEP = 32
 """Tokens of any step."""
 PROBING = "one step, to see whether drafts pay"
@@ -181,7 +183,7 @@ def opened(c: float) -> Stream:
 
 
 def changes_max(steps: int) -> float:
-    return CHANGES_FREE + 2 * math.log2(1 + steps / PROBE_AGAIN)
+    return KNOWN.changes_free + 2 * math.log2(1 + steps / KNOWN.probe_again)
 
 
 # ------------------------------------------------------------------------------------------------------- what it comes to
@@ -209,21 +211,23 @@ def test_each_problem_is_decided_by_itself() -> None:
     assert [found.share(f"p{number}", last=200) > 0.5 for number in range(4)] == [True, False, True, False]
 
 
-def test_a_single_draft_is_tried_before_anything_is_known_and_few_of_each_problem_after_that() -> None:
+def test_a_single_draft_is_tried_before_anything_is_known_and_few_of_a_problem_whose_drafts_are_all_rejected() -> None:
     found = stream([0.0] * 3, c=0.05, tracks=8, steps=40)
     first = [decisions[0] for decisions in found.decisions.values()]
     assert [decision.mode for decision in first].count("speculate") == 1
     begun = [decision for decisions in found.decisions.values() for decision in decisions[:8]]
     assert [decision.reason for decision in begun].count(PROBING) == 1
     for name, decisions in found.decisions.items():
-        again = math.log2(1 + found.steps[name] / PROBE_AGAIN) + 1
-        assert sum(decision.mode != "write" for decision in decisions) <= PROBES + again
+        again = math.log2(1 + found.steps[name] / KNOWN.probe_again) + 1
+        assert (
+            sum(decision.mode != "write" for decision in decisions) <= KNOWN.probes + 2 * 8 + again
+        )  # two steps of its tracks
 
 
 def test_where_not_even_the_best_drafts_would_pay_no_other_problem_is_probed() -> None:
     found = stream([0.9] * 6, c=1.5)
     tried = sum(decision.mode != "write" for decisions in found.decisions.values() for decision in decisions)
-    assert tried <= PROBES
+    assert tried <= KNOWN.probes
 
 
 mixes = st.lists(st.integers(0, 20).map(lambda twentieths: twentieths / 20), min_size=1, max_size=4)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speclrm.runtime.scheduling.iteration_costs import SLOWDOWN_MAX, CostFit, EngineCosts, Look
+from speclrm.runtime.engine import EngineCosts
+from speclrm.runtime.scheduling.iteration_costs import SLOWDOWN_MAX, CostFit, Look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

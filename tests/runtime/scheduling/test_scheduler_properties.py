@@ -2,7 +2,7 @@
 
 The examples are the same at each run, and as many as fit into some 20 seconds. For more, and other ones each time:
 
-SPECLRM_PROPERTY_EXAMPLES=3000 python -m pytest tests/runtime/test_scheduler_properties.py
+SPECLRM_PROPERTY_EXAMPLES=3000 python -m pytest tests/runtime/scheduling/test_scheduler_properties.py
 """
 
 from __future__ import annotations
