@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import structlog
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
-
-log = structlog.get_logger(__name__)
 
 GIB = 1 << 30
 _LINE = re.compile(r"\S+ \S+ (?P<process>\d+) INFO \S+ (?P<text>.*)")
@@ -38,10 +34,9 @@ def reported(lines: Iterable[str], processes: Collection[int]) -> dict[str, floa
 
 
 def tell(name: str, estimate: Mapping[str, int], log_path: Path, offset: int, processes: Collection[int]) -> None:
-    """Logs the estimate of an engine beside what its processes logged since ``offset`` (bytes), into their log, too."""
+    """Writes the estimate of an engine beside what its processes logged since ``offset`` (bytes), into their log."""
     said = reported(log_path.read_bytes()[offset:].decode(errors="replace").splitlines(), processes)
     expected = {part: round(size / GIB, 2) for part, size in estimate.items()}
-    log.info("engine_memory", engine=name, estimated_gib=expected, reported_gib=said)
     with log_path.open("a", encoding="utf-8") as file:
         file.write(f"speclrm: memory of {name} in GiB: estimated {_told(expected)}; reported {_told(said)}\n")
 
