@@ -584,7 +584,7 @@ class VllmEngine:
         await self.engine.reset_prefix_cache()
 
     def tell_memory(self, estimate: Mapping[str, int], log_offset: int) -> None:
-        """Writes to the engines' log the memory that was expected beside what its processes logged of it since that many bytes."""
+        """Writes to the engines' log the memory that was expected, beside what its processes logged of it."""
         processes = {process.pid for process in with_children(self._cores())}
         vllm_memory.tell(self.name, estimate, self._log_path, log_offset, processes)
 
