@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speclrm.api import RunOptions, RunReport, Runtime, resume, run, solve, strategy
-    from speclrm.evaluators.answers import find_answer
+    from speclrm.evaluators.answers import find_answer, finished_answer
     from speclrm.runtime.clock import run_virtual
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
@@ -42,6 +42,7 @@ _HOMES = {
     "Track": "runtime.protocols",
     "by_step": "runtime.engines.scripted",
     "find_answer": "evaluators.answers",
+    "finished_answer": "evaluators.answers",
     "resume": "api",
     "run": "api",
     "run_virtual": "runtime.clock",
@@ -69,6 +70,7 @@ __all__ = [
     "Track",
     "by_step",
     "find_answer",
+    "finished_answer",
     "resume",
     "run",
     "run_virtual",

@@ -9,10 +9,12 @@ from speclrm.app.engines import Engines, MakeEngines, make_engines
 from speclrm.app.options import CalibrateOptions, EngineOptions, RunOptions
 from speclrm.app.preview import Preview, preview
 from speclrm.app.progress import Notify, quiet
+from speclrm.app.provenance import engine_facts
 from speclrm.app.replay import Replayed, go_on, replay
 from speclrm.app.resolve import make_strategy as strategy
 from speclrm.app.resume import resume
 from speclrm.app.runs import RunReport, run
+from speclrm.app.weights import weights
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.machine.sizing import Work
@@ -114,6 +116,8 @@ class Runtime(_Runtime):
                 return Parts(engines, same or ExactEquivalence())
             named = make_engines(options)
             await named.size(strategy("speculative" if draft else "baseline"), work, (), notify)
+            models = await weights(options)
+            self.facts = lambda seed: models | engine_facts(named, seed)
             return await named.open(stack, notify)
 
         super().__init__(open_parts)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
+from speclrm.app.progress import note
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.runtime.engines.simulated.presets import simulated_engines
@@ -155,10 +156,11 @@ class RealEngines:
                 check_room(machine, name, placements[role].size)
         paths = {role: await store.pull(name, notify, weights=weights[role]) for role, name in names.items()}
         self._tokenizers = await _load(paths)
+        note_lost_templates(strategy, self._tokenizers, notify)
         settings = engine_settings(
             machine,
             {role: read_facts(names[role], path) for role, path in paths.items()},
-            _with_prompts(work, strategy, problems, self._tokenizers),
+            with_prompts(work, strategy, problems, self._tokenizers),
             placements=placements,
             kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
             gpu_share=options.gpu_memory_utilization,
@@ -237,12 +239,23 @@ async def _load(paths: Mapping[Role, Path]) -> dict[Role, Tokenizer]:
     return {role: await asyncio.to_thread(load_tokenizer, path) for role, path in paths.items()}
 
 
-def _with_prompts(
+def note_lost_templates(strategy: Family, tokenizers: Mapping[Role, Tokenizer], notify: Notify) -> None:
+    """Tells of each model without a chat template of its own: it is asked in a form that it was not trained on."""
+    if strategy.recipe.prompt_style == "raw":
+        return
+    for role, tokenizer in tokenizers.items():
+        lost = getattr(tokenizer, "lost_template", None)
+        if lost is not None:
+            note(notify, f"the {role.value} is spoken to in plain turns (User: ... Assistant: ...), because {lost}")
+
+
+def with_prompts(
     work: Work, strategy: Family, problems: Sequence[Problem], tokenizers: Mapping[Role, Tokenizer]
 ) -> Work:
     """Returns the work with the longest prompt and suffix that the strategy makes of these problems."""
     target = tokenizers[Role.TARGET]
     prompts: list[int] = []
+    questions: list[int] = []
     for problem in problems:
         plans = [*strategy.plan(problem, 0, 0).tracks]
         if (question := strategy.question(problem)) is not None:
@@ -250,8 +263,7 @@ def _with_prompts(
                 problem, 0, 0, LONGEST_METHOD
             ).tracks  # whatever the target chooses is no longer than this
             # The question stands alone: no budget of steps follows it, only the reply.
-            length = len(question_ids(target, question)) + question.max_tokens
-            prompts.append(length - work.token_budget - work.max_step_tokens)
+            questions.append(len(question_ids(target, question)) + question.max_tokens)
         prompts += [
             len(open_prompt(tokenizer, plan)) + len(tokenizer.encode_marked(plan.opening))
             for plan in plans
@@ -265,6 +277,7 @@ def _with_prompts(
         work,
         prompt_tokens=max([work.prompt_tokens, *prompts]),
         suffix_tokens=max(suffixes),
+        question_tokens=max([work.question_tokens, *questions]),
         same_tokenizer=len(fingerprints) == 1,
         likelihood=Role.DRAFT in tokenizers and strategy.prompts.scorer == "likelihood",
     )

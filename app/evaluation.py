@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from speclrm.app.run_filter import Wanted
-from speclrm.app.settings_diff import key
+from speclrm.app.settings_diff import changed_models, key
 from speclrm.evaluators.compare import compared
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
@@ -154,7 +154,11 @@ async def evaluate_runs(
                 grader = await stack.enter_async_context(Grader())
             return await grader.same(one, other)
 
-        groups = grouped(chosen, lambda config: key(config, "task", "method"))
+        groups = [
+            part
+            for group in grouped(chosen, lambda config: key(config, "task", "method"))
+            for part in _by_models(group, notice)
+        ]
         for group in groups:
             if twice := _repeated(group):
                 notice(
@@ -163,6 +167,25 @@ async def evaluate_runs(
                 )
         found = [await evaluate(group, same) for group in groups]
         return compared(found, [key(group[0].config, "task") for group in groups])
+
+
+def _by_models(group: Sequence[RunResults], notice: Callable[[str], None]) -> list[list[RunResults]]:
+    """Splits runs of the same settings where their models are known to be others under the same names."""
+    parts: list[list[RunResults]] = []
+    for run in group:
+        for part in parts:
+            if not changed_models(part[0].config, run.config):
+                part.append(run)
+                break
+        else:
+            if parts:
+                differing = ", ".join(changed_models(parts[0][0].config, run.config))
+                notice(
+                    f"{run.directory} has the settings of {parts[0][0].directory}, but not its models ({differing}): they are "
+                    "evaluated separately"
+                )
+            parts.append([run])
+    return parts
 
 
 def _repeated(group: Sequence[RunResults]) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from speclrm.evaluators.answers import find_answer
-from speclrm.evaluators.benchmarks import text_of
+from speclrm.evaluators.benchmarks import answer_of, text_of
 from speclrm.evaluators.datasets import ID_COLUMNS
 from speclrm.evaluators.grading import Grader
 from speclrm.evaluators.tables import read_rows
@@ -92,12 +92,12 @@ def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[
                     "the columns with --text-column and --gold-column."
                 )
         try:
-            gold = text_of(row, (gold_column,))
+            gold = answer_of(row, (gold_column,))
             text = text_of(row, (text_column,)) or ""
             name = text_of(row, ID_COLUMNS)
         except DatasetError as error:
             raise DatasetError(f"{path} {place}: {error}.") from None
-        if gold is None or not gold.strip():
+        if gold is None:
             raise DatasetError(
                 f"{path} {place}: {gold_column!r} is empty. Each row needs a right answer to be graded by."
             )

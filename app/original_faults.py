@@ -127,13 +127,13 @@ def _no_seeds(stack: ExitStack) -> None:
 
 def _first_box(stack: ExitStack) -> None:
     def spoil(owner: Any, name: str) -> None:
-        def first(text: str) -> str | None:
+        def first(text: str) -> Any:
             second = text.find("\\boxed{", text.find("\\boxed{") + 1)
             return old(text if second < 0 else text[:second])
 
         old = _put(stack, owner, name, first)
 
-    spoil(answers, "last_boxed")
+    spoil(answers, "last_boxes")
     spoil(original, "find_box")
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from speclrm.app.engines import note_lost_templates, with_prompts
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
 from speclrm.app.resolve import resolved
 from speclrm.app.runs import new_folder
 from speclrm.runtime.engines.simulated.presets import is_simulated
+from speclrm.runtime.machine.sizing import check_context, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.trace import run_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from speclrm.app.resolve import Resolved
-    from speclrm.runtime.engine import Message
+    from speclrm.runtime.engine import Message, Tokenizer
+    from speclrm.runtime.machine.sizing import ModelFacts
 
 
 class Preview(Options):
@@ -40,26 +43,41 @@ def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
     """
     with resolved(options, notify) as found:
         run_directory.check_free(found.options.output_dir or new_folder(found.options.strategy))
+        local = _local(found)
+        tokenizers = {role: tokenizer for role, (tokenizer, _) in local.items()}
+        note_lost_templates(found.strategy, tokenizers, notify)
+        if local.keys() == found.strategy.roles:
+            work = with_prompts(found.work, found.strategy, found.problems, tokenizers)
+            check_context({role: facts for role, (_, facts) in local.items()}, work)
         return Preview(
             options=found.options,
             recipe=found.strategy.recipe.model_dump(mode="json"),
             problems=len(found.problems),
-            prompts=_prompts(found),
+            prompts=_prompts(found, tokenizers),
         )
 
 
-def _prompts(found: Resolved) -> dict[str, str]:
+def _local(found: Resolved) -> dict[Role, tuple[Tokenizer, ModelFacts]]:
+    """Of each model that is here."""
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
+    there: dict[Role, tuple[Tokenizer, ModelFacts]] = {}
+    for role in found.strategy.roles:
+        name = getattr(found.options, role.value)
+        path = None if is_simulated(name) else store.find_local(name, weights=False)
+        if path is not None:
+            there[role] = load_tokenizer(path), read_facts(name, path)
+    return there
+
+
+def _prompts(found: Resolved, tokenizers: Mapping[Role, Tokenizer]) -> dict[str, str]:
     chosen = found.strategy
     first = found.problems[0]
     question = chosen.question(first)
     plan = chosen.plan(first, 0, found.seed).tracks[0]
     prompts: dict[str, str] = {}
     for role in sorted(chosen.roles):
-        name = getattr(found.options, role.value)
-        path = None if is_simulated(name) else store.find_local(name, weights=False)
-        tokenizer = None if path is None else load_tokenizer(path)
+        tokenizer = tokenizers.get(role)
         if question is not None and role is Role.TARGET:
             prompts["target, choosing methods"] = (
                 tokenizer.decode(question_ids(tokenizer, question))

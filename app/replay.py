@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
-from speclrm.app.progress import Notify, quiet
+from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.resolve import Resolved, recorded_strategy, resolved
-from speclrm.app.resume import check_problems
+from speclrm.app.resume import check_problems, note_surroundings
 from speclrm.app.runs import RunReport, run_in
-from speclrm.app.settings_diff import recorded_options
+from speclrm.app.settings_diff import changed_models, recorded_options, refuse_models, table
 from speclrm.app.sinks import named_sinks
 from speclrm.app.summary_sink import SummarySink
+from speclrm.app.weights import weights
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.evaluators.thread_grader import GraderOfAThread
 from speclrm.runtime.errors import SettingsError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from speclrm.evaluators.metrics import SampleRow
     from speclrm.runtime.engine import Engine
@@ -103,9 +106,11 @@ async def replay(
     ``settings``: options of the recipe with other values (what-if). ``engines``: provide the tokenizers.
     """
     run_directory.read_record(directory)
-    past = read_past(directory, lambda text: notify(text, None, None), whole=True)
+    past = read_past(directory, lambda text: note(notify, text), whole=True)
     with resolved(recorded_options(past.config), notify, engines) as found:
         check_problems(past, found.problems)
+        if differing := changed_models(past.config, await weights(found.options)):
+            note(notify, f"the models that are here are others than those of the record:\n{table(differing)}")
         before, now = SummarySink(), SummarySink()
         for event in read_trace(directory / TRACE_FILE):
             before.add(event)
@@ -142,25 +147,39 @@ async def go_on(
     settings: Mapping[str, Any],
     directory: Path,
     *,
+    override: bool = False,
     sinks: Sequence[Sink] = (),
     notify: Notify = quiet,
     plan: Callable[[int], None] | None = None,
     engines: MakeEngines = make_engines,
 ) -> RunReport:
-    """Starts a new run in a folder of its own, which begins with what a replay under other settings could tell."""
+    """Starts a new run in a folder of its own, which begins with what a replay under other settings could tell.
+
+    ``override``: it may go on with other models than those that the record is of.
+
+    Raises:
+        ResumeError: the models are others now, by their weights, tokenizers or chat templates.
+    """
     past = replayed.past
     recipe = {**replayed.options.recipe, **settings}
     options = replayed.options.model_copy(update={"output_dir": directory, "recipe": recipe})
     run_directory.check_free(directory)
     with resolved(options, notify, engines) as found:
+        differing = changed_models(past.config, await weights(found.options))
+        if differing and not override:
+            refuse_models(directory, differing)
+        if differing:
+            note(notify, f"goes on with other models than those that the record is of:\n{table(differing)}")
+        note_surroundings(past, notify)
         if plan is not None:
             plan(found.samples)
         resumption = Resumption(past, lambda _: (found.strategy, found.seed), anew=True)
         sinks = [*sinks, *named_sinks(found.options.sinks)]
         async with found.runtime(notify) as runtime:
-            return await run_in(
-                runtime, found, directory, sinks, resumption=resumption, extra={"continued_from": past.run}
-            )
+            extra: dict[str, JsonValue] = {"continued_from": past.run}
+            if differing:
+                extra["continued_otherwise"] = {name: list(values) for name, values in differing.items()}
+            return await run_in(runtime, found, directory, sinks, resumption=resumption, extra=extra)
 
 
 def read_settings(items: Iterable[str]) -> dict[str, Any]:

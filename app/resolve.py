@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from speclrm.app import original_faults
 from speclrm.app.engines import Engines, MakeEngines, make_engines, open_runtime
-from speclrm.app.progress import Notify, quiet
+from speclrm.app.progress import Notify, note, quiet
 from speclrm.app.settings_diff import digest
 from speclrm.app.simulation import is_simulated_dataset, simulated_problems
 from speclrm.app.thresholds import kept_threshold
-from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.benchmarks import canonical
 from speclrm.evaluators.datasets import Columns, Selection, load, select
 from speclrm.runtime.errors import SettingsError
@@ -47,6 +47,13 @@ class Resolved:
         return len(self.problems) * self.options.repeats
 
     @property
+    def work(self) -> Work:
+        """What engines will be asked, but for the lengths that only tokenizers know."""
+        recipe = self.strategy.recipe
+        tracks = min(self.samples, self.options.concurrency) * recipe.tracks
+        return Work(tracks, 0, recipe.token_budget, recipe.max_step_tokens, suffix_tokens=0)
+
+    @property
     def config(self) -> dict[str, JsonValue]:
         """What ``run.json`` and the trace record: the options, with the whole recipe and a digest of the problems."""
         recipe: dict[str, JsonValue] = self.strategy.recipe.model_dump(mode="json")
@@ -64,10 +71,7 @@ class Resolved:
             UsageError: a model cannot be had, or the work does not fit this machine.
             EngineError: an engine did not start.
         """
-        recipe = self.strategy.recipe
-        tracks = min(self.samples, self.options.concurrency) * recipe.tracks
-        work = Work(tracks, 0, recipe.token_budget, recipe.max_step_tokens, suffix_tokens=0)
-        return open_runtime(self.engines, self.strategy, work, self.problems, notify)
+        return open_runtime(self.engines, self.strategy, self.work, self.problems, notify)
 
 
 @contextmanager
@@ -106,6 +110,7 @@ def resolve(
             data_dir=options.data_dir,
             columns=Columns(options.problem_column, options.answer_column, options.id_column),
             notify=lambda what: notify(what, None, None),
+            note=lambda what: note(notify, what),
         )
     named: dict[str, Any] = {"strategy": strategy.name, "dataset": dataset}
     if Role.DRAFT not in strategy.roles:
@@ -117,7 +122,7 @@ def resolve(
 
 def make_strategy(name: str, **options: Any) -> Family:
     """A strategy by name with options of its recipe. Raises SettingsError."""
-    return catalog.strategy(name, find_answer, **options)
+    return catalog.strategy(name, find_answer, finished_answer, **options)
 
 
 def recorded_strategy(

@@ -6,16 +6,16 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speclrm.app.engines import MakeEngines, make_engines
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
+from speclrm.app.provenance import provenance
 from speclrm.app.resolve import Resolved, resolved
 from speclrm.app.sinks import named_sinks
-from speclrm.app.weights import weights
 from speclrm.evaluators import report
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.errors import SpecLRMError
@@ -94,7 +94,7 @@ async def run_in(
             seed=found.seed,
             concurrency=options.concurrency,
             directory=directory,
-            config=found.config | await weights(options) | dict(extra or {}),
+            config=found.config | await provenance(found) | dict(extra or {}),
             sinks=[*sinks, began],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
@@ -129,9 +129,14 @@ async def _write_reports(directory: Path) -> RunSummary:
 
 
 def new_folder(name: str) -> Path:
-    """A folder named after the time, where none is given."""
+    """A folder named after the time, where none is given; a number tells those of one second apart."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
-    return RUNS_FOLDER / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
+    return next(
+        folder
+        for number in count(1)
+        if not (folder := RUNS_FOLDER / (stem if number == 1 else f"{stem}-{number}")).exists()
+    )
 
 
 class _Began:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pydantic import ValidationError
@@ -32,6 +33,25 @@ EFFECTS: dict[str, Effect] = {
 
 WEIGHTS = "weights"
 """Where a run's configuration has a digest of each role's weights. Older runs and built-in simulated engines have none."""
+
+MODELS = "models"
+"""Where it has the facts of each role's model. Older runs have none."""
+
+MODEL_FACTS = {"weights": "weights", "tokenizer": "tokenizer", "chat_template": "chat template", "preset": "preset"}
+"""Those of them that two comparable runs have in common, with their names for people."""
+
+FACTS = (
+    WEIGHTS,
+    MODELS,
+    "data",
+    "engines",
+    "devices",
+    "driver",
+    "reproducibility",
+    "continued_from",
+    "continued_otherwise",
+)
+"""What a configuration says beside the settings: what they came to, and on what."""
 
 Changes = dict[str, "tuple[JsonValue, JsonValue]"]
 
@@ -88,7 +108,7 @@ def changes(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -
 
 def _compared(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     # Runs of earlier versions have the recipe's options a second time, as they were given.
-    left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", "continued_from", WEIGHTS}
+    left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", *FACTS}
     flat = {name: value for name, value in config.items() if name not in left_out}
     recipe = config.get("recipe")
     return flat | (recipe if isinstance(recipe, dict) else {})
@@ -106,24 +126,52 @@ def _recipe_defaults() -> dict[str, JsonValue]:
     return Recipe().model_dump(mode="json")
 
 
-def changed_weights(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
-    """The same for the models' weights, which their names do not pin, as far as both configurations tell of them."""
-    old, new = recorded.get(WEIGHTS), asked.get(WEIGHTS)
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return {}
-    return {f"{role}'s weights": (old[role], new[role]) for role in old if role in new and old[role] != new[role]}
+def changed_models(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
+    """The same for what the models' names do not pin, as far as both configurations tell of it."""
+    found: Changes = {}
+    old, new = _by_role(recorded, MODELS), _by_role(asked, MODELS)
+    for role in [role for role in old if role in new]:
+        one, other = old[role], new[role]
+        if not isinstance(one, dict) or not isinstance(other, dict):
+            continue
+        for name, called in MODEL_FACTS.items():
+            if name in one and name in other and one[name] != other[name]:
+                found[f"{role}'s {called}"] = _short(one[name]), _short(other[name])
+    old, new = _by_role(recorded, WEIGHTS), _by_role(asked, WEIGHTS)
+    for role in [role for role in old if role in new and old[role] != new[role]]:
+        if not any(name.startswith(f"{role}'s ") for name in found):  # what has changed of it is told above
+            found[f"{role}'s weights"] = old[role], new[role]
+    return found
+
+
+def _by_role(config: Mapping[str, JsonValue], name: str) -> dict[str, JsonValue]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _short(digest: JsonValue) -> JsonValue:
+    return "none" if digest is None else digest[:16] if isinstance(digest, str) else digest
 
 
 def refuse(directory: Path, found: Changes, *, asked: bool) -> NoReturn:
     """Raises ResumeError. ``asked``: the settings were given anew, and not taken from what is recorded."""
+    command = f"speclrm resume {quote(str(directory))}"
     advice = (
-        "Give what is recorded (`speclrm resume` does), or --override, which goes on and records the change."
+        f"Give what is recorded (`{command}` does), or --override, which goes on and records the change."
         if asked
-        else "Put back what was there then, or start a new run. `speclrm run ... --resume --override` with the run's settings "
-        "goes on all the same and records the change."
+        else f"Put back what was there then, or start a new run. `{command} --override` goes on all the same "
+        "and records the change."
     )
     raise ResumeError(
         f"{directory}: the run was started otherwise, and its results would not be comparable.\n{table(found)}\n{advice}"
+    )
+
+
+def refuse_models(directory: Path, found: Changes) -> NoReturn:
+    """Raises ResumeError: a run would go on in another folder with models that its beginning is not of."""
+    raise ResumeError(
+        f"{directory}: the record is of other models, and the new run would be made by both.\n{table(found)}\nPut back what "
+        "was there then, or add --override, which goes on and records the change."
     )
 
 

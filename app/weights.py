@@ -1,4 +1,4 @@
-"""Says which weights a run was made with: a name does not pin them."""
+"""Says which models a run was made with: a name does not pin them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,54 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from speclrm.app.settings_diff import WEIGHTS
+from speclrm.app.settings_diff import MODELS, WEIGHTS
 from speclrm.app.simulation import model_names
-from speclrm.runtime.engines.simulated.presets import is_simulated, preset_digest
+from speclrm.runtime.engines.simulated.presets import is_simulated, preset_digest, settings_digest
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.models import store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import JsonValue
 
     from speclrm.app.options import EngineOptions
 
 
 async def weights(options: EngineOptions) -> dict[str, JsonValue]:
-    """What a run's configuration says of the models' weights: nothing for built-in simulated engines."""
-    found: dict[str, JsonValue] = {}
+    """What a run's configuration says of its models, by role: where each is from, and digests of all that decides what it
+    answers. An engine of the caller's own has a name alone.
+    """
+    digests: dict[str, JsonValue] = {}
+    models: dict[str, JsonValue] = {}
+    config: dict[str, JsonValue] = {MODELS: models}
     for role, name in model_names(options).items():
+        found: dict[str, JsonValue] = {"name": name}
         with suppress(ModelError):  # an engine of the caller's own has a name that is nowhere else
-            if (value := await asyncio.to_thread(_digest, name)) is not None:
-                found[role.value] = value
-    return {WEIGHTS: found} if found else {}
+            digest, facts = await asyncio.to_thread(_facts, name)
+            found |= facts
+            if digest is not None:
+                digests[role.value] = digest
+        models[role.value] = found
+    if digests:
+        config[WEIGHTS] = digests
+    return config
 
 
-def _digest(name: str) -> str | None:
+def _facts(name: str) -> tuple[str | None, dict[str, JsonValue]]:
+    """The digest that older versions compare too, and all facts."""
     if is_simulated(name):
-        return preset_digest(name)
+        return preset_digest(name), {"preset": settings_digest(name)}
     path = store.find_local(name, weights=False)
-    return None if path is None else store.weights_digest(path)
+    return (None, {}) if path is None else (store.weights_digest(path), _of_folder(path))
+
+
+def _of_folder(path: Path) -> dict[str, JsonValue]:
+    from speclrm.runtime.tokens.tokenizer import template_digest, tokenizer_digest
+
+    return {
+        **store.origin(path),
+        "weights": store.tensors_digest(path),
+        "tokenizer": tokenizer_digest(path),
+        "chat_template": template_digest(path),
+    }

@@ -40,7 +40,7 @@ def guard(start: Callable[[], None]) -> None:
     if usual in (signal.SIG_DFL, signal.default_int_handler):
         signal.signal(signal.SIGINT, interrupt)
     try:
-        start()
+        _start_alone(start)
         sys.stdout.flush()
     except SpecLRMError as error:
         complain(str(error))
@@ -73,6 +73,17 @@ def guard(start: Callable[[], None]) -> None:
                 stream.flush()
             except OSError:  # the interpreter would try again at its end, and change the exit code
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _start_alone(start: Callable[[], None]) -> None:
+    """Raises the error itself where a group of tasks wraps a single one."""
+    try:
+        start()
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        raise error from None
 
 
 def complain(text: str) -> None:

@@ -21,6 +21,7 @@ from speclrm.commands import (
     original_scripts,
     replay,
     resume,
+    runs,
 )
 from speclrm.commands import run as run_command
 from speclrm.commands.config_file import configurable
@@ -65,6 +66,7 @@ for name, function in {
     "run": run_command.run,
     "resume": resume.resume,
     "replay": replay.replay,
+    "runs": runs.runs,
     "eval": evaluate.evaluate,
     "grade": grade.grade,
     "calibrate": calibrate.calibrate,

@@ -41,6 +41,12 @@ def replay(
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder for --continue; must be new or empty.", rich_help_panel=RUN)
     ] = None,
+    override: Annotated[
+        bool,
+        typer.Option(
+            "--override", help="With --continue: go on although the models are others now.", rich_help_panel=RUN
+        ),
+    ] = False,
     display: Display = None,
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
@@ -58,6 +64,8 @@ def replay(
         settings = read_settings(set_ or [])
         if continue_ != (output_dir is not None):
             raise SettingsError("--continue writes a new run: give both --continue and --output-dir DIR, or neither.")
+        if override and not continue_:
+            raise SettingsError("--override belongs to --continue.")
         with Screen(display, log_file, log_level) as screen:
             replayed = run_async(lambda: replay_run(run_dir, settings, screen.notify, engines()), virtual=True)
         _print(replayed.report, screen.kind)
@@ -69,6 +77,7 @@ def replay(
                         replayed,
                         settings,
                         directory,
+                        override=override,
                         sinks=again.sinks,
                         notify=again.notify,
                         plan=again.monitor.plan,

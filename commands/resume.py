@@ -30,6 +30,12 @@ HARMLESS = tuple(
 def resume(
     run_dir: RunDirectory,
     given: Given,
+    override: Annotated[
+        bool,
+        typer.Option(
+            "--override", help="Go on although settings, models or data are others now, and record the change."
+        ),
+    ] = False,
     display: Display = None,
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
@@ -51,6 +57,7 @@ def resume(
                 lambda: resume_run(
                     run_dir,
                     harmless=given,
+                    override=override,
                     sinks=screen.sinks,
                     notify=screen.notify,
                     plan=screen.monitor.plan,

@@ -56,7 +56,7 @@ class Screen:
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")
         self.monitor: Monitor = Monitor()
         self.sinks: list[Sink] = [self.monitor]
-        self.notify = self.monitor.notify
+        self.notify = self._notify
         self._stack = ExitStack()
         self._live = None
         configure(log_level, file=log_file, console=self.console if self.kind == "rich" else None)
@@ -68,6 +68,15 @@ class Screen:
             self.notify = plain.notify
         elif self.kind == "json":
             self.sinks = [JsonView(self.monitor)]
+
+    def _notify(self, what: str, done: float | None, total: float | None) -> None:
+        from speclrm.app.progress import NOTE
+        from speclrm.commands.display import visible
+
+        if what.startswith(NOTE):  # a live display would draw the next stage over it
+            self.console.print(visible(what, keep="\n"), markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.monitor.notify(what, done, total)
 
     def __enter__(self) -> Screen:
         if self._live is not None:

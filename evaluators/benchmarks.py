@@ -8,11 +8,12 @@ no commit that we know: its rows come from the hub's own Parquet branch.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from speclrm.runtime.errors import DatasetError
 from speclrm.runtime.protocols import Problem
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 LETTERS = "ABCD"
 GPQA_COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+NOTHING = ("nan", "<na>")
+"""What pandas makes of nothing where it writes text."""
 _GSM8K = re.compile(r"####\s*(.+?)\s*$")
 
 
@@ -58,20 +61,44 @@ class Benchmark:
 
 
 def text_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the columns that the row has a value in, as text. Raises DatasetError where it is no text or number."""
+    """The first of the columns that the row has a value in, as text. Raises DatasetError where it is no text or number.
+
+    No value are null, NaN, which is what tables of numbers write for nothing, and text of spaces alone.
+    """
     for name in names:
-        if (value := row.get(name)) is not None:
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise DatasetError(f"{name!r} is {type(value).__name__}, not text or a number")
-            return str(value)
+        value = row.get(name)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise DatasetError(f"{name!r} is {type(value).__name__}, not text or a number")
+        if (text := str(value)).strip():
+            return text
+    return None
+
+
+def answer_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
+    """The same for a right answer: a list of one text is that text, and a nothing that was written as text is none."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, list):
+            match cast("list[object]", value):
+                case [str() as only]:
+                    value = only
+                case _:
+                    pass
+        text = text_of({name: value}, (name,))
+        if text is not None and text.strip().lower() not in NOTHING:
+            return text
     return None
 
 
 def need(row: dict[str, Any], *names: str) -> str:
     """The same, where there must be one."""
-    value = text_of(row, names)
-    if value is None or not value.strip():
-        raise DatasetError(f"no {names[0]}; the row has {', '.join(map(repr, row)) or 'nothing'}")
+    value = answer_of(row, names) if "answer" in names else text_of(row, names)
+    if value is None:
+        blank = [name for name in names if name in row]
+        what = f"{blank[0]!r} is blank" if blank else f"no {names[0]}"
+        raise DatasetError(f"{what}; the row has {', '.join(map(repr, row)) or 'nothing'}")
     return value
 
 
@@ -111,6 +138,7 @@ def _amc(row: dict[str, Any], number: int, part: str, seed: int) -> Problem:
 
 
 def _live(row: dict[str, Any], number: int, part: str, seed: int) -> Problem:
+    """On the hub each split has a file, and its rows no ids."""
     name = text_of(row, ("id",)) or f"{part}-{number}"
     return Problem(name, need(row, "problem", "question"), need(row, "answer"))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import random
 import re
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from speclrm.evaluators.benchmarks import (
     GPQA_COLUMNS,
     Benchmark,
     HubFile,
+    answer_of,
     canonical,
     final_number,
     text_of,
@@ -29,6 +32,8 @@ from speclrm.runtime.protocols import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from pydantic import JsonValue
+
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "gold", "expected")
 ID_COLUMNS = ("id", "unique_id", "problem_id")
@@ -37,6 +42,8 @@ GROUP = "speclrm.datasets"
 """Entry points of packages that bring datasets: a name each, and what is called with ``seed`` and gives the problems."""
 _CODE = re.compile(r"[\w./~-]+\.py:\w+|[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_PART_ID = re.compile(r".+-\d+")
+"""A row's id that names the split of its benchmark."""
 DEFAULT_ROWS = 30
 
 
@@ -71,11 +78,13 @@ def load(
     data_dir: Path | None = None,
     columns: Columns | None = None,
     notify: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Problem]:
     """The problems of a benchmark (``aime``, ``livemathbench:AMC_en``), of ``reasoning-gym:TASK``, or of a file.
 
     ``limit`` is short for a selection of nothing but that. ``seed`` makes generated problems, shuffles choices, and
-    draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub.
+    draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub. ``notify`` is told what is being
+    fetched; ``note``, what of the rows decides what a run of them is worth.
 
     Raises:
         DatasetError: naming the file and line, or what there is instead, or how to get what is not there.
@@ -84,7 +93,7 @@ def load(
     for option, value in (("--limit", selection.limit), ("--sample", selection.sample)):
         if value is not None and value < 1:
             raise DatasetError(f"{option} {value} leaves no problem. Give 1 or more.")
-    default_ids = None
+    default_ids, columns_told = None, ""
     if name in plugins.installed(GROUP):
         problems = _from_code(name, seed)
     elif name.startswith(GYM_PREFIX):
@@ -95,10 +104,68 @@ def load(
     elif _CODE.fullmatch(name) and not Path(name).exists():
         problems = _from_code(name, seed)
     else:
-        problems = _load_file(name, columns or Columns())
-    if not problems:
-        raise DatasetError(f"{name} holds no problem.")
-    return select(name, problems, selection, seed, default_ids)
+        columns = columns or Columns()
+        problems, there = _load_file(name, columns)
+        asked = (columns.answer,) if columns.answer else ANSWER_COLUMNS
+        columns_told = (
+            f" in {_or(asked)}. The rows have the columns {', '.join(map(repr, there))}; say which one holds the answers with "
+            "--answer-column"
+        )
+    problems = select(name, problems, selection, seed, default_ids)
+    without = sum(problem.answer is None for problem in problems)
+    if without == len(problems):
+        note(f"{name}: every sample will be ungraded, because no row has a right answer{columns_told}")
+    elif without:
+        note(f"{name}: {without} of {len(problems)} problems have no right answer; their samples will be ungraded")
+    return problems
+
+
+def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
+    """Where the rows of a dataset are from: a file with its sha256, files of the hub with their commits, or a task."""
+    if name.startswith(GYM_PREFIX):
+        return {"task": name.removeprefix(GYM_PREFIX), "package": f"reasoning-gym {_version('reasoning-gym')}"}
+    if name in plugins.installed(GROUP) or (_CODE.fullmatch(name) and not Path(name).exists()):
+        return {"code": name} | _file_of(name)
+    full, _, part = canonical(name).partition(":")
+    benchmark = BENCHMARKS.get(full)
+    if benchmark is not None and data_dir is None:
+        wanted = [file for file in benchmark.hub if file.part in _wanted(benchmark, part)]
+        return {"hub": [f"{file.repository}@{file.revision}/{file.path}" for file in wanted]}
+    if benchmark is None or data_dir is None:
+        paths = [Path(name).expanduser()]
+    else:
+        paths = _as_on_the_hub(benchmark, data_dir, _wanted(benchmark, part)) or [_local(benchmark, data_dir)]
+    return _digest(paths)
+
+
+def _file_of(name: str) -> dict[str, JsonValue]:
+    """Of code that stands in a file: which one, and its sha256."""
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return _digest([path]) if path.suffix == ".py" and path.is_file() else {}
+
+
+def _digest(paths: Sequence[Path]) -> dict[str, JsonValue]:
+    files: list[JsonValue] = [str(path.resolve()) for path in paths]
+    state = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                state.update(piece)
+    return {"file": files[0] if len(files) == 1 else files, "sha256": state.hexdigest()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _wanted(benchmark: Benchmark, part: str) -> tuple[str, ...]:
+    """The splits that are taken; the empty name stands for a benchmark that has none."""
+    if not benchmark.parts:
+        return ("",)
+    return (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
 
 
 def names() -> list[str]:
@@ -134,6 +201,8 @@ def select(
     name: str, problems: list[Problem], selection: Selection, seed: int, default_ids: str | None = None
 ) -> list[Problem]:
     """What the selection takes of the problems of a dataset. Raises DatasetError."""
+    if not problems:
+        raise DatasetError(f"{name} holds no problem.")
     if selection.problem_ids is not None:
         problems = _named(name, problems, selection.problem_ids)
     elif default_ids is not None and len(problems) > DEFAULT_ROWS:  # a folder may hold only what is the default
@@ -197,7 +266,13 @@ def _ranges(numbers: Iterable[int]) -> str:
 # ------------------------------------------------------------------------------------------------------------- own files
 
 
-def _load_file(name: str, columns: Columns) -> list[Problem]:
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(map(repr, names[:-1])), repr(names[-1])]))
+
+
+def _load_file(name: str, columns: Columns) -> tuple[list[Problem], dict[str, None]]:
+    """The problems of a file, and the names of all its columns."""
+    there: dict[str, None] = {}
     path = Path(name).expanduser()
     if not path.exists():
         known = ", ".join(names())
@@ -209,29 +284,25 @@ def _load_file(name: str, columns: Columns) -> list[Problem]:
         )
 
     def make(row: Row, number: int, place: str) -> Problem:
-        text = _column(row, columns.problem, PROBLEM_COLUMNS)
-        if text is None or not text.strip():
-            names = (
-                f"the column {columns.problem!r}"
-                if columns.problem
-                else f"one of {', '.join(map(repr, PROBLEM_COLUMNS))}"
-            )
+        there.update(dict.fromkeys(row))
+        usual = (columns.problem,) if columns.problem else PROBLEM_COLUMNS
+        text = text_of(row, usual)
+        if text is None:
+            if blank := [name for name in usual if name in row]:
+                raise DatasetError(f"no problem: {' and '.join(map(repr, blank))} is blank")
+            names = f"the column {columns.problem!r}" if columns.problem else f"one of {', '.join(map(repr, usual))}"
             raise DatasetError(
                 f"no problem. A row needs {names}; this one has {', '.join(map(repr, row)) or 'nothing'}"
             )
-        answer = _column(row, columns.answer, ANSWER_COLUMNS)
+        answer = answer_of(row, (columns.answer,) if columns.answer else ANSWER_COLUMNS)
         if columns.answer and columns.answer not in row:
             raise DatasetError(f"no column {columns.answer!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
         if columns.id and columns.id not in row:
             raise DatasetError(f"no column {columns.id!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
-        identity = _column(row, columns.id, ID_COLUMNS) or place.rpartition(" ")[2]
-        return Problem(identity, text, None if answer is None or not answer.strip() else final_number(answer))
+        identity = text_of(row, (columns.id,) if columns.id else ID_COLUMNS) or place.rpartition(" ")[2]
+        return Problem(identity, text, None if answer is None else final_number(answer))
 
-    return _unique(path, _made(path, make))
-
-
-def _column(row: Row, asked: str | None, usual: tuple[str, ...]) -> str | None:
-    return text_of(row, (asked,) if asked else usual)
+    return _unique(path, _made(path, make)), there
 
 
 def _made(path: Path, make: Callable[[Row, int, str], Problem]) -> Iterator[tuple[str, Problem]]:
@@ -267,20 +338,44 @@ def _load_benchmark(
     if part and part not in benchmark.parts:
         parts = f"It has: {', '.join(benchmark.parts)}" if benchmark.parts else "It has none"
         raise DatasetError(f"{benchmark.name} has no split {part!r}. {parts}.")
-    wanted = (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
-    if data_dir is not None:
+    wanted = _wanted(benchmark, part)
+    if data_dir is not None and not _as_on_the_hub(benchmark, data_dir, wanted):
         path = _local(benchmark, data_dir)
-        made = _made(path, lambda row, number, _: benchmark.make(row, number, "", seed))
+        made = _made(path, lambda row, number, _: benchmark.make(row, number, part, seed))
         whole = _unique(path, made)
-        return [one for one in whole if not benchmark.parts or one.id.rpartition("-")[0] in wanted]
+        return _of_parts(benchmark, path, whole, part, wanted) if benchmark.parts else whole
     problems: list[Problem] = []
     for file in benchmark.hub:
-        if not file.part or file.part in wanted:
-            path = _fetch(benchmark, file, notify)
+        if file.part in wanted:
+            path = _fetch(benchmark, file, notify) if data_dir is None else data_dir / file.path
             problems += _unique(
                 path, _made(path, lambda row, number, _, file=file: benchmark.make(row, number, file.part, seed))
             )
     return problems
+
+
+def _as_on_the_hub(benchmark: Benchmark, folder: Path, wanted: Sequence[str]) -> list[Path]:
+    """The files of the splits, where the folder is a copy of a dataset's that has one for each of them."""
+    files = [folder / file.path for file in benchmark.hub if file.part and file.part in wanted]
+    return files if files and all(path.is_file() for path in files) else []
+
+
+def _of_parts(
+    benchmark: Benchmark, path: Path, whole: list[Problem], part: str, wanted: Sequence[str]
+) -> list[Problem]:
+    """Of a file of one's own: the problems of the splits that are wanted, as their ids say. Raises DatasetError."""
+    taken = [one for one in whole if one.id.rpartition("-")[0] in wanted]
+    if taken or not whole:
+        return taken
+    if part and not any(_PART_ID.fullmatch(one.id) for one in whole):
+        return whole  # rows that say nothing of a split belong to the one that is named
+    ids = [one.id for one in whole if not one.id.startswith("-")]
+    shown = f"ids such as {', '.join(ids[:3])}" if ids else "no ids"
+    named = "" if part else f", or name the split that all rows belong to: --dataset {benchmark.name}:{wanted[0]}"
+    raise DatasetError(
+        f"{path} has no row of {', '.join(wanted)}: a row's id says its split, as in {wanted[0]}-0, and these have "
+        f"{shown}. Add such ids{named}."
+    )
 
 
 def _local(benchmark: Benchmark, data_dir: Path) -> Path:

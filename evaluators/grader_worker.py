@@ -8,12 +8,7 @@ from typing import Any, cast
 
 from speclrm.evaluators import notation
 
-FLOAT_DIGITS = 12
-"""Decimals that count: 0.33333333 is not 1/3, and the last digits of a float are nobody's."""
-TINY = 1e-3
-"""Under it numbers are compared by their leading digits instead."""
-EXACT_BITS = 53
-"""What sympy must be sure of in a number, for its digits to count against it."""
+_OPTIONS = "ABCDEFGHJ"
 _KINDS = (("1/2", "0.5"), ("\\sqrt{2}", "x^2+1"), ("\\{1,2\\}", "(1,2]"))
 """Some kinds of answers: the parser learns the notation as it meets it, and workers inherit what the nursery knows."""
 
@@ -34,27 +29,22 @@ def judge(rule: str, gold: str, answer: str) -> bool:
 
 def same(gold: str, answer: str) -> bool:
     """Whether the answer equals the gold answer as mathematics."""
-    percents = notation.has_percent(gold), notation.has_percent(answer)
-    units = notation.measure(gold), notation.measure(answer)
-    gold, answer = notation.clean(gold), notation.clean(answer)
+    from speclrm.evaluators import comparing
+
+    gold, answer = (notation.numbers(notation.plain_names(notation.in_latex(text))) for text in (gold, answer))
     if gold == answer:
         return True
     dots = notation.with_dots(gold), notation.with_dots(answer)
     if any(dots):
         return dots[0] == dots[1]  # what the dots stand for is no expression: a parser drops them
-    if notation.is_letter(gold):
-        return notation.choice(answer) == notation.choice(gold)
+    if notation.is_letter(gold) and (named := notation.choice(answer)) is not None:
+        letter = notation.words(gold).strip("()[]. ")
+        # Options are named in either case; a letter of mathematics is another where it is large.
+        return named == letter.upper() and (named in _OPTIONS or letter in notation.words(answer))
     bases = notation.in_base(gold), notation.in_base(answer)
     if any(bases):
         return bases[0] == bases[1]
-    if units[0] and units[1] and units[0] != units[1]:
-        return False
-    if _verify(gold, answer) or notation.words(gold).casefold() == notation.words(answer).casefold() != "":
-        return True
-    # 50% is 50 where percent is asked for, and 0.5 everywhere.
-    return percents[0] != percents[1] and (
-        _verify(f"\\frac{{{gold}}}{{100}}", answer) if percents[0] else _verify(gold, f"\\frac{{{answer}}}{{100}}")
-    )
+    return comparing.same(gold, answer)
 
 
 def by_choice(letter: str, options: str, answer: str) -> bool:
@@ -65,10 +55,14 @@ def by_choice(letter: str, options: str, answer: str) -> bool:
     import json
 
     named = notation.choice(answer)
-    texts: dict[str, str] = json.loads(options)
+    texts: dict[str, str] = {name: notation.words(text) for name, text in json.loads(options).items()}
+    right = texts.get(letter.upper(), "")
     if named in texts:
-        return named == letter.upper()
-    return notation.words(answer).casefold() == notation.words(texts.get(letter, "")).casefold() != ""
+        return named == letter.upper() or texts[named] == right != ""  # two options may read the same
+    said = notation.words(answer)
+    if said in texts.values():  # MeV and meV are told apart where both are there
+        return said == right
+    return said.casefold() == right.casefold() != ""
 
 
 def by_task(rule: str, gold: str, answer: str) -> bool:
@@ -89,55 +83,6 @@ def by_task(rule: str, gold: str, answer: str) -> bool:
     # is no number either says the problem again (4 - 1 - 7) rather than solve it.
     wanted = str(entry["answer"])
     return notation.is_number(wanted) and notation.is_number(answer) and same(wanted, answer)
-
-
-def _verify(gold: str, answer: str) -> bool:
-    import math_verify
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig
-
-    library = cast("Any", math_verify)
-    configs = [LatexExtractionConfig(), ExprExtractionConfig()]
-    sides: list[Any] = []
-    for text in (gold, answer):
-        # Bare LaTeX is found only between dollar signs. The time limit is the pool's: math-verify's own needs the
-        # main thread's alarm.
-        parsed = library.parse(f"${text}$", extraction_config=configs, parsing_timeout=None, raise_on_error=False)
-        sides.append(
-            parsed or library.parse(text, extraction_config=configs, parsing_timeout=None, raise_on_error=False)
-        )
-    if not all(sides):
-        return False
-    if (told := _same_by_digits(sides[0][0], sides[1][0])) is not None:
-        return told
-    return bool(
-        library.verify(
-            sides[0],
-            sides[1],
-            float_rounding=FLOAT_DIGITS,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-            raise_on_error=False,
-        )
-    )
-
-
-def _same_by_digits(gold: Any, answer: Any) -> bool | None:
-    """Whether two numbers are the same, where their leading digits tell; None where they do not, or are no such numbers.
-
-    The library rounds to a number of decimals, by which all numbers next to zero are the same; and it does so on the way
-    as well, by which a huge number times a tiny one is nothing.
-    """
-    if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
-        return None
-    one, other = gold.evalf(2 * FLOAT_DIGITS), answer.evalf(2 * FLOAT_DIGITS)
-    if not (one.is_Float and other.is_Float and max(abs(one), abs(other)) > 0):
-        return None
-    apart, larger = abs(one - other), max(abs(one), abs(other))
-    if larger < TINY:
-        return bool(apart <= larger * 10.0**-FLOAT_DIGITS)
-    # As many decimals as count where the numbers are smallest. Nothing follows where the digits themselves are in doubt.
-    sure = min(one._prec, other._prec) >= EXACT_BITS
-    return False if sure and apart > larger * 10.0**-FLOAT_DIGITS / TINY else None
 
 
 def _plain(text: str) -> str:

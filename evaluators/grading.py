@@ -45,7 +45,9 @@ TASK_NESTING_MAX = 40
 CACHE_MAX = 10_000
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}")
-_NOISE = re.compile(r"\\[,;!: ]|\\left|\\right|\s+|\$|\\displaystyle|\\(?:text|mathrm|mbox)\{\s*\}")
+_NOISE = re.compile(
+    r"\\[,;!: ]|\\left|\\right|(?<![\d\s])\s+|\s+(?![\d\s])|\$|\\displaystyle|\\(?:text|mathrm|mbox)\{\s*\}"
+)
 
 
 def normalised(answer: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import comb
+from math import comb, sqrt
+from statistics import NormalDist
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -292,6 +293,32 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs at least {k} samples of each problem; there are {samples}")
     return 1.0 - comb(samples - correct, k) / comb(samples, k)
+
+
+def accuracy_interval(rows: Iterable[SampleRow]) -> tuple[float, float] | None:
+    """The 95 % interval of the accuracy of samples, 0 to 1, or None where none is graded. Samples of one problem count as what
+    they tell of it, and not as so many problems.
+
+    Wilson's score interval (Wilson 1927, as in Brown, Cai, DasGupta 2001) with the effective number of samples: p (1 - p)
+    over the variance of a ratio of cluster totals (Cochran 1977, 6.3; Miller 2024, arXiv 2411.00640), and no more than there
+    are. Where all samples agree, the variance says nothing, and each problem counts once.
+    """
+    clusters: dict[str, list[int]] = {}
+    for row in rows:
+        if row.outcome != "ungraded":
+            cluster = clusters.setdefault(row.problem, [0, 0])
+            cluster[0] += row.outcome == "correct"
+            cluster[1] += 1
+    if not clusters:
+        return None
+    total, many = sum(count for _, count in clusters.values()), len(clusters)
+    p = sum(right for right, _ in clusters.values()) / total
+    spread = sum((right - p * count) ** 2 for right, count in clusters.values()) / total**2
+    n = float(many) if p in (0, 1) else min(float(total), p * (1 - p) / spread if spread else total)
+    z = NormalDist().inv_cdf(0.975)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _track_row(track: TrackState, error: str | None) -> TrackRow:

@@ -1,7 +1,7 @@
 r"""Ways of writing an answer that mean the same, brought into one: pure text work, in linear time.
 
-What a parser of LaTeX reads wrongly or not at all is rewritten before it sees it: repeating decimals, percentages, units,
-numbers in a base, degrees in a cosine.
+Signs of Unicode and the names that programs write become commands of LaTeX, what only dresses an answer is taken off, and numbers
+are written in one piece. Also what can be told from the text alone: options, numbers in a base, dots that leave something out.
 """
 
 from __future__ import annotations
@@ -9,75 +9,187 @@ from __future__ import annotations
 import re
 
 DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
+_WIDE_GROUPS = re.compile(r"(?<=\d)(?:(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)|\\[!,;: ])(?=\d{3}(?!\d))")
+"""A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
+_BRACED_GROUPS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 PERCENT = re.compile(r"\\?%\s*$")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 """Euler's number and the imaginary unit, set upright as many books do."""
 _DOTS = re.compile(r"\\[lcd]?dots[bcimo]?|\.\.\.|…")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
 _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{?(?P<period>\d+)\}?")
+_PERIODIC = re.compile(r"(?<![\d.])(\d*\.)\((\d+)\)")
+"""A repeating decimal whose period, in a bracket, begins at the point. Behind other decimals a bracket is a factor."""
 _ROOT = re.compile(r"√\s*(\d+|[a-zA-Z]|\{[^{}]*\}|\([^()]*\))")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*[)}]?")
 _ONE_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/-?\d+|\\frac\{?-?\d+\}?\{?-?\d+\}?)")
 _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?\.?")
-_LABELLED = re.compile(r"\(?([A-Za-z])\)(?=\s|\\|$)|([A-Za-z])[.:](?=\s)")
+_CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?\.?")
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|~|$)|([A-Za-z])[.:](?=\s)|([A-J])\s+(?=\([^()]{2,}\)$)")
 """A letter that labels an option, with the option's text behind it: ``(C) 12``, ``B) 12``, ``B. 12``."""
-_MEASURE = re.compile(
-    r"[-+]?[\d.,/]+(?:\\frac\{\d+\}\{\d+\})?(?:\s|\\[,;: ]|~)*(?P<unit>[A-Za-z]+)(?:\s*\^\s*\{?(?P<power>\d)\}?)?"
+_CHOSEN = re.compile(
+    r"^(?:(?:the|my|our|so|correct|final|best|right)\s+)*(?:answer|option|choice|letter)\s*(?::|=|\bis\b|\bof\b)*\s*(?:option|choice)?\s*"
+    r"(?=[(\[]?[A-Za-z](?![A-Za-z]))",
+    re.IGNORECASE,
 )
+"""Words before an option's letter."""
 
-_UNITS = {
-    name: unit
-    for unit, names in {
-        "mm": "mm millimeter millimetre",
-        "cm": "cm centimeter centimetre",
-        "m": "m meter metre",
-        "km": "km kilometer kilometre",
-        "in": "in inch inche",
-        "ft": "ft foot feet",
-        "yd": "yd yard",
-        "mi": "mi mile",
-        "s": "s sec second",
-        "min": "min minute",
-        "h": "h hr hour",
-        "day": "day",
-        "week": "week",
-        "month": "month",
-        "year": "year",
-        "g": "g gram",
-        "kg": "kg kilogram",
-        "lb": "lb pound",
-        "oz": "oz ounce",
-        "ml": "ml milliliter millilitre",
-        "l": "l liter litre",
-        "gal": "gal gallon",
-        "mph": "mph",
-        "cent": "cent",
-        "dollar": "dollar",
-    }.items()
-    for name in names.split()
-}
-"""Units that are told apart, with their names in the singular. A word that is none of them is no unit: apples."""
+_SIGNS = str.maketrans(
+    {
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+        **dict.fromkeys("\u2009\u202f\u2008\u2007\u2002\u2003\u2005\u2006\u00a0\u3000", " "),
+        **dict.fromkeys("\u200b\u2060\ufeff\u2061\u2062", ""),
+        **dict.fromkeys("−‐‑‒—", "-"),
+        "、": ",", "。": ".", "「": "", "」": "", "’": "'", "′": "'", "″": "''", "∣": "\\mid ", "∶": ":", "⁄": "/", "∕": "/",
+        "µ": "μ",
+        **{sign: f"\\{name} " for sign, name in {
+            "×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "•": "cdot", "∗": "ast", "÷": "div", "≤": "le", "⩽": "le",
+            "≥": "ge", "⩾": "ge", "≠": "ne", "≈": "approx", "≡": "equiv", "∈": "in", "∉": "notin", "∪": "cup", "∩": "cap",
+            "∞": "infty", "±": "pm", "∓": "mp", "∅": "emptyset", "→": "to", "∠": "angle", "△": "triangle", "¬": "neg",
+            "∧": "land", "∨": "lor", "ℏ": "hbar", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "∖": "setminus",
+            "∂": "partial", "∇": "nabla", "∑": "sum", "∏": "prod", "∫": "int", "⊂": "subset", "⊆": "subseteq", "∥": "parallel",
+            "⊥": "perp", "∝": "propto", "∼": "sim", "≅": "cong", "⊕": "oplus", "⊗": "otimes", "∀": "forall", "∃": "exists",
+            "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ϵ": "epsilon", "ζ": "zeta", "η": "eta",
+            "θ": "theta", "ϑ": "vartheta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi",
+            "ρ": "rho", "σ": "sigma", "ς": "varsigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "ϕ": "phi", "χ": "chi",
+            "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi",
+            "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
+        }.items()},
+        **{sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℚℂℕ", "RZQCN", strict=True)},
+        **{sign: f"\\frac{{{top}}}{{{below}}}" for sign, top, below in (
+            ("½", 1, 2), ("⅓", 1, 3), ("⅔", 2, 3), ("¼", 1, 4), ("¾", 3, 4), ("⅕", 1, 5), ("⅖", 2, 5), ("⅗", 3, 5), ("⅘", 4, 5),
+            ("⅙", 1, 6), ("⅚", 5, 6), ("⅛", 1, 8), ("⅜", 3, 8), ("⅝", 5, 8), ("⅞", 7, 8),
+        )},
+    }
+)  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₑ", "0123456789+-=()nixae")
+_RAISED_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
+_LOWERED_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₑ]+")
+_PLAIN_NAMES = re.compile(
+    r"(?<![a-zA-Z\\])(?P<name>(?:arcsin|arccos|arctan|arccot|arcsinh|arccosh|arctanh|arsinh|arcosh|artanh|asin|acos|atan|sinh|cosh|tanh"
+    r"|coth|sin|cos|tan|cot|exp|ln|log|lg|sqrt|cbrt|pi|alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|rho|tau|mu|hbar|psi"
+    r"|chi|kappa|eta|nu|xi|zeta)"
+    r"(?=[xyr]?(?![a-zA-Z]))|(?:sec|csc|floor|ceil|abs|max|min|gcd|lcm|binom)(?=\s*[({^]))"
+)
+"""A function's name or that of a letter as programs write it, also with one letter behind it (sinx)."""
+_INFINITY = re.compile(r"(?<![a-zA-Z\\])(?:infinity|oo|inf)(?![a-zA-Z])", re.IGNORECASE)
+_OPERATOR_NAME = re.compile(
+    r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|csc)h?|sech|exp|ln|log|lg"
+    r"|gcd|lcm|det|ker|arg|dim|sup|inf|Pr)\s*\}|\\operatorname\*?\s*\{\s*(max|min|sec|deg)\s*\}"
+)
+"""A function's name set upright. Minutes and seconds look the same where they are no operators."""
+_DELIMITERS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")
+_UNIT_POWER = re.compile(r"\\(?:mathrm|text|rm)\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}")
+_COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+[a-z]+")
+_DRESS = re.compile(
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|bf|it|rm|tiny|small|large"
+    r"|Large|LARGE|huge|Huge|normalsize|boldmath|phantom\{\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
+)
+_DRESSED = re.compile(
+    r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)"
+)
+_BOLD = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}"
+)
+"""Bold type around more than a letter. A bold letter may be a vector, and stays one."""
+_TEXT_IN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*\\(?:textbf|textit|text|emph|mathrm|mathbf)\s*\{([^{}]*)\}\s*\}")
+
+
+def word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def in_latex(text: str) -> str:
+    """The answer without decoration, its signs and plain names as commands of LaTeX."""
+    text = text.strip()
+    before = None
+    while before != text:  # marks of Markdown and of formulas around it
+        before = text
+        for left, right in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
+            if (
+                len(text) > len(left) + len(right)
+                and text.startswith(left)
+                and text.endswith(right)
+                and (left != "$" or not text.endswith("\\$"))
+            ):
+                text = text[len(left) : -len(right)].strip()
+    text = _DELIMITERS.sub("", text).strip()
+    text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
+    text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
+    text = _ROOT.sub(
+        lambda match: (
+            f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}"
+        ),
+        text,
+    )
+    text = text.translate(_SIGNS)
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    text = (
+        text.replace("\\varnothing", "\\emptyset")
+        .replace("\\lvert", "|")
+        .replace("\\rvert", "|")
+        .replace("\\vert", "|")
+    )
+    text = (
+        text.replace("\\leqslant", "\\le")
+        .replace("\\geqslant", "\\ge")
+        .replace("\\leq", "\\le")
+        .replace("\\geq", "\\ge")
+    )
+    text = (
+        text.replace("\\neq", "\\ne").replace("\\lt", "<").replace("\\gt", ">").replace("\\colon", ":")
+        if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text
+        else text
+    )
+    text = _WIDE_GROUPS.sub("", text)
+    text = _TIMES_TEN.sub(r"\\times ", text)
+    text = _UNIT_POWER.sub(lambda match: re.sub(r"\^\s*\{\s*([-+]?\d)\s*\}", r"^\1", match[0]), text)
+    text = _COLOURED.sub("", text)
+    text = _TEXT_IN_TEXT.sub(r"\\text{\1}", text)
+    text = _DRESSED.sub("", text)
+    text = _BOLD.sub(lambda match: f"{{{match[1] or match[2] or ''}}}", text)
+    text = _OPERATOR_NAME.sub(lambda match: f"\\{match[1] or match[2]} ", text)
+    text = _UPRIGHT.sub(r" \1 ", text)
+    return _DRESS.sub(" ", text).strip()
+
+
+def plain_names(text: str) -> str:
+    """With backslashes before the names of functions and Greek letters, outside of words."""
+    parts = _WORDS.split(text)
+    return "".join(
+        part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part))
+        for at, part in enumerate(parts)
+    )
+
+
+_WORDS = re.compile(r"(\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\})")
 
 
 def clean(text: str) -> str:
-    """The answer without decoration, in the notation that the parser reads."""
-    text = text.strip().strip("$").strip()
-    text = text.replace("−", "-").replace("π", "\\pi ").replace("\\varnothing", "\\emptyset")
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _UPRIGHT.sub(r" \1", text)
-    text = text.replace("\\!", "").replace("\\$", "").removeprefix("$")
-    text = _REPEATING.sub(_exact, text)
-    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1].strip('(){}')}}}", text)
+    """The answer in the notation that is compared, without degrees and a percent sign."""
+    text = plain_names(in_latex(text))
+    text = text.replace("\\$", "").removeprefix("$")
     text = _ANGLE.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
     text = _DEGREES.sub("", text)
+    return PERCENT.sub("", numbers(text)).strip().rstrip(".")
+
+
+def numbers(text: str) -> str:
+    """With numbers written in one piece, and those of programs as powers of ten."""
+    text = _PERIODIC.sub(r"\1\\overline{\2}", text)
+    text = _REPEATING.sub(_exact, _BRACED_GROUPS.sub("", text))
+    if _SPACE_GROUPS.fullmatch(text):
+        text = text.replace(" ", "")
     if "(" not in text and "{" not in text.replace("{,}", ""):
         text = DIGIT_GROUPS.sub("", text)  # in a tuple the comma may be one between numbers
     if match := _SCIENTIFIC.fullmatch(text):
         text = f"{match[1]} \\times 10^{{{match[2]}}}"
-    return PERCENT.sub("", text).strip().rstrip(".")
+    return text
 
 
 def _exact(match: re.Match[str]) -> str:
@@ -86,10 +198,6 @@ def _exact(match: re.Match[str]) -> str:
     whole = int((match["whole"] or "0") + fixed)
     top = int((match["whole"] or "0") + fixed + period) - whole
     return f"\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
-
-
-def has_percent(text: str) -> bool:
-    return PERCENT.search(text.strip().strip("$").strip()) is not None
 
 
 def with_dots(text: str) -> str | None:
@@ -104,10 +212,10 @@ def words(text: str) -> str:
 
 def choice(text: str) -> str | None:
     """The letter where the text is one, in parentheses or not, or labels an option with it."""
-    plain = words(text)
+    plain = _CHOSEN.sub("", words(text).strip("${}* "))
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
-    return (match[1] or match[2]).upper() if (match := _LABELLED.match(plain)) else None
+    return (match[1] or match[2] or match[3]).upper() if (match := _LABELLED.match(plain)) else None
 
 
 def is_number(text: str) -> bool:
@@ -122,14 +230,6 @@ def is_letter(text: str) -> bool:
 def in_base(text: str) -> tuple[str, int] | None:
     """Digits and base of a number such as ``101_2``."""
     match = _IN_BASE.fullmatch(text.replace(" ", ""))
-    return (match[1].lower(), int(match[2])) if match else None
-
-
-def measure(text: str) -> tuple[str, int] | None:
-    """The unit behind a number and its power, where it is one that we know."""
-    match = _MEASURE.fullmatch(words(text).strip("$ "))
-    if match is None:
+    if match is None or not match[1][0].isdecimal():
         return None
-    name = match["unit"].casefold()
-    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
-    return None if unit is None else (unit, int(match["power"] or 1))
+    return match[1].lower(), int(match[2])

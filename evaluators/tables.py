@@ -1,10 +1,11 @@
-"""Rows of JSONL, CSV and Parquet files, one at a time, each with the place where it stands."""
+"""Rows of JSONL, JSON, CSV and Parquet files, one at a time, each with the place where it stands."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
+from codecs import BOM_UTF8
 from contextlib import closing
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,9 @@ Row = dict[str, Any]
 
 _PICKLE_START = b"\x80"
 """Every pickle since protocol 2 begins with it, and no text does."""
-FORMATS = "a .jsonl, .csv or .parquet file (.jsonl.gz too)"
+FORMATS = "a .jsonl, .csv or .parquet file (.jsonl.gz and a .json array of rows too)"
+CELL_CHARACTERS_MAX = 1 << 28
+"""Of a CSV file: thoughts of a million tokens fit, and a quote that is never closed is found."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -56,10 +59,20 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _jsonl(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Row]]:
+    first = True
     for number, line in enumerate(file, start=1):
-        if not line.strip():
+        if not (line.removeprefix(BOM_UTF8) if number == 1 else line).strip():
             continue
         place = f"line {number}"
+        if first and line.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+            if (rows := _array(path, b"\n" * (number - 1) + line.removeprefix(BOM_UTF8) + file.read())) is not None:
+                yield from rows
+                return
+            raise DatasetError(
+                f"{path} {place}: neither a row nor the beginning of a JSON array of rows. Each line must be one JSON "
+                "object, or the file one array of such."
+            )
+        first = False
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
@@ -71,22 +84,57 @@ def _jsonl(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Row]]:
         yield place, cast("Row", row)
 
 
+def _array(path: Path, text: bytes) -> Iterator[tuple[str, Row]] | None:
+    """The rows of a file that is one JSON array, or None where it is none."""
+    try:
+        rows = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 ({error.reason}). Convert the file.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            return None
+        number = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise DatasetError(
+            f"{path} line {number}: not JSON ({error}). The file begins as an array of rows and must be one."
+        ) from error
+    return _items(path, rows)
+
+
+def _items(path: Path, rows: list[Any]) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path} row {number}: not a JSON object but {type(row).__name__}.")
+        yield f"row {number}", cast("Row", row)
+
+
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
+        rows = iter(reader)
+        begin = 1  # the line in which a row begins: cells may hold ends of lines, the header's too
         try:
-            for row in reader:
-                place = f"line {reader.line_num}"
+            begin = 1 + (reader.line_num if reader.fieldnames else 0)
+            while (row := _next_row(rows)) is not None:
                 if None in row or None in row.values():
                     raise DatasetError(
-                        f"{path} {place}: the row has not as many cells as the header has names. Put cells that hold commas "
-                        "or line ends between double quotes."
+                        f"{path} line {begin}: the row has not as many cells as the header has names. Put cells that hold "
+                        "commas or line ends between double quotes."
                     )
-                yield place, dict(row)
+                yield f"line {reader.line_num}", dict(row)
+                begin = reader.line_num + 1
         except csv.Error as error:
-            raise DatasetError(f"{path} line {reader.line_num}: not CSV ({error}).") from error
+            raise DatasetError(f"{path} line {begin}: not CSV ({error}).") from error
         except UnicodeDecodeError as error:
             raise DatasetError(f"{path} behind line {reader.line_num}: not UTF-8. Convert the file.") from error
+
+
+def _next_row(rows: Iterator[dict[str | Any, Any]]) -> dict[str | Any, Any] | None:
+    """The next row, or None. The limit of a cell is the whole program's: it is raised for no longer than that."""
+    limit = csv.field_size_limit(CELL_CHARACTERS_MAX)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

@@ -26,7 +26,8 @@ async def main() -> None:
     draft = speclrm.ScriptedEngine(speclrm.by_step(STEPS), name="draft")
     target = speclrm.ScriptedEngine(speclrm.by_step(STEPS), name="target")
     async with speclrm.Runtime(engines={speclrm.Role.DRAFT: draft, speclrm.Role.TARGET: target}) as runtime:
-        strategy = FirstStepByTarget(speclrm.Recipe(tracks=2), speclrm.find_answer)
+        recipe = speclrm.Recipe(tracks=2)
+        strategy = FirstStepByTarget(recipe, speclrm.find_answer, finished_answer=speclrm.finished_answer)
         sample = await runtime.solve(speclrm.Problem("sum", "What is 2 + 2?", "4"), strategy)
     for track in sample.tracks.values():
         print(track.track, [step.origin for step in track.steps], track.answer)

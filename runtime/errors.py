@@ -5,6 +5,7 @@
     │   ├── SettingsError     an option or a combination of options
     │   ├── DatasetError      a dataset's name, file or row
     │   ├── ModelError        a model's name, download or files
+    │   │   └── TurnNotShownError its chat template leaves out what was said
     │   ├── CapacityError     the work does not fit this machine or this model
     │   ├── RunDirectoryError an output directory that holds something else, or cannot be written
     │   ├── ResultsError      results to evaluate that are missing, or of another kind
@@ -48,6 +49,10 @@ class DatasetError(UsageError):
 
 class ModelError(UsageError):
     """A model is unknown, cannot be fetched, or its files are broken."""
+
+
+class TurnNotShownError(ModelError):
+    """A model's chat template leaves out the last turn of a conversation."""
 
 
 class CapacityError(UsageError):

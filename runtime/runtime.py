@@ -126,6 +126,8 @@ class Runtime:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self.facts: Callable[[int | None], Mapping[str, JsonValue]] = lambda seed: {}
+        """What the record of a run with that seed says of the engines, beside its own configuration."""
 
     async def __aenter__(self) -> Runtime:
         self._loop = asyncio.get_running_loop()
@@ -314,7 +316,9 @@ class Runtime:
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
-        record = new_record({**(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats})
+        record = new_record(
+            {**self.facts(seed), **(config or {}), "strategy": strategy.name, "seed": seed, "repeats": repeats}
+        )
         go_on = resumption is not None and not resumption.anew
         if self.scheduler.controller is not None:
             self.scheduler.controller.budget = strategy.limits.token_budget

@@ -47,8 +47,16 @@ def defaults(name: str) -> Recipe:
     return _entry(name)[1]
 
 
-def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any) -> Family:
+def strategy(
+    name: str,
+    find_answer: Callable[[str], str | None],
+    finished_answer: Callable[[str, str], str | None] | None = None,
+    /,
+    **options: Any,
+) -> Family:
     """Returns a strategy by its name or alias, with options of its recipe; None leaves an option at its default.
+
+    ``find_answer``, ``finished_answer``: as ``Family`` takes them.
 
     Raises:
         SettingsError: the name or an option is unknown, or a value is out of range.
@@ -67,10 +75,16 @@ def strategy(name: str, find_answer: Callable[[str], str | None], **options: Any
             Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given}),
             find_answer,
             ALIASES.get(name, name),
+            finished_answer=finished_answer,
         )
     except ValidationError as error:
-        problems = "; ".join(_told(dict(item)) for item in error.errors())
-        raise SettingsError(f"Strategy {name}: {problems}.") from error
+        raise SettingsError(f"Strategy {name}: {_all_told(error)}.") from error
+
+
+def _all_told(error: ValidationError) -> str:
+    """All that is wrong. A default that is made from other options fails with them, and nobody gave it."""
+    items = [dict(item) for item in error.errors()]
+    return "; ".join(_told(item) for item in items if item["type"] != "default_factory_not_called")
 
 
 def _told(item: dict[str, Any]) -> str:
@@ -106,5 +120,4 @@ def _family(found: Any, what: str) -> tuple[type[Family], Recipe]:
     try:
         return found, Recipe.model_validate(dict(found.defaults))
     except ValidationError as error:
-        problems = "; ".join(_told(dict(item)) for item in error.errors())
-        raise SettingsError(f"{what}: its defaults are wrong: {problems}.") from error
+        raise SettingsError(f"{what}: its defaults are wrong: {_all_told(error)}.") from error

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 class Family(ABC):
     """A strategy made of a recipe and a loop.
 
-    ``find_answer``: returns the answer in a whole text, as written, or None; injected, since the evaluators know what
-    an answer looks like. ``name``: the strategy's name, if one loop serves several strategies.
+    ``find_answer``: returns the answer in a whole text, as written, or None. ``finished_answer``: returns the answer by which a
+    step ends its track, given the text of the step and of the one before it. Both are injected, since the evaluators know what an
+    answer looks like; without the second, a step ends its track if the first finds an answer in it. ``name``: the
+    strategy's name, if one loop serves several strategies.
     """
 
     name: str
@@ -42,10 +44,18 @@ class Family(ABC):
     defaults: Mapping[str, Any] = MappingProxyType({})
     """Defaults of recipe options that differ from those of ``Recipe``; for strategies that are found by their class."""
 
-    def __init__(self, recipe: Recipe, find_answer: Callable[[str], str | None], name: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        find_answer: Callable[[str], str | None],
+        name: str | None = None,
+        *,
+        finished_answer: Callable[[str, str], str | None] | None = None,
+    ) -> None:
         self.name = name or type(self).name
         self.recipe = recipe
         self._find_answer = find_answer
+        self._finds_finished = finished_answer
         self._original = recipe.fidelity == "original"
 
     # ------------------------------------------------------------------------------------------------------- the start
@@ -122,12 +132,25 @@ class Family(ABC):
             state,
             token_budget=self.recipe.token_budget,
             step_limit=self.recipe.step_limit,
-            has_answer=lambda text: self._find_answer(text) is not None,
+            has_answer=lambda step: self.finishes(step, state),
         )
+
+    def finishes(self, step: str, state: TrackState) -> bool:
+        """Returns whether a step ends its track by an answer. It is the track's last step or the one that would follow it."""
+        last = state.steps[-1].text if state.steps else ""
+        before = state.steps[-2].text if last == step and len(state.steps) > 1 else last if last != step else ""
+        return self._finished_answer(step, before) is not None
+
+    def _finished_answer(self, step: str, before: str = "") -> str | None:
+        return self._find_answer(step) if self._finds_finished is None else self._finds_finished(step, before)
 
     async def closed(self, track: Track, reason: FinishReason) -> FinishReason:
         """Asks for the answer if a limit ended the track before there was one."""
-        if self.recipe.closing and reason in ("budget", "step_limit") and self._find_answer(track.state.text) is None:
+        if (
+            self.recipe.closing
+            and reason in ("budget", "step_limit")
+            and self._finished_answer(track.state.text) is None
+        ):
             await track.commit(await track.close())
         return reason
 

@@ -56,7 +56,7 @@ class Speculative(Family):
         if verdict is not None:
             await track.gate(step, verdict)
             return verdict == "sure", None
-        if not step.ended and self._find_answer(step.text) is None:
+        if not step.ended and not self.finishes(step.text, track.state):
             eager = track.state.mode == "eager"
             track.ahead(
                 step,

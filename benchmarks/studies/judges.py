@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from speclrm import api
-from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.engine import Request
 from speclrm.runtime.models import store
@@ -185,7 +185,7 @@ class Both(Family):
     roles = frozenset({Role.DRAFT, Role.TARGET})
 
     def __init__(self, recipe: Recipe, seed: int, seconds: float) -> None:
-        super().__init__(recipe, find_answer)
+        super().__init__(recipe, find_answer, finished_answer=finished_answer)
         self.pairs: list[dict[str, Any]] = []
         self._seed = seed
         self._seconds = seconds
@@ -212,7 +212,11 @@ class Both(Family):
             self._started = min(self._started, time.perf_counter())
             if time.perf_counter() > self._started + self._seconds:
                 break
-            if chosen.ended or find_answer(chosen.text) is not None or track.state.tokens >= self.recipe.token_budget:
+            if (
+                chosen.ended
+                or finished_answer(chosen.text) is not None
+                or track.state.tokens >= self.recipe.token_budget
+            ):
                 break
         return "step_limit"
 

@@ -46,6 +46,8 @@ from speclrm.runtime.settings import UNREAD_MAX
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from pydantic import JsonValue
+
     from speclrm.runtime.engine import Tokenizer
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
@@ -193,20 +195,9 @@ class _Start:
         self.watchdog.end()
 
 
-def _config(settings: EngineSettings) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
-    try:
-        return AsyncEngineArgs(**cast("Any", arguments(settings))).create_engine_config()
-    except (TypeError, ValueError) as error:
-        raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
-
-
-def arguments(settings: EngineSettings) -> dict[str, Any]:
-    """Returns the arguments for vLLM's EngineArgs."""
-    options: dict[str, Any] = {
+def arguments(settings: EngineSettings) -> dict[str, JsonValue]:
+    """Everything that vLLM's engine is told; the rest are its own defaults."""
+    options: dict[str, JsonValue] = {
         "model": str(settings.path),
         "served_model_name": settings.name,
         "dtype": settings.dtype,
@@ -235,6 +226,17 @@ def arguments(settings: EngineSettings) -> dict[str, Any]:
     return {**options, **settings.extra}
 
 
+def _config(settings: EngineSettings) -> Any:
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
+    try:
+        return AsyncEngineArgs(**cast("Any", arguments(settings))).create_engine_config()
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
+
+
 OURS = frozenset(
     {
         *("model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"),
@@ -250,7 +252,7 @@ def check_arguments(settings: EngineSettings, known: set[str]) -> None:
         if name in OURS:
             raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
+            close = difflib.get_close_matches(name, known - OURS, n=3)
             meant = f" Close to it: {', '.join(close)}." if close else ""
             raise SettingsError(f"{settings.name}: vLLM has no engine argument {name!r}.{meant}")
 

@@ -8,9 +8,16 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydantic import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +94,49 @@ def _container_memory() -> tuple[int, int]:
 
 
 def _gpus() -> tuple[Gpu, ...]:
+    try:
+        rows = _ask_gpus("index", "uuid", "name", "memory.total", "memory.free")
+        return visible_gpus(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except ValueError:
+        return ()
+
+
+def _ask_gpus(*fields: str) -> list[list[str]]:
+    """The fields of each GPU as nvidia-smi knows them, or nothing."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return ()
-    query = [command, "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+        return []
+    query = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
-        return visible_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in row] for row in csv.reader(output.splitlines())]
+    return [row for row in rows if len(row) == len(fields)]
 
 
-def visible_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:
-    """Returns the GPUs that nvidia-smi ``listed``, of these the ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
+@cache
+def read_devices() -> Mapping[str, JsonValue]:
+    """What does not change of this machine's GPUs: ``devices`` with names and memory, and their ``driver``; nothing
+    where there are none.
+    """
+    rows = _ask_gpus("name", "memory.total", "driver_version")
+    if not rows:
+        return {}
+    try:
+        devices: list[JsonValue] = [{"name": name, "memory_bytes": int(total) << 20} for name, total, _ in rows]
+    except ValueError:
+        return {}
+    return {"devices": devices, "driver": rows[0][2]}
+
+
+def visible_gpus(rows: Sequence[Sequence[str]], visible: str | None) -> tuple[Gpu, ...]:
+    """Returns the GPUs that nvidia-smi listed in ``rows`` (index, uuid, name, total and free MiB), of these the
+    ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
 
     As CUDA does it, none counts from the first one on that is not there. A part of a GPU (MIG) is not listed: it goes by
     the memory of the first GPU, which is more than it has.
     """
-    rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if row]
     gpus = {
         index: (uuid, Gpu(name, int(total) << 20, int(free) << 20, index)) for index, uuid, name, total, free in rows
     }

@@ -34,6 +34,8 @@ GPU_SEQUENCES_MAX = 256
 CPU_BATCHED_TOKENS = 1024
 GPU_BATCHED_TOKENS = 8192
 SLACK_TOKENS = 32
+ROOM_MIN = 48
+"""Of a track: with less room for its steps there is no use in starting it."""
 TRANSLATION = 1.5
 """Room for a text that another tokenizer wrote, in this one's tokens, as a factor."""
 
@@ -72,6 +74,7 @@ class Work:
 
     ``suffix_tokens``: the longer of the judge's turn and the closing request. ``tracks``: how many are at work at once.
     ``likelihood``: the target reads drafts for their likelihood.
+    ``question_tokens``: the longest request that no track's budget stands behind, with its reply.
     """
 
     tracks: int
@@ -81,6 +84,7 @@ class Work:
     suffix_tokens: int
     same_tokenizer: bool = True
     likelihood: bool = False
+    question_tokens: int = 0
 
 
 def read_facts(name: str, path: Path) -> ModelFacts:
@@ -133,9 +137,52 @@ def check_room(machine: Machine, name: str, gpus: int) -> None:
 
 def context_tokens(work: Work) -> int:
     """Returns the length of the longest request: prompt, a whole track, one more step, and the judge or the closing after it."""
-    budget = work.token_budget if work.same_tokenizer else int(work.token_budget * TRANSLATION)
-    need = work.prompt_tokens + budget + work.max_step_tokens + work.suffix_tokens + SLACK_TOKENS
-    return -(-need // CPU_BLOCK) * CPU_BLOCK
+    budget = int(work.token_budget * _written_anew(work))
+    need = max(work.prompt_tokens + budget + work.max_step_tokens + work.suffix_tokens, work.question_tokens)
+    return -(-(need + SLACK_TOKENS) // CPU_BLOCK) * CPU_BLOCK
+
+
+def _written_anew(work: Work) -> float:
+    return 1.0 if work.same_tokenizer else TRANSLATION
+
+
+def check_context(models: Mapping[Role, ModelFacts], work: Work) -> None:
+    """Raises CapacityError where a model's context is too short for the work: which part of it is, and what would fit."""
+    length = context_tokens(work)
+    for facts in models.values():
+        if length > facts.shape.context:
+            raise CapacityError(
+                f"The work needs {length} tokens of context (prompt {work.prompt_tokens}, budget {work.token_budget}, one "
+                f"step {work.max_step_tokens}, judge or closing {work.suffix_tokens}), and {facts.name} takes "
+                f"{facts.shape.context}. {_what_fits(facts.shape.context // CPU_BLOCK * CPU_BLOCK - SLACK_TOKENS, work)}"
+            )
+
+
+def _what_fits(context: int, work: Work) -> str:
+    """What of the work is too long for that many tokens, and the options that make it fit."""
+    room = context - work.prompt_tokens - work.suffix_tokens  # for the budget and one step
+    budget = int((room - work.max_step_tokens) / _written_anew(work))
+    if work.question_tokens > context:
+        return (
+            f"The question which methods to use takes {work.question_tokens} of them with its reply. Use --plan drawn, or "
+            "name the --methods."
+        )
+    if budget >= work.max_step_tokens:
+        return f"Use --token-budget {budget} or less."
+    if room >= ROOM_MIN:
+        step = min(work.max_step_tokens, room // 3)
+        what = "one step" if work.max_step_tokens > room else "a budget of more than one step"
+        budget = int((room - step) / _written_anew(work))
+        return f"The problem fits; the room for {what} does not. Use --max-step-tokens {step} --token-budget {budget} or less."
+    if work.prompt_tokens >= work.suffix_tokens:
+        return (
+            f"The longest problem alone takes {work.prompt_tokens} of them with its instructions: leave it out "
+            "(--problem-id takes the others), or choose a model with a longer context."
+        )
+    return (
+        f"What is asked behind the last step takes {work.suffix_tokens} of them with its reply. Use a smaller "
+        "--closing-tokens, or --no-closing."
+    )
 
 
 def engine_settings(
@@ -157,15 +204,8 @@ def engine_settings(
         SettingsError: a placement, or a share of memory, that this machine does not have.
         CapacityError: the work is longer than a model's context, or the memory does not suffice.
     """
+    check_context(models, work)
     length = context_tokens(work)
-    for facts in models.values():
-        if length > facts.shape.context:
-            room = facts.shape.context - (length - work.token_budget)
-            raise CapacityError(
-                f"The work needs {length} tokens of context (prompt {work.prompt_tokens}, budget {work.token_budget}, and "
-                f"room for one step and the judge), and {facts.name} takes {facts.shape.context}. "
-                + (f"Use --token-budget {room} or less." if room > 0 else "The problem is too long for this model.")
-            )
     placements = {role: (placements or {}).get(role) or Placement() for role in models}
     devices = place(machine, placements)
     needs = {

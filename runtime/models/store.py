@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 from filelock import AsyncFileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.files import replaced
@@ -37,6 +37,7 @@ Notify = Callable[[str, float | None, float | None], None]
 """Progress callback: (stage, done, total); done and total may be unknown."""
 
 MANIFEST = "speclrm-model.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 DOWNLOADS_AT_ONCE = 3
 DOWNLOAD_LIMIT_S = 3600.0
 CONVERSION_LIMIT_S = 1800.0
@@ -141,7 +142,7 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
             f"{folder} is not a model that vLLM can load: it has no {what}. Give the folder of a model in Hugging "
             "Face's form, or fetch one with `speclrm models pull`."
         )
-    index = folder / "model.safetensors.index.json"
+    index = folder / WEIGHTS_INDEX
     if index.is_file() and weights:
         wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if lacking := sorted(wanted - {path.name for path in files}):
@@ -156,8 +157,17 @@ def weights_digest(folder: Path) -> str:
 
     Raises ModelError if a file is broken.
     """
+    return _digest(folder, "config.json", "tokenizer.json")[:16]
+
+
+def tensors_digest(folder: Path) -> str:
+    """The same of the configuration and the weights alone, in full. Raises ModelError."""
+    return _digest(folder, "config.json")
+
+
+def _digest(folder: Path, *files: str) -> str:
     state = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
+    for name in files:
         state.update(hashlib.sha256((folder / name).read_bytes()).digest())
     for path in sorted(folder.glob("*.safetensors")):
         start, tensors = _tensors(path)
@@ -167,7 +177,24 @@ def weights_digest(folder: Path) -> str:
             for first, end in spans[:: -(-len(spans) // PIECES_MAX) or 1]:
                 file.seek(start + max(first, (first + end - PIECE_BYTES) // 2))
                 state.update(file.read(min(end - first, PIECE_BYTES)))
-    return state.hexdigest()[:16]
+    return state.hexdigest()
+
+
+def origin(folder: Path) -> dict[str, JsonValue]:
+    """Where a model's folder came from, as far as the folder tells: the hub's repository and commit, or the packages; and
+    the sha256 of its index of weights, where it has one.
+    """
+    found: dict[str, JsonValue] = {"folder": str(folder)}
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        found["repository"] = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        found["revision"] = folder.name
+    with contextlib.suppress(OSError, ValueError):
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        model = KNOWN.get(manifest.name)
+        found |= {"repository": model.hub if model else manifest.name, "packages": manifest.source}
+    with contextlib.suppress(OSError):
+        found["index"] = _sha256(folder / WEIGHTS_INDEX)
+    return found
 
 
 def tensor_bytes(path: Path) -> int:

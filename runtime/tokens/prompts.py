@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.errors import ModelError
+from speclrm.runtime.errors import ModelError, TurnNotShownError
 from speclrm.runtime.tokens.context import Context
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
     """Returns what a model sees before the first step: the conversation, and an open think mark if the model has one.
 
-    Templates of some reasoning models open the mark themselves; then nothing is added. A raw plan is its text alone.
+    Templates of some reasoning models open the mark themselves, and some close it, too; then nothing is added. A raw
+    plan is its text alone.
     """
     if plan.raw:
         return tokenizer.begin(plan.messages[0]["content"])
@@ -26,8 +27,19 @@ def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
     context = Context(tokenizer, ids)
     vocabulary = tokenizer.vocabulary
     if vocabulary.think_open is not None and vocabulary.think_close is not None and not context.thinking:
+        if _closed_thinking(tokenizer, ids, plan.messages[-1]["content"]):
+            return ids
         ids = [*ids, vocabulary.think_open, *tokenizer.encode("\n")]
     return ids
+
+
+def _closed_thinking(tokenizer: Tokenizer, ids: Sequence[int], last: str) -> bool:
+    """Whether the template closes a thought behind the last turn: it was written for answers without one.
+
+    What stands before that turn's end may well speak of the marks: some templates explain them.
+    """
+    mark = tokenizer.vocabulary.think_close
+    return mark is not None and tokenizer.decode([mark]) in tokenizer.decode(ids).rpartition(last.strip())[2]
 
 
 def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
@@ -37,7 +49,11 @@ def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
         return [*tokenizer.begin(question.messages[0]["content"], question.opening), *reply]
     ids = tokenizer.render(question.messages)
     vocabulary = tokenizer.vocabulary
-    if vocabulary.think_open is not None and vocabulary.think_close is not None:
+    if (
+        vocabulary.think_open is not None
+        and vocabulary.think_close is not None
+        and not _closed_thinking(tokenizer, ids, question.messages[-1]["content"])
+    ):
         opened = [] if Context(tokenizer, ids).thinking else [vocabulary.think_open]
         ids = [*ids, *opened, *tokenizer.encode("\n"), vocabulary.think_close, *tokenizer.encode("\n\n")]
     return [*ids, *reply]
@@ -82,24 +98,28 @@ def judge_of(tokenizer: Tokenizer, prompts: StepPrompts) -> JudgeSuffix | None:
 
 
 def _turn(tokenizer: Tokenizer, prompts: StepPrompts) -> list[int]:
-    before = tokenizer.render(
-        [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}], continue_final=True
+    refused = ModelError(
+        "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
+        "steps. Choose an instruction-tuned or reasoning model as the target, or --prompt-style raw."
     )
-    whole = tokenizer.render(
-        [
-            {"role": "user", "content": _USER},
-            {"role": "assistant", "content": _ASSISTANT},
-            {"role": "user", "content": prompts.judge},
-        ]
-    )
+    try:
+        before = tokenizer.render(
+            [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}], continue_final=True
+        )
+        whole = tokenizer.render(
+            [
+                {"role": "user", "content": _USER},
+                {"role": "assistant", "content": _ASSISTANT},
+                {"role": "user", "content": prompts.judge},
+            ]
+        )
+    except TurnNotShownError:
+        raise refused from None
     if whole[: len(before)] == before:
         return whole[len(before) :]
     head, found, tail = tokenizer.decode(whole).rpartition(_ASSISTANT)
     if not found or prompts.judge not in tail or _USER not in head:
-        raise ModelError(
-            "The target's chat template does not show a question after a reply, so it cannot be asked to judge "
-            "steps. Choose an instruction-tuned or reasoning model as the target, or --prompt-style raw."
-        )
+        raise refused
     return tokenizer.encode_marked(tail)
 
 

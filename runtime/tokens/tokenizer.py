@@ -11,15 +11,16 @@ import json
 import re
 import secrets
 from datetime import datetime
-from functools import cached_property
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import cache, cached_property
+from hashlib import blake2b, sha256
+from traceback import extract_tb
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from speclrm.runtime.engine import Vocabulary
-from speclrm.runtime.errors import ModelError
+from speclrm.runtime.errors import ModelError, TurnNotShownError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from speclrm.runtime.engine import Message
@@ -68,13 +69,33 @@ def load_tokenizer(path: Path) -> HFTokenizer:
     return HFTokenizer(tokenizer, raw, path)
 
 
+def tokenizer_digest(path: Path) -> str:
+    """The sha256 of all that decides which ids a text has in a model's folder, and which of them end it."""
+    config = {
+        name: value for name, value in _read_json(path / "tokenizer_config.json").items() if name != "chat_template"
+    }
+    ends = _read_json(path / "generation_config.json").get("eos_token_id")
+    state = sha256((path / "tokenizer.json").read_bytes())
+    state.update(json.dumps([config, ends], sort_keys=True).encode())
+    return state.hexdigest()
+
+
+def template_digest(path: Path) -> str | None:
+    """The sha256 of a model's chat template, or None where it has none. Raises ModelError."""
+    found = _find_template(path, _read_json(path / "tokenizer_config.json"))
+    return None if found.lost else sha256(found.text.encode()).hexdigest()
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}. Fetch the model again.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is no JSON object but {type(content).__name__}. Fetch the model again.")
+    return cast("dict[str, Any]", content)
 
 
 class HFTokenizer:
@@ -109,16 +130,31 @@ class HFTokenizer:
         ]
         if continue_final:
             turns[-1]["content"] += _CONTINUED
-        text = self._template.render(
-            messages=turns,
-            add_generation_prompt=not continue_final,
-            tools=None,
-            documents=None,
-            **self._named_marks,
-        )
-        if continue_final:
-            text = text[: text.rindex(_CONTINUED)]
-        return self._marks.encode(text)
+        try:
+            text = self._template.render(
+                messages=turns,
+                add_generation_prompt=not continue_final,
+                tools=None,
+                documents=None,
+                **self._named_marks,
+            )
+        except Exception as error:  # a template is a program, and may fail in any way
+            frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == "<template>"]
+            raise ModelError(
+                _template_error(self._found_template.place, frames[-1].lineno or 1 if frames else 1, error)
+            ) from error
+        shown = _CONTINUED if continue_final else turns[-1]["content"].strip()
+        if shown not in text and json.dumps(shown, ensure_ascii=False)[1:-1] not in text:
+            raise TurnNotShownError(
+                f"{self._found_template.place}: the chat template does not show the last turn of a conversation, which is "
+                f"the {turns[-1]['role']}'s. Put the model's own template there, or use --prompt-style raw."
+            )
+        return self._marks.encode(text.rpartition(_CONTINUED)[0] if continue_final else text)
+
+    @property
+    def lost_template(self) -> str | None:
+        """Why the model is spoken to in plain turns, or None where it brings a chat template."""
+        return self._found_template.lost
 
     @cached_property
     def _marks(self) -> _Marks:
@@ -131,25 +167,24 @@ class HFTokenizer:
 
     @cached_property
     def _template(self) -> Any:
+        from jinja2 import TemplateSyntaxError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
         )
         environment.filters["tojson"] = _tojson
         helpers: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         environment.globals.update(helpers)
-        return environment.from_string(self._template_text())
+        found = self._found_template
+        try:
+            return environment.from_string(found.text)
+        except TemplateSyntaxError as error:
+            raise ModelError(_template_error(found.place, error.lineno, error)) from error
 
-    def _template_text(self) -> str:
-        file = self._path / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):  # named templates, of which one is the default
-            named: dict[str, str] = {entry["name"]: entry["template"] for entry in template}  # type: ignore[index]
-            return named.get("default", PLAIN_TEMPLATE)
-        return template or PLAIN_TEMPLATE
+    @cached_property
+    def _found_template(self) -> _Template:
+        return _find_template(self._path, self._config)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -191,7 +226,7 @@ class HFTokenizer:
         pieces = {
             entry if isinstance(entry, str) else entry[0] for entry in vocabulary
         }  # a unigram model's have scores
-        template = self._template_text()
+        template = self._found_template.text
         for entry in added:
             text: str = entry["content"]
             own = text not in pieces or text in template
@@ -308,12 +343,86 @@ def _token_text(value: Any) -> str | None:
     return value
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+class _Template(NamedTuple):
+    """A chat template. ``place``: where it stands, for messages; ``lost``: why it is not the model's own."""
+
+    text: str
+    place: str
+    lost: str | None = None
+
+
+def _find_template(path: Path, config: Mapping[str, Any]) -> _Template:
+    """The chat template of a model's folder, wherever its family writes it. Raises ModelError for one that is no text."""
+    place = f"{path / 'tokenizer_config.json'} (chat_template)"
+    file = path / "chat_template.jinja"
+    lost = f"{path} has no chat template"
+    if file.is_file():
+        place = str(file)
+        try:
+            template: Any = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{file} is not UTF-8 ({error.reason}). Fetch the model again.") from error
+    else:
+        template = config.get("chat_template")
+    if isinstance(template, list):  # named templates, of which one is the default
+        entries = [cast("dict[str, Any]", entry) for entry in cast("list[Any]", template) if isinstance(entry, dict)]
+        named = {str(entry.get("name")): entry.get("template") for entry in entries}
+        template = named.get("default")
+        if template is None:
+            lost = f"{place} has templates named {', '.join(named)}, and none of them is the default"
+    elif template is None:  # where processors of images write it
+        whole = path / "chat_template.json"
+        if (template := _read_json(whole).get("chat_template")) is not None:
+            place = str(whole)
+    if template is not None and not isinstance(template, str):
+        raise ModelError(f"{place} is no text but {type(template).__name__}. Fetch the model again.")
+    if template is None or not template.strip():
+        return _Template(PLAIN_TEMPLATE, place, lost if template is None else f"{place} is empty")
+    return _Template(template, place)
+
+
+class _Refused(Exception):
+    """Raised by a template on purpose."""
+
+
+def _template_error(place: str, line: int, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or "no reason given"
+    if isinstance(error, _Refused):
+        return f"The model's chat template refuses the conversation: {reason.rstrip('.')[:300]} ({place} line {line})."
+    return (
+        f"{place} line {line}: the chat template cannot be used ({type(error).__name__}: {reason.rstrip('.')[:300]}). Put "
+        "the model's own template there, or use --prompt-style raw."
+    )
+
+
+@cache
+def _generation_tag() -> Any:
+    """What ``{% generation %}`` is to a template: marks for trainers around what an assistant wrote, nothing to a prompt."""
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node, Scope
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+        def parse(self, parser: Any) -> Node:
+            line = next(parser.stream).lineno
+            return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    return GenerationTag
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise ModelError(f"The model's chat template refuses the conversation: {message}")
+    raise _Refused(message)
 
 
 def _strftime_now(form: str) -> str:

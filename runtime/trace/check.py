@@ -432,7 +432,9 @@ class Checker:
     def compare_results(self, path: Path) -> None:
         """Compares a ``results.jsonl`` with the trace. The whole trace must have been added."""
         seen: set[tuple[str, int]] = set()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not by `splitlines`: texts may hold what Unicode calls the end of a line, and a row ends at "\n" alone.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        for number, line in enumerate(lines if lines != [""] else [], start=1):
             self._place = str(path), number
             try:
                 row = json.loads(line)

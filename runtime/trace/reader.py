@@ -181,7 +181,7 @@ class Decoder:
                     return None
                 raise TraceReadError(
                     f"{line.path} line {line.number}: an event of the unknown kind {kind!r}. Read it with the version of "
-                    "SpecLRM that wrote it, or leave such events out with --skip-unknown."
+                    "SpecLRM that wrote it; `speclrm trace show --skip-unknown` shows it without such events."
                 ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             place, reason = f"form {version}", f"{type(error).__name__}: {error}"

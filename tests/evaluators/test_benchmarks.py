@@ -12,9 +12,10 @@ import pytest
 
 from speclrm.evaluators import datasets
 from speclrm.evaluators.benchmarks import ALIASES, BENCHMARKS, final_number
-from speclrm.evaluators.datasets import Columns, Selection, load
+from speclrm.evaluators.datasets import Columns, Selection, load, origin
 from speclrm.evaluators.grading import Grader
 from speclrm.runtime.errors import DatasetError
+from speclrm.runtime.protocols import Problem
 from speclrm.strategies.prompts import conversation
 
 if TYPE_CHECKING:
@@ -327,3 +328,62 @@ def test_every_alias_names_a_benchmark_and_every_commit_is_whole() -> None:
 @pytest.mark.parametrize(("text", "answer"), [("so\n#### 1,234", "1234"), ("#### -3 ", "-3"), ("x = 4", "x = 4")])
 def test_what_gsm8k_calls_its_answer(text: str, answer: str) -> None:
     assert final_number(text) == answer
+
+
+# ------------------------------------------------------------------------------------------------- rows in the hub's shape
+
+
+def test_rows_that_say_no_split_belong_to_the_one_that_is_named(tmp_path: Path) -> None:
+    jsonl(
+        tmp_path / "livemathbench.jsonl",
+        [{"question": f"{n}?", "answer": str(n), "question_type": "x"} for n in (4, 5)],
+    )
+    problems = load("livemathbench:AMC_en", data_dir=tmp_path)
+    assert [(problem.id, problem.answer) for problem in problems] == [("AMC_en-0", "4"), ("AMC_en-1", "5")]
+    assert [problem.id for problem in load("livemathbench:hard_en", data_dir=tmp_path)] == ["hard_en-0", "hard_en-1"]
+    with pytest.raises(DatasetError, match=r"as in AMC_en-0, and these have no ids\. .*--dataset livemathbench:AMC_en"):
+        load("livemathbench", data_dir=tmp_path)
+
+
+def test_rows_of_another_split_are_not_taken_for_the_one_that_is_named(tmp_path: Path) -> None:
+    rows = [{"id": f"{part}-{n}", "question": "?", "answer": "1"} for part in ("AMC_en", "AMC_cn") for n in (0, 1)]
+    jsonl(tmp_path / "livemathbench.jsonl", rows)
+    assert [problem.id for problem in load("livemathbench", data_dir=tmp_path)] == ["AMC_en-0", "AMC_en-1"]
+    with pytest.raises(DatasetError, match=r"no row of hard_en: .* ids such as AMC_en-0, AMC_en-1, AMC_cn-0"):
+        load("livemathbench:hard_en", data_dir=tmp_path)
+    jsonl(tmp_path / "livemathbench.jsonl", [{"id": n, "question": "?", "answer": "1"} for n in (0, 1)])
+    assert [problem.id for problem in load("livemathbench:AMC_en", data_dir=tmp_path)] == ["0", "1"]
+
+
+async def test_two_options_with_the_same_words_are_both_right_or_both_wrong() -> None:
+    options = {"A": " 10 eV", "B": "12 eV", "C": "10  eV\n", "D": "12 meV"}
+    async with Grader() as grader:
+        for gold, right in (("C", "AC"), ("A", "AC"), ("B", "B"), ("D", "D")):
+            problem = Problem("p", "?", gold, "choice", json.dumps(options))
+            for letter, words in options.items():
+                wanted = "correct" if letter in right else "wrong"
+                assert await grader.grade(letter, problem) == wanted
+                assert await grader.grade(words.strip(), problem) == wanted
+        # Where upper and lower case tell two options apart, they do; where nothing does, they do not.
+        energies = Problem("p", "?", "A", "choice", json.dumps({"A": "5 MeV", "B": "5 meV", "C": "Six", "D": "7"}))
+        assert [await grader.grade(answer, energies) for answer in ("5 MeV", "5 meV", "B")] == [
+            "correct",
+            "wrong",
+            "wrong",
+        ]
+        assert await grader.grade("six", Problem("p", "?", "C", "choice", energies.details)) == "correct"
+
+
+def test_a_copy_of_the_datasets_own_folder_is_read_split_by_split(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    for part in ("AMC_en", "CCEE_en", "CNMO_en", "WLPMC_en"):
+        folder = tmp_path / f"v202412_{part}" / "test"
+        folder.mkdir(parents=True)
+        parquet.write_table(arrow.table({"question": [part], "answer": ["1"]}), folder / "0000.parquet")
+    assert [(one.id, one.text) for one in load("live", data_dir=tmp_path)] == [("AMC_en-0", "AMC_en")]
+    whole = load("livemathbench", data_dir=tmp_path)
+    assert [one.id for one in whole] == ["AMC_en-0", "CCEE_en-0", "CNMO_en-0", "WLPMC_en-0"]
+    assert len(origin("livemathbench", tmp_path)["file"]) == 4  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="livemathbench is not in"):
+        load("livemathbench:hard_en", data_dir=tmp_path)

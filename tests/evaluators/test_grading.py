@@ -33,7 +33,7 @@ PAIRS = [json.loads(line) for line in (Path(__file__).parent / "pairs.jsonl").re
 
 def slow(number: int) -> str:
     """A text that takes for ever, and of which no estimate says so."""
-    return rf"\int_0^{{\infty}} x^{{x^x}} dx + {number}"
+    return rf"\int_0^{{\infty}} x^{{x^x+{number}}} dx"
 
 
 def children() -> set[psutil.Process]:
@@ -185,7 +185,7 @@ async def main():
     async with Grader() as grader:
         assert await grader.same("1/3", "2/6")
         asyncio.get_running_loop().call_later(0.3, os.write, 1, b"at work\\n")
-        await grader.same("\\\\int_0^{\\\\infty} x^{x^x} dx + 1", "\\\\int_0^{\\\\infty} x^{x^x} dx + 2")
+        await grader.same("\\\\int_0^{\\\\infty} x^{x^x+1} dx", "\\\\int_0^{\\\\infty} x^{x^x+2} dx")
 
 asyncio.run(main())
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grading_cases import COMPLETIONS, PAIRS
 
-from speclrm.evaluators.answers import find_answer
+from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.grading import Grader
 from speclrm.runtime.protocols import Problem
 
@@ -22,6 +24,46 @@ async def test_every_pair_of_the_table() -> None:
         if outcome != ("correct" if same else "wrong")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+HERE = Path(__file__).parent
+OTHERS = HERE.parents[2] / "shared" / "cases"
+"""Rows of other people's, beside this repository where there are any."""
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def misjudged(rows: list[dict[str, Any]]) -> list[str]:
+    async with Grader(workers=2) as grader:
+
+        async def correct(row: dict[str, Any]) -> bool:
+            answer = find_answer(row["output"])
+            return answer is not None and await grader.grade(answer, Problem("p", "", row["gold"])) == "correct"
+
+        verdicts = await asyncio.gather(*map(correct, rows))
+    return [str(row) for row, verdict in zip(rows, verdicts, strict=True) if verdict != row["equal"]]
+
+
+async def test_every_text_of_the_table_is_read_as_a_person_would() -> None:
+    wrong = await misjudged(rows_of(HERE / "reading.jsonl"))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", sorted(OTHERS.glob("grading-*.jsonl")) or [None], ids=str)
+async def test_texts_of_other_people_are_read_as_a_person_would(file: Path | None) -> None:
+    if file is None:
+        pytest.skip(f"no grading-*.jsonl in {OTHERS}")
+    wrong = await misjudged(rows_of(file))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("file", sorted(OTHERS.glob("steps-*.jsonl")) or [None], ids=str)
+def test_steps_of_other_people_end_their_tracks_by_a_finished_answer_alone(file: Path | None) -> None:
+    if file is None:
+        pytest.skip(f"no steps-*.jsonl in {OTHERS}")
+    assert not [row for row in rows_of(file) if finished_answer(row["step"]) != row["answer"]]
 
 
 @pytest.mark.parametrize(("text", "answer"), COMPLETIONS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support import ExactAnswers, make_strategy, operation, parts, play
 
+from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
@@ -16,6 +17,7 @@ from speclrm.runtime.errors import RequestError, SettingsError
 from speclrm.runtime.events import EVENT, MethodsChosen, OperationDropped, TrackFinished, TrackStarted
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
+from speclrm.strategies.catalog import strategy
 from speclrm.strategies.method_choice import read_methods
 from speclrm.strategies.methods import METHODS
 from speclrm.strategies.roles import ROLES
@@ -212,3 +214,29 @@ def test_the_events_of_a_choice_read_back_as_they_were() -> None:
     played = play(make_strategy("speculative-methods"), draft=by_step(STEPS), target=chooser(Reply("A, B, C")))
     for event in played.collector.events:
         assert EVENT.validate_json(event.model_dump_json()) == event
+
+
+@pytest.mark.parametrize(
+    ("steps", "answer", "count"),
+    [
+        (["Two and two make four.\n\n", "The final answer is:\n\n", "\\[\\boxed{4}\\]\n\n", "More.\n\n"], "4", 3),
+        (["**Final Answer**\n\n", "$4$\n\n", "More.\n\n"], "4", 2),
+        (["The answer is supposed to be even.\n\n", "So the answer is 4.\n\n", "More.\n\n"], "4", 2),
+        (["Perhaps \\boxed{5}?\n\n", "No: \\boxed{4}.\n\n", "More.\n\n"], "4", 2),
+    ],
+)
+def test_a_step_that_only_speaks_of_the_answer_does_not_end_its_track(
+    steps: list[str], answer: str, count: int
+) -> None:
+    for name in ("baseline", "speculative"):
+        chosen = strategy(name, find_answer, finished_answer, tracks=1, speculate="always")
+        played = play(chosen, draft=by_step(steps, scores=[9] * 9), target=by_step(steps, scores=[9] * 9))
+        (track,) = played.sample.tracks.values()
+        assert (track.reason, track.answer, len(track.steps)) == ("answer", answer, count)
+
+
+def test_a_track_at_its_limit_is_asked_for_the_answer_that_it_only_spoke_of() -> None:
+    script = by_step(["The answer is supposed to be even.\n\n", "It is not 5.\n\n"], closing="4}")
+    played = play(strategy("baseline", find_answer, finished_answer, step_limit=2), target=script)
+    (track,) = played.sample.tracks.values()
+    assert (track.reason, track.answer) == ("step_limit", "4")

@@ -121,6 +121,13 @@ def preset_digest(name: str) -> str | None:
     return hashlib.sha256(read_preset(short).model_dump_json().encode()).hexdigest()[:16]
 
 
+def settings_digest(name: str) -> str:
+    """Of all that an engine goes by, built-in or not. Raises ModelError."""
+    short = name.removeprefix(PREFIX)
+    settings = EngineFit(cost=PRESETS[short]) if short in PRESETS else read_preset(short)
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+
+
 def world_settings(name: str) -> WorldSettings:
     """Returns the world of a dataset ``sim:NAME``: a mix, or a preset's. Raises ModelError."""
     if name in MIXES:

@@ -179,7 +179,7 @@ def test_graphs_are_counted_as_vllm_captures_them(sequences: int, sizes: int) ->
     assert capture_sizes(sequences) == sizes == sum(size <= most for size in listed)
 
 
-LISTED = "0, GPU-aa1, NVIDIA H200, 143771, 143000\n1, GPU-bb2, NVIDIA H200, 143771, 1000\n"
+LISTED = [["0", "GPU-aa1", "NVIDIA H200", "143771", "143000"], ["1", "GPU-bb2", "NVIDIA H200", "143771", "1000"]]
 
 
 @pytest.mark.parametrize(

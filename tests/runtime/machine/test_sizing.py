@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from speclrm.runtime.errors import CapacityError
 from speclrm.runtime.machine.doctor import examine
 from speclrm.runtime.machine.hardware import Gpu, Machine, read_machine
 from speclrm.runtime.machine.placement import Placement
-from speclrm.runtime.machine.sizing import GIB, SHAPES, ModelFacts, Work, context_tokens, engine_settings
+from speclrm.runtime.machine.sizing import GIB, SHAPES, ModelFacts, Work, check_context, context_tokens, engine_settings
 from speclrm.runtime.protocols import Role
 
 SMALL = Machine("cpu", (0, 1), frozenset({"avx2"}), 16 * GIB, 15 * GIB)
@@ -103,3 +104,40 @@ def test_the_doctor_speaks_of_any_machine(machine: Machine, tmp_path: Path, monk
     else:
         assert pair.status == "ok"
     assert all(finding.advice for finding in findings.values() if finding.status != "ok")
+
+
+def refused(context: int, **work: int) -> str:
+    with pytest.raises(CapacityError) as caught:
+        check_context(
+            {Role.TARGET: replace(TARGET, shape=replace(TARGET.shape, context=context))}, replace(WORK, **work)
+        )
+    return str(caught.value)
+
+
+def advised(message: str) -> dict[str, int]:
+    return {name.replace("-", "_"): int(number) for name, number in re.findall(r"--([a-z-]+) (\d+)", message)}
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("context", [512, 700, 1000, 2048])
+@pytest.mark.parametrize(("budget", "step"), [(3000, 512), (8192, 128), (300, 4000), (8192, 512)])
+def test_what_does_not_fit_is_said_with_options_that_fit(context: int, budget: int, step: int, same: bool) -> None:
+    work = replace(WORK, prompt_tokens=75, token_budget=budget, max_step_tokens=step, same_tokenizer=same)
+    models = {Role.TARGET: replace(TARGET, shape=replace(TARGET.shape, context=context))}
+    with pytest.raises(CapacityError) as caught:
+        check_context(models, work)
+    message = str(caught.value)
+    assert "longest problem" not in message
+    options = advised(message)
+    assert min(options.values()) >= 64
+    check_context(models, replace(work, **options))
+    longer = replace(work, **{**options, "token_budget": options["token_budget"] + 64})
+    with pytest.raises(CapacityError):  # and it is not much less than would do
+        check_context(models, longer)
+
+
+def test_the_part_that_has_no_room_is_named() -> None:
+    assert "the room for one step does not" in refused(512, prompt_tokens=75, max_step_tokens=512)
+    assert "The longest problem alone takes 490" in refused(512, prompt_tokens=490)
+    assert "--closing-tokens" in refused(512, prompt_tokens=75, suffix_tokens=480)
+    assert "--methods" in refused(512, prompt_tokens=75, token_budget=64, max_step_tokens=64, question_tokens=600)

@@ -1,4 +1,4 @@
-"""The numbers that the controller decides by. A change of one is a decision: the tables of docs/scheduling.md follow from them."""
+"""The numbers that the controller decides by. Changing one is a decision: the tables of docs/scheduling.md follow from them."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.models import store
-from speclrm.runtime.protocols import TrackPlan
+from speclrm.runtime.protocols import Question, TrackPlan
 from speclrm.runtime.tokens.context import Context, translate
-from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt
+from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.tokens.tokenizer import HFTokenizer, load_tokenizer
 from speclrm.strategies.prompts import INLINE_IDS_MAX, INLINE_PROMPTS, STEP_PROMPTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from speclrm.runtime.engine import Message
@@ -159,3 +160,142 @@ def test_prompts_are_those_of_transformers(name: str) -> None:
         assert ours.decode(ours.render(talk)) == text
     opened: str = theirs.apply_chat_template(TALK[:2], tokenize=False, continue_final_message=True)
     assert ours.decode(ours.render(TALK[:2], continue_final=True)).strip() == opened.strip()
+
+
+# ------------------------------------------------------------------------------------------------- templates of all kinds
+
+
+def with_template(folder: Path, path: Path, template: str | None, *, marks: Sequence[str] = ()) -> HFTokenizer:
+    raw: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    for number, mark in enumerate(marks):
+        raw["added_tokens"].append({**raw["added_tokens"][0], "id": 900 + number, "content": mark, "special": False})
+    (path / "tokenizer.json").write_text(json.dumps(raw))
+    if template is not None:
+        (path / "chat_template.jinja").write_text(template)
+    return load_tokenizer(path)
+
+
+GENERATION = (
+    "{% for turn in messages %}\n{% if turn.role == 'assistant' %}\n  {%- generation %}\n{% set x = 1 %}A: {{ turn.content }}"
+    "<|im_end|>\n  {%- endgeneration -%}\n{{ x }}\n{% else %}\n{{ turn.role }}: {{ turn.content }}\n{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+)
+
+
+def test_what_a_template_marks_for_trainers_is_written_as_if_it_were_not_marked(folder: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(folder, tmp_path, GENERATION)
+    text = tokenizer.decode(tokenizer.render(TALK))
+    assert text == "user: What is 2 + 2?\nA: It is 4.\n\n<|im_end|>\nuser: Sure?\nA: "
+    assert judge_suffix(tokenizer, STEP_PROMPTS).ids
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "reason"),
+    [
+        ("{% for m in messages %}\n{{ m.content }\n{% endfor %}", 2, "TemplateSyntaxError: unexpected '}'"),
+        ("\n\n{% generation %}{{ messages }}", 3, "TemplateSyntaxError: Unexpected end"),
+        ("{% for m in messages %}\n{{ m.content.a.b }}\n{% endfor %}", 2, "UndefinedError"),
+        ("x\n{{ messages[0].content + 1 }}", 2, "TypeError"),
+        ("x\n\n{{ 1 // 0 }}", 3, "ZeroDivisionError"),
+        ("{% include 'other' %}", 1, "TypeError"),
+        ("\n{{ raise_exception('Roles\nmust alternate.') }}", 2, "refuses the conversation: Roles must alternate"),
+        ("{{ messages.__class__.__mro__ }}{{ raise_exception }}{{ ''.__class__.mro() }}", 1, "SecurityError"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_with_its_file_and_line(
+    folder: Path, tmp_path: Path, template: str, line: int, reason: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        with_template(folder, tmp_path, template).render(TALK)
+    message = str(caught.value)
+    assert f"{tmp_path / 'chat_template.jinja'} line {line}" in message
+    assert reason in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Question: {{ messages[-1].content if messages[-1].role == 'user' else messages[0].content }}\nReply:\n",
+        "{{ messages[0].content }}",
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}\n{% endfor %}",
+    ],
+)
+def test_a_template_without_replies_cannot_ask_a_judge(folder: Path, tmp_path: Path, template: str) -> None:
+    tokenizer = with_template(folder, tmp_path, template)
+    assert tokenizer.decode(tokenizer.render(TALK[:1])).find("What is 2 + 2?") >= 0
+    with pytest.raises(ModelError, match="does not show a question after a reply"):
+        judge_suffix(tokenizer, STEP_PROMPTS)
+
+
+def test_a_template_that_loses_the_problem_is_refused(folder: Path, tmp_path: Path) -> None:
+    tokenizer = with_template(folder, tmp_path, "Hello!")
+    with pytest.raises(
+        ModelError, match=r"chat_template\.jinja: the chat template does not show the last turn .* user's"
+    ):
+        tokenizer.render(TALK)
+    trimmed = with_template(folder, tmp_path, "{% for m in messages %}{{ m.content | trim | tojson }}{% endfor %}")
+    assert trimmed.decode(trimmed.render([{**TALK[0], "content": ' "It" is 4.\né '}])) == r'"\"It\" is 4.\né"'
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "added"),
+    [
+        ("", "<think>\n\n</think>\n\n", ""),
+        ("", "<think>\n</think>", ""),
+        ("", "</think>", ""),
+        ("", "<think>\n", ""),
+        ("", "", "<think>\n"),
+        ("Think in <think> and </think> first.", "", "<think>\n"),
+        ("Think in <think> and </think> first.", "<think></think>", ""),
+    ],
+)
+def test_nothing_is_opened_behind_a_thought_that_the_template_closed(
+    folder: Path, tmp_path: Path, before: str, behind: str, added: str
+) -> None:
+    template = f"{before}{{% for m in messages %}}{{{{ m.content }}}}\n{{% endfor %}}{{{{ {json.dumps(behind)} }}}}"
+    tokenizer = with_template(folder, tmp_path, template, marks=("<think>", "</think>"))
+    plan = TrackPlan("A1", ({"role": "user", "content": "Is </think> a mark?"},))
+    start = f"{before}Is </think> a mark?\n{behind}"
+    assert tokenizer.decode(open_prompt(tokenizer, plan)) == start + added
+    asked = tokenizer.decode(question_ids(tokenizer, Question(plan.messages, reply="1", max_tokens=4)))
+    assert asked.removeprefix(start).count("</think>") == ("</think>" not in behind)
+    assert asked.endswith("1")
+
+
+def test_a_lost_template_is_told_with_its_reason(folder: Path, tmp_path: Path) -> None:
+    def lost(**config: Any) -> str:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer.decode(tokenizer.render(TALK[:1])) == "User: What is 2 + 2?\n\nAssistant: "
+        return tokenizer.lost_template or ""
+
+    with_template(folder, tmp_path, None)
+    assert lost() == f"{tmp_path} has no chat template"
+    named = [{"name": name, "template": "{{ messages }}"} for name in ("tool_use", "rag")]
+    assert "has templates named tool_use, rag, and none of them is the default" in lost(chat_template=named)
+    assert lost(chat_template="").endswith("is empty")
+    (tmp_path / "chat_template.jinja").write_text(" \n")
+    assert lost() == f"{tmp_path / 'chat_template.jinja'} is empty"
+
+
+def test_a_template_is_found_wherever_a_family_writes_it(folder: Path, tmp_path: Path) -> None:
+    with_template(folder, tmp_path, None)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "3 {{ messages[0].content }}"}))
+    found = load_tokenizer(tmp_path)
+    assert found.decode(found.render(TALK[:1])) == "3 What is 2 + 2?"
+    entries = [{"name": "rag", "template": ""}, {"name": "default", "template": "2 {{ messages[0].content }}"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+    found = load_tokenizer(tmp_path)
+    assert found.decode(found.render(TALK[:1])) == "2 What is 2 + 2?"
+    assert found.lost_template is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"a": 1}}))
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json \(chat_template\) is no text but dict"):
+        load_tokenizer(tmp_path).render(TALK)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is no JSON object but list"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is not UTF-8"):
+        load_tokenizer(tmp_path).render(TALK)

@@ -238,3 +238,14 @@ def test_the_checker_knows_nothing_of_the_runtime_but_its_events() -> None:
     text = (Path(trace_check.__file__).parents[1] / "runtime" / "trace" / "check.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("from speclrm", "import speclrm"))}
     assert imported == {"speclrm.runtime.events"}
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_a_row_of_results_ends_at_the_end_of_its_line_alone(tmp_path: Path, character: str) -> None:
+    write = by_step(["First we add.\n\n", f"So it is \\boxed{{x {character}= 5}}."])
+    problem = Problem(f"s{character}1", f"What is{character} 2 + 3?", f"x {character}= 5")
+    play(strategy("baseline", boxed), target=write, problems=[problem], directory=tmp_path / "run")
+    summary = summarize(read_run(tmp_path / "run"))
+    assert character in (summary.samples[0].answer or "")
+    write_reports(tmp_path / "run", summary)
+    assert trace_check.check(tmp_path / "run").violations == ()
