@@ -130,7 +130,7 @@ async def _scored(runtime: Runtime, found: Resolved, sinks: Sequence[Sink], thre
     """Returns the scores of one pass over the problems. Raises SettingsError if there are none."""
     chosen = make_strategy(found.strategy.name, **{**found.options.recipe, "score_threshold": threshold})
     log = ScoreLog()
-    await runtime.run(found.problems, chosen, seed=seed, sinks=[*sinks, log])
+    await runtime.run(found.problems, chosen, seed=seed, sinks=sinks, required=[log])
     if not log.scores:
         raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
     return log

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.app.progress import note
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
-from speclrm.runtime.machine.sizing import check_gpus, check_room, engine_settings, read_facts
+from speclrm.runtime.machine.placement import Placement, place
+from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
-    from speclrm.runtime.engine import Engine, Tokenizer
+    from speclrm.runtime.engine import Engine, Request, Tokenizer
     from speclrm.runtime.engines.simulated.engine import SimulatedEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
@@ -133,6 +135,7 @@ class RealEngines:
         self._options = options
         self._settings: dict[Role, EngineSettings] = {}
         self._tokenizers: dict[Role, Tokenizer] = {}
+        self._warm_up: dict[Role, list[Request]] = {}
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
@@ -143,25 +146,35 @@ class RealEngines:
         _check_target(options)
         names = model_names(options)
         machine = read_machine()
-        check_gpus(machine, options.tensor_parallel_size)
-        for name in names.values():
-            if store.find_local(name) is None:  # reports a wrong name before another model is downloaded
-                check_room(machine, name, options.tensor_parallel_size)
-        paths = {role: await store.pull(name, notify) for role, name in names.items()}
+        placements = {role: placement(options, role) for role in names}
+        place(machine, placements)
+        extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
+        weights = {role: extra[role].get("load_format") != "dummy" for role in names}
+        for role, name in names.items():
+            # Reports a wrong name before another model is downloaded.
+            if store.find_local(name, weights=weights[role]) is None:
+                check_room(machine, name, placements[role].size)
+        paths = {role: await store.pull(name, notify, weights=weights[role]) for role, name in names.items()}
         self._tokenizers = await _load(paths)
         note_lost_templates(strategy, self._tokenizers, notify)
         settings = engine_settings(
             machine,
             {role: read_facts(names[role], path) for role, path in paths.items()},
             with_prompts(work, strategy, problems, self._tokenizers),
-            dtype=options.dtype,
+            placements=placements,
             kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
-            tensor_parallel=options.tensor_parallel_size,
             gpu_share=options.gpu_memory_utilization,
         )
-        extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
-        self._settings = {
-            role: one.model_copy(update={"extra": {**one.extra, **extra[role]}}) for role, one in settings.items()
+        self._settings = {role: one.model_copy(update={"extra": extra[role]}) for role, one in settings.items()}
+        self._warm_up = {
+            role: of_each_kind(
+                role,
+                strategy.limits,
+                strategy.prompts,
+                drafts=Role.DRAFT in names,
+                seeded=getattr(options, "seed", 0) is not None,
+            )
+            for role in names
         }
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
@@ -174,6 +187,7 @@ class RealEngines:
             self._settings,
             self._tokenizers,
             log_path=self._options.engine_log or _new_engine_log(),
+            warm_up=self._warm_up,
             notify=lambda what: notify(what, None, None),
         )
         engines: dict[Role, Engine] = {}
@@ -190,13 +204,28 @@ class RealEngines:
         names = model_names(self._options)
         paths: dict[Role, Path] = {}
         for role, name in names.items():
-            path = store.find_local(name)
+            path = store.find_local(name, weights=False)
             if path is None:
                 raise ModelError(
                     f"The tokenizer of {name} is not here, and a replay needs it. `speclrm models pull {name}`."
                 )
             paths[role] = path
         return await _load(paths)
+
+
+def placement(options: EngineOptions, role: Role) -> Placement:
+    """Returns how the options place one engine. What they say of all engines counts if they say nothing of this one."""
+    one: dict[str, Any] = {
+        name: getattr(options, f"{role.value}_{name}")
+        for name in ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype")
+    }
+    return Placement(
+        devices=one["devices"],
+        tensor_parallel=one["tensor_parallel_size"] or options.tensor_parallel_size,
+        pipeline_parallel=one["pipeline_parallel_size"],
+        share=one["gpu_memory_utilization"],
+        dtype=one["dtype"] or options.dtype,
+    )
 
 
 def _check_target(options: EngineOptions) -> None:
@@ -250,6 +279,7 @@ def with_prompts(
         suffix_tokens=max(suffixes),
         question_tokens=max([work.question_tokens, *questions]),
         same_tokenizer=len(fingerprints) == 1,
+        likelihood=Role.DRAFT in tokenizers and strategy.prompts.scorer == "likelihood",
     )
 
 

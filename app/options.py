@@ -17,6 +17,9 @@ CALIBRATION_DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digit
 """Sums of three numbers: a 0.5B target takes four to five steps and about 130 tokens, and solves about two in three."""
 
 
+FIRST_FREE = "the first that are free"
+
+
 class Options(BaseModel):
     """Base class: frozen, and strict about names."""
 
@@ -54,13 +57,59 @@ class EngineOptions(Options):
         Field(gt=0),
         Option("KV cache size per engine, in GiB.", MODELS, "place", shown="what the work needs"),
     ] = None
-    tensor_parallel_size: Annotated[int, Field(ge=1), Option("Number of GPUs per engine.", MODELS, "place")] = 1
+    target_dtype: Annotated[
+        EngineDtype | None,
+        Option("Data type of the target alone.", MODELS, "task", metavar="TYPE", shown="that of --dtype"),
+    ] = None
+    draft_dtype: Annotated[
+        EngineDtype | None,
+        Option("Data type of the draft alone.", MODELS, "method", metavar="TYPE", shown="that of --dtype"),
+    ] = None
+    target_devices: Annotated[
+        tuple[int, ...],
+        Option("GPUs of the target, by number, separated by commas.", MODELS, "place", metavar="N,N", shown=FIRST_FREE),
+    ] = ()
+    draft_devices: Annotated[
+        tuple[int, ...],
+        Option("GPUs of the draft, by number, separated by commas.", MODELS, "place", metavar="N,N", shown=FIRST_FREE),
+    ] = ()
+    tensor_parallel_size: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("GPUs that share each layer of an engine.", MODELS, "place", shown="1, or all devices of the engine"),
+    ] = None
+    target_tensor_parallel_size: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("GPUs that share each layer of the target.", MODELS, "place", shown="--tensor-parallel-size"),
+    ] = None
+    draft_tensor_parallel_size: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("GPUs that share each layer of the draft.", MODELS, "place", shown="--tensor-parallel-size"),
+    ] = None
+    target_pipeline_parallel_size: Annotated[
+        int, Field(ge=1), Option("Stages of the target's layers, each on GPUs of its own.", MODELS, "place")
+    ] = 1
+    draft_pipeline_parallel_size: Annotated[
+        int, Field(ge=1), Option("Stages of the draft's layers, each on GPUs of its own.", MODELS, "place")
+    ] = 1
     gpu_memory_utilization: Annotated[
         float | None,
         Field(gt=0, le=1),
         Option(
             "Fraction of GPU memory used by all engines together, 0 to 1.", MODELS, "place", shown="what the work needs"
         ),
+    ] = None
+    target_gpu_memory_utilization: Annotated[
+        float | None,
+        Field(gt=0, le=1),
+        Option("Most of each GPU's memory for the target, 0 to 1.", MODELS, "place", shown="what the work needs"),
+    ] = None
+    draft_gpu_memory_utilization: Annotated[
+        float | None,
+        Field(gt=0, le=1),
+        Option("Most of each GPU's memory for the draft, 0 to 1.", MODELS, "place", shown="what the work needs"),
     ] = None
     engine_log: Annotated[
         Path | None, Option("Log file of the engines.", MODELS, "place", shown="a new file in the cache folder")

@@ -76,11 +76,12 @@ def _limits(engine: Engine, settings: EngineSettings | None, machine: Machine) -
         }
     facts = read_facts(settings.name, settings.path)
     width = 4 if settings.dtype == "float32" else 2
-    memory = machine.gpus[0].free_bytes if machine.gpus else machine.memory_available - RESERVE_BYTES
-    room = int((memory - facts.parameters * width) * MEMORY_SHARE / facts.kv_bytes(width))
+    gpus = [gpu.free_bytes for gpu in machine.gpus if gpu.id in settings.devices]
+    memory = sum(gpus) if gpus else machine.memory_available - RESERVE_BYTES
+    room = int((memory - facts.parameters * width) * MEMORY_SHARE / facts.shape.kv_bytes(width))
     return {
         "kv_tokens": max(room, settings.max_model_len + 2 * settings.block_size),
-        "max_model_len": facts.context,
+        "max_model_len": facts.shape.context,
         "max_num_seqs": GPU_SEQUENCES_MAX if machine.gpus else CPU_SEQUENCES_MAX,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "block_size": settings.block_size,

@@ -64,7 +64,7 @@ def _local(found: Resolved) -> dict[Role, tuple[Tokenizer, ModelFacts]]:
     there: dict[Role, tuple[Tokenizer, ModelFacts]] = {}
     for role in found.strategy.roles:
         name = getattr(found.options, role.value)
-        path = None if is_simulated(name) else store.find_local(name)
+        path = None if is_simulated(name) else store.find_local(name, weights=False)
         if path is not None:
             there[role] = load_tokenizer(path), read_facts(name, path)
     return there

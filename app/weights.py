@@ -44,7 +44,7 @@ def _facts(name: str) -> tuple[str | None, dict[str, JsonValue]]:
     """The digest that older versions compare too, and all facts."""
     if is_simulated(name):
         return preset_digest(name), {"preset": settings_digest(name)}
-    path = store.find_local(name)
+    path = store.find_local(name, weights=False)
     return (None, {}) if path is None else (store.weights_digest(path), _of_folder(path))
 
 

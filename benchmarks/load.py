@@ -68,7 +68,7 @@ async def serve(
         at_once += 1
         service.at_once_max = max(service.at_once_max, at_once)
         fold = SummarySink()
-        state = await runtime.solve(problem, strategy, seed=seed, sinks=[fold])
+        state = await runtime.solve(problem, strategy, seed=seed, required=[fold])
         at_once -= 1
         return now_s() - began - at, state, fold
 

@@ -47,14 +47,17 @@ class BareEngine(Protocol):
 
 
 class Unending(Family):
-    """The target alone, to the budget: no answer and no end stops a track early, so that token counts are equal."""
+    """The target alone, to the budget: no answer stops a track early, and no end but one with nothing more behind it."""
 
     name = "baseline"
     roles = frozenset({Role.TARGET})
 
     async def run_track(self, track: Track) -> FinishReason:
         while track.state.tokens < self.recipe.token_budget:
-            await track.commit(await track.write())
+            step = await track.write()
+            await track.commit(step)
+            if not step.ids:
+                return "end_of_text"  # a model that insists on its end would be asked for ever
         return "budget"
 
 
@@ -143,23 +146,27 @@ async def take_turns(
     unending = Unending(first.model_copy(update={"tracks": 1, "plan": "plain", "methods": ()}), lambda _: None)
     prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0).tracks[0]) for problem in problems]
     by_name = {mode.name: mode for mode in modes}
+    lengths = [first.token_budget] * len(problems)  # of the target's own texts; as many are asked for without a runtime
 
     async def turn(name: str, number: int) -> Turns:
         async def ours(family: Family) -> tuple[int, SummarySink]:
             fold = SummarySink()
-            await runtime.run(
+            result = await runtime.run(
                 problems,
                 family,
                 seed=None if seed is None else seed + number,
                 concurrency=len(problems),
-                sinks=[fold],
+                required=[fold],
             )
+            if family is unending:
+                written = [sum(track.tokens for track in sample.tracks.values()) for sample in result.samples]
+                lengths[:] = [max(1, length) for length in written]
             return sum(counts.kept for counts in fold.summary().tokens.values()), fold
 
         async def raw() -> tuple[int, SummarySink | None]:
             asked = cast("BareEngine", engine)
-            budget = first.token_budget
-            written = await asyncio.gather(*(asked.generate_bare(ids, budget, n) for n, ids in enumerate(prompts)))
+            each = enumerate(zip(prompts, lengths, strict=True))
+            written = await asyncio.gather(*(asked.generate_bare(ids, length, n) for n, (ids, length) in each))
             return sum(written), None
 
         if name == BARE:

@@ -91,7 +91,7 @@ def simulate(
 
         async with Runtime(parts) as runtime:
             problems = world.problems(max(1, tracks // each))
-            await runtime.run(problems, chosen, seed=seed, concurrency=len(problems), sinks=[fold])
+            await runtime.run(problems, chosen, seed=seed, concurrency=len(problems), required=[fold])
         preemptions = sum(engine.preemptions for engine in engines.values())
         await asyncio.gather(*(engine.aclose() for engine in engines.values()))
 

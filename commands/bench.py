@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from speclrm.app.options import RUN_DECLARED, RunOptions
+from speclrm.app.options import RUN_DECLARED, EngineOptions, RunOptions
 from speclrm.commands.config_file import configurable
 from speclrm.commands.errors import checked, guard, say
 from speclrm.commands.from_options import Given, only, takes
@@ -61,6 +61,9 @@ REAL = {
     "seed": 0,
 }
 """Options of a run that `bench real` takes, with its defaults."""
+
+ENGINES = tuple(name for name in EngineOptions.model_fields if name not in ("target", "draft"))
+"""Options of how engines are loaded, which both take."""
 
 bench_app = typer.Typer(help="Measure the runtime's own cost, schedules, load, and real models.", no_args_is_help=True)
 
@@ -126,7 +129,7 @@ def schedule(
     bench("schedule", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
-@takes(only(RUN_DECLARED, LOAD), LOAD)
+@takes(only(RUN_DECLARED, (*LOAD, *ENGINES)), LOAD)
 def load(
     given: Given,
     rates: Annotated[str, typer.Option(help="Problems per minute, separated by commas.")] = "1,2,4,8",
@@ -156,7 +159,7 @@ def load(
     bench("load", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
-@takes(only(RUN_DECLARED, REAL), REAL)
+@takes(only(RUN_DECLARED, (*REAL, *ENGINES)), REAL)
 def real(
     given: Given,
     modes: Modes = "speculative,parallel,lock-step",

@@ -112,7 +112,9 @@ def checked(kind: type[T], **values: Any) -> T:
         return kind(**values)
     except ValidationError as error:
         problems = "; ".join(
-            f"--{'-'.join(map(str, item['loc'])).replace('_', '-')} {item['input']!r}: {item['msg']}"
+            # Of one of several values its option is named.
+            f"--{'-'.join(part for part in item['loc'] if isinstance(part, str)).replace('_', '-')} {item['input']!r}: "
+            f"{item['msg']}"
             for item in error.errors()
         )
         raise UsageError(f"{problems}.") from None

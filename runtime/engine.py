@@ -131,6 +131,7 @@ class Engine(Protocol):
 class Vocabulary:
     """What SpecLRM needs to know about a model's token ids.
 
+    ``size``: all ids lie below it; a model may have rows for more, which are nothing.
     ``blank_line_ids``: ids whose text contains a blank line (two newlines). ``newline_ids``: ids whose text ends in
     exactly one newline. ``end_ids``: end of text or of turn. ``special_ids``: all ids that are not plain text (end ids
     and the think marks included). ``think_open``, ``think_close``: the ids of ``<think>`` and ``</think>``, None unless

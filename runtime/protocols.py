@@ -163,7 +163,10 @@ class Track(Protocol):
         ...
 
     async def draft(self) -> Step:
-        """Writes the next step with the draft model."""
+        """Writes the next step with the draft model.
+
+        Raises RequestError if the engine refuses the request; the loop may go on, with ``write`` for instance.
+        """
         ...
 
     def ahead(self, step: Step, *, draft: bool, rewrite: bool) -> None:
@@ -174,7 +177,10 @@ class Track(Protocol):
         ...
 
     async def score(self, step: Step) -> Score:
-        """Scores the step with the target: by one digit, or by the step's likelihood."""
+        """Scores the step with the target: by one digit, or by the step's likelihood.
+
+        Raises RequestError if the engine refuses the request; the loop may go on, with ``rewrite`` for instance.
+        """
         ...
 
     async def gate(self, step: Step, verdict: Verdict) -> None:

@@ -191,10 +191,16 @@ class Runtime:
         return self._scheduler
 
     async def solve(
-        self, problem: Problem, strategy: Strategy, *, seed: int | None = 0, sinks: Sequence[Sink] = ()
+        self,
+        problem: Problem,
+        strategy: Strategy,
+        *,
+        seed: int | None = 0,
+        sinks: Sequence[Sink] = (),
+        required: Sequence[Sink] = (),
     ) -> SampleState:
-        """Makes one attempt at one problem, kept in memory."""
-        result = await self.run([problem], strategy, seed=seed, sinks=sinks)
+        """Makes one attempt at one problem, kept in memory. ``sinks``, ``required``: as of ``run``."""
+        result = await self.run([problem], strategy, seed=seed, sinks=sinks, required=required)
         return result.samples[0]
 
     async def stream(
@@ -230,15 +236,17 @@ class Runtime:
         directory: Path | None = None,
         config: Mapping[str, JsonValue] | None = None,
         sinks: Sequence[Sink] = (),
+        required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
     ) -> RunResult:
         """Runs all problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
-        end; what they do does not affect the run (``sinks.Subscriber``). ``trace``: segments of its file and their
-        compression. With a ``resumption`` the run continues where its trace ends, and ``sinks`` see the events of the
-        trace first.
+        end; what they do does not affect the run (``sinks.Subscriber``), and one that falls behind loses events.
+        ``required`` sinks lose none: they get each event at once, the run waits for their ``room``, ends with their errors,
+        and does not close them. ``trace``: segments of its file and their compression. With a ``resumption`` the run
+        continues where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
             RunDirectoryError: the directory cannot be used.
@@ -254,6 +262,7 @@ class Runtime:
             directory=directory,
             config=config,
             sinks=sinks,
+            required=required,
             resumption=resumption,
             trace=trace,
         )

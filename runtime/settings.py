@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
 CONCURRENCY = 16
 """Default number of samples at work at the same time."""
+UNREAD_MAX = 1024
+"""Tokens before a likelihood that may be uncached. vLLM computes logits over the whole vocabulary for each uncached one
+at once (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. So a
+plain request first reads a longer context, which costs a block if it was cached, as it nearly always is."""
 
 
 class EngineSettings(BaseModel):
@@ -17,8 +21,9 @@ class EngineSettings(BaseModel):
 
     ``cores``: the processor numbers that the engine's threads run on (CPU only). ``preload``: shared libraries put into
     LD_PRELOAD while the engine's processes are spawned, and only then. ``kv_cache_bytes``: memory for keys and values;
-    None leaves it to ``gpu_memory_utilization``. ``parameters``: of the model, where known. ``extra``: further arguments of
-    vLLM's EngineArgs, as they are.
+    None leaves it to ``gpu_memory_utilization``. ``devices``: the GPUs that its processes see, by the names that CUDA takes;
+    none: all. ``estimate``: bytes that each device should need, by what for. ``parameters``: of the model, where known.
+    ``extra``: further arguments of vLLM's EngineArgs, as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +31,7 @@ class EngineSettings(BaseModel):
     name: str
     """The model's name as the user wrote it; shown in events and messages."""
     path: Path
-    """A folder with config.json, safetensors and a tokenizer."""
+    """A folder with config.json and a tokenizer, and with safetensors unless weights are made up (load_format=dummy)."""
     device: Literal["cpu", "cuda"]
     dtype: EngineDtype
     max_model_len: int = Field(gt=0)
@@ -35,6 +40,10 @@ class EngineSettings(BaseModel):
     block_size: int = Field(gt=0)
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    devices: tuple[str, ...] = ()
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    estimate: dict[str, int] = {}
     enforce_eager: bool = True
     cores: tuple[int, ...] = ()
     preload: tuple[str, ...] = ()

@@ -1,13 +1,15 @@
 """Drafts each step, lets the target score it, and rewrites it if the score is too low.
 
 After SSR (arXiv 2505.15340) and SpecReason (arXiv 2504.07891), without rounds: no track waits for another. With a gate,
-steps of which the draft itself is sure, or doubtful, need no score.
+steps of which the draft itself is sure, or doubtful, need no score. A request that an engine refuses costs its step the
+draft: the target writes it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speclrm.runtime.errors import RequestError
 from speclrm.runtime.protocols import Role
 from speclrm.strategies.acceptance import REWRITTEN_SCORES, accepts
 from speclrm.strategies.family import Family
@@ -32,7 +34,13 @@ class Speculative(Family):
             if not await track.speculates():
                 await track.commit(await track.write(), best)
                 continue
-            step = await track.draft()
+            try:
+                step = await track.draft()
+            except RequestError:
+                step = None  # the trace has the reason
+            if step is None:
+                await track.commit(await track.write(), best)
+                continue
             kept, score = await self._judged(track, step)
             if kept:
                 await track.commit(step, score)
@@ -41,7 +49,9 @@ class Speculative(Family):
         return await self.closed(track, reason)
 
     async def _judged(self, track: Track, step: Step) -> tuple[bool, float | None]:
-        """Returns whether the step is kept, and its score. A draft that is sure, or doubtful, of itself is not scored."""
+        """Returns whether the step is kept, and its score. A draft that is sure, or doubtful, of itself is not scored,
+        and one that the target's engine refuses to read is not kept.
+        """
         verdict = self.gate(step.confidence, whole=not step.left) if step.confidence else None
         if verdict is not None:
             await track.gate(step, verdict)
@@ -53,7 +63,10 @@ class Speculative(Family):
                 draft=_does(self.recipe.draft_ahead, eager),
                 rewrite=_does(self.recipe.rewrite_ahead, eager),
             )
-        score = await track.score(step)
+        try:
+            score = await track.score(step)
+        except RequestError:
+            return False, None
         return accepts(score.value, self.recipe.score_threshold), score.value
 
 

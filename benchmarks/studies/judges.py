@@ -466,7 +466,7 @@ async def cache(opened: Any, options: argparse.Namespace) -> None:
         )
         # Other tracks each time: what an earlier way had computed would be found by the next one.
         fresh = [replace(problem, text=f"({number + 1}) {problem.text}") for problem in problems]
-        await opened.run(fresh, strategy, seed=options.seed, sinks=[keep])
+        await opened.run(fresh, strategy, seed=options.seed, required=[keep])
         scored = [event for event in keep.events if event.kind == "step_scored"]
         steps = [len(event.ids) for event in keep.events if event.kind == "step_drafted"]
         seconds = [event.operations[0].engine_s for event in scored]

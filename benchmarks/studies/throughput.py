@@ -73,7 +73,7 @@ async def bare(engine: Any, prompts: list[list[int]], tokens: int, round_number:
 async def ours(runtime: Any, problems: list[Any], strategy: Any) -> float:
     fold = SummarySink()
     started = time.perf_counter()
-    await runtime.run(problems, strategy, sinks=[fold])
+    await runtime.run(problems, strategy, required=[fold])
     return fold.summary().tokens["target"].generated / (time.perf_counter() - started)
 
 

@@ -25,6 +25,7 @@ import structlog
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import Delta, EngineStats, Finish, Request
+from speclrm.runtime.engines import vllm_memory
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
     Watchdog,
@@ -40,6 +41,7 @@ from speclrm.runtime.engines.vllm_processes import (
     with_children,
 )
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
+from speclrm.runtime.settings import UNREAD_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -60,11 +62,6 @@ ENTROPY_TOP = 20
 """The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says
 otherwise. GlimpRouter (arXiv 2601.05110) takes as many."""
 
-UNREAD_MAX = 1024
-"""Tokens before a likelihood that may be uncached. vLLM computes logits over the whole vocabulary for each uncached one
-at once (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): 0.6 MB a token for 150,000 ids, and two copies. So a
-plain request first reads a longer context, which costs a block if it was cached, as it nearly always is."""
-
 ABORT_LIMIT_S = 5.0
 GIVE_UP_LIMIT_S = 30.0
 """Seconds that an abandoned start may take to end: mostly the import of vLLM, which nothing can stop."""
@@ -78,12 +75,13 @@ async def start_engines(
     tokenizers: Mapping[Role, Tokenizer],
     *,
     log_path: Path,
+    warm_up: Mapping[Role, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
-    any is left.
+    ``warm_up``: a request of each kind that will come. ``log_path``: the file for the engines' own log. If one fails to
+    start, or the caller is cancelled, no process of any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -99,12 +97,14 @@ async def start_engines(
     started: dict[Role, VllmEngine] = {}
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
-        start = _Start(settings, Path(folder), log_path, notify or (lambda _: None))
+        ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
+        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None))
         try:
             for role, (engine, counters) in (await start.engines()).items():
                 started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
-            for engine in started.values():
-                await engine.warm_up()
+            for role, engine in started.items():
+                engine.tell_memory(settings[role].estimate, start.log_offset)
+                await engine.warm_up((warm_up or {}).get(role, ()))
         except BaseException as error:
             await to_its_end(start.give_up())
             for engine in started.values():
@@ -124,11 +124,17 @@ class _Start:
     """
 
     def __init__(
-        self, settings: Mapping[Role, EngineSettings], folder: Path, log_path: Path, notify: Callable[[str], None]
+        self,
+        settings: Mapping[Role, EngineSettings],
+        ids: Mapping[Role, int],
+        folder: Path,
+        log_path: Path,
+        notify: Callable[[str], None],
     ) -> None:
         self.log_offset = log_path.stat().st_size
         self.watchdog = Watchdog()
         self._settings = settings
+        self._ids = ids
         self._folder = folder
         self._log_path = log_path
         self._notify = notify
@@ -156,7 +162,7 @@ class _Start:
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with environment(own_values(chosen)):
+                with environment(own_values(chosen, self._ids[role])):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
@@ -199,6 +205,8 @@ def arguments(settings: EngineSettings) -> dict[str, JsonValue]:
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "block_size": settings.block_size,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
         "enforce_eager": settings.enforce_eager,
         "enable_prefix_caching": True,
         # Without it priorities are silently ignored (config/scheduler.py).
@@ -229,8 +237,13 @@ def _config(settings: EngineSettings) -> Any:
         raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
 
 
-OURS = frozenset({"model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"})
-"""Arguments that the runtime relies on."""
+OURS = frozenset(
+    {
+        *("model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"),
+        *("tensor_parallel_size", "pipeline_parallel_size"),
+    }
+)
+"""Arguments that the runtime relies on, or that have an option of their own."""
 
 
 def check_arguments(settings: EngineSettings, known: set[str]) -> None:
@@ -318,7 +331,7 @@ def entropy_of(logprobs: Sequence[float]) -> float | None:
     return -sum(weight / total * math.log(weight / total) for weight in weights if weight > 0)
 
 
-def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
+def read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
     """Writes what can be trusted of the places from ``start`` to ``end`` into ``values``; returns how many ids were
     cached, ``end`` if that is unknown.
     """
@@ -326,8 +339,12 @@ def _read_prompt(output: Any, start: int, end: int, values: dict[int, float]) ->
     if cached is None or cached < 0:
         return end
     first = max(start, cached + 1)
-    # One entry a place, the prompt's own id, but none for the first place.
-    values.update(zip(range(first, end), output.prompt_logprobs[first:end].logprobs, strict=True))
+    if first < end:
+        # One entry a place, the prompt's own id, but none for the first place. What was cached is filled with anything, or
+        # (vLLM's V2 model runner, its default on CUDA: v1/worker/gpu/sample/prompt_logprob.py) left out.
+        left_out = len(output.prompt_token_ids) - len(output.prompt_logprobs)
+        found = output.prompt_logprobs[first - left_out : end - left_out].logprobs
+        values.update(zip(range(first, end), found, strict=True))
     return cached
 
 
@@ -426,22 +443,22 @@ class VllmEngine:
         """Returns the delta with the log-probabilities of the prompt's ids from ``start`` on.
 
         vLLM computes no logits for what it takes from its prefix cache and leaves those places uninitialised
-        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict): with n cached tokens the first id with a value is n
-        + 1. The block before the step is cached if a block ends at its border, and the step itself if another track had
+        (v1/worker/gpu_model_runner.py, _get_prompt_logprobs_dict) or out: with n cached tokens the first id with a value
+        is n + 1. The block before the step is cached if a block ends at its border, and the step itself if another track had
         the same one scored. What is missing is requested from the back, with the prompt cut off before it: such a
         prompt is never found whole, since vLLM always computes a prompt's last token. That costs a block each time.
         """
         ids = request.prompt_ids
         values: dict[int, float] = {}
         end = len(ids)
-        cached = _read_prompt(output, start, end, values)
+        cached = read_prompt(output, start, end, values)
         while cached >= start:
             if cached >= end:
-                raise RequestError(f"Engine {self.name} does not say which part of request {request.id} it had cached.")
+                raise EngineError(f"Engine {self.name} does not say which part of request {request.id} it had cached.")
             end = cached
             async with aclosing(self._outputs(request, ids[:end], max_tokens=1, logprob_token_ids=[ids[end]])) as more:
                 async for part in more:
-                    cached = _read_prompt(part, start, end, values)
+                    cached = read_prompt(part, start, end, values)
                     values[end] = part.outputs[0].logprobs[0][ids[end]].logprob
         return dataclasses.replace(
             delta, prompt_logprobs=tuple(values[place] for place in range(start, len(ids))), cached_tokens=cached
@@ -568,12 +585,16 @@ class VllmEngine:
         """Empties the prefix cache, so that the next measurement does not profit from earlier ones."""
         await self.engine.reset_prefix_cache()
 
-    async def warm_up(self) -> None:
-        """Sends the first request for digits, which compiles for seconds, before the first step needs it."""
-        digits = tuple(range(10))
-        request = Request("warm-up", [1] * 8, 1, allowed_ids=digits, logprob_ids=digits)
-        async for _ in self.stream(request):
-            pass
+    def tell_memory(self, estimate: Mapping[str, int], log_offset: int) -> None:
+        """Writes to the engines' log the memory that was expected, beside what its processes logged of it."""
+        processes = {process.pid for process in with_children(self._cores())}
+        vllm_memory.tell(self.name, estimate, self._log_path, log_offset, processes)
+
+    async def warm_up(self, requests: Sequence[Request]) -> None:
+        """Sends these, one after the other: the first of each kind compiles for seconds, before the first step needs it."""
+        for request in requests:
+            async for _ in self.stream(request):
+                pass
 
     def stats(self) -> EngineStats:
         counters = self._counters

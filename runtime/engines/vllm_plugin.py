@@ -1,7 +1,13 @@
-"""Changes vLLM's processes on a CPU. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
+"""Changes vLLM's processes. vLLM loads it in each of them, by the entry point ``vllm.general_plugins``.
 
 It changes only engines of SpecLRM, which name it in their environment, and only if vLLM is as expected: another version
 runs unchanged. The engines' log says what was changed.
+
+- Models often have more output rows than their tokenizer has ids (QwQ-32B: 152,064 rows). An id of such a row is no text, and
+  another model's engine refuses it, so their logits become -inf. Once for all requests: a list of allowed ids costs each
+  request a row of 150,000.
+
+On a CPU, further:
 
 - Readers of the shared-memory queue spin for a second after each message (vLLM 0.32,
   distributed/device_communicators/shm_broadcast.py, ``SpinCondition``). With two engines on few cores these loops take the
@@ -17,6 +23,8 @@ from typing import Any
 
 ASKED = "SPECLRM_CPU_ENGINE"
 """The environment variable that is 1 in the processes that are to be changed. A user who sets it to 0 gets vLLM as it is."""
+IDS = "SPECLRM_IDS"
+"""In the environment: how many ids the tokenizer has, from 0 on."""
 SPIN_S = 0.002
 FEW = (256, 4096)
 """Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
@@ -24,16 +32,41 @@ FEW = (256, 4096)
 
 def register() -> None:
     """Called by vLLM in each of its processes."""
-    if os.environ.get(ASKED) != "1":
+    changes = [_mask_padding] if IDS in os.environ else []
+    if os.environ.get(ASKED) == "1":
+        changes += [_spin_less, _select_the_nucleus]
+    if not changes:
         return
     from vllm.logger import init_logger
 
     log = init_logger("vllm.speclrm")
-    for change in (_spin_less, _select_the_nucleus):
+    for change in changes:
         try:
             log.info("speclrm: %s", change())
         except Exception as error:  # noqa: BLE001  # an engine without it is slower and no worse
             log.warning("speclrm: %s left as it is: %r", change.__name__, error)
+
+
+def _mask_padding() -> str:
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    length = int(os.environ[IDS])
+    wrapped: Any = LogitsProcessor.forward
+
+    def forward(self: Any, *arguments: Any, skip_gather: bool = False, **named: Any) -> Any:
+        logits = wrapped(self, *arguments, skip_gather=skip_gather, **named)
+        # With skip_gather it is a part of the vocabulary, whose ids begin elsewhere.
+        return logits if logits is None or skip_gather else mask(logits, length)
+
+    LogitsProcessor.forward = forward
+    return f"ids from {length} on are never sampled"
+
+
+def mask(logits: Any, length: int) -> Any:
+    """Puts the logits of ids from ``length`` on, which the tokenizer does not have, to -inf, in place."""
+    if logits.shape[-1] > length:
+        logits[..., length:] = -float("inf")
+    return logits
 
 
 def _spin_less() -> str:

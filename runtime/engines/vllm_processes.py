@@ -153,14 +153,17 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
     }
 
 
-def own_values(settings: EngineSettings) -> dict[str, str | None]:
+def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
     """Returns environment variables for the processes of this engine alone. vLLM reads the cores in the process that it
-    spawns.
+    spawns. ``ids``: how many its tokenizer has.
     """
-    values: dict[str, str | None] = {}
+    values: dict[str, str | None] = {vllm_plugin.IDS: str(ids)}
     values[vllm_plugin.ASKED] = os.environ.get(vllm_plugin.ASKED, "1") if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
+    if settings.devices:
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(settings.devices)
+        values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which the devices were numbered
     if settings.preload:
         values["LD_PRELOAD"] = ":".join(settings.preload)
     return values

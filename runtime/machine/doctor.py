@@ -12,18 +12,22 @@ from pydantic import BaseModel, ConfigDict
 
 from speclrm.runtime.errors import CapacityError, ModelError
 from speclrm.runtime.machine.hardware import Machine, read_machine
-from speclrm.runtime.machine.sizing import GIB, PAIRS, ModelFacts, Work, engine_settings, read_facts
+from speclrm.runtime.machine.sizing import (
+    GIB,
+    PAIRS,
+    SHAPES,
+    ModelFacts,
+    Work,
+    engine_settings,
+    proposed,
+    read_facts,
+)
 from speclrm.runtime.models import store
 from speclrm.runtime.models.known import KNOWN, KnownModel
 from speclrm.runtime.protocols import Role
 
-_SHAPES = {
-    "smollm2-135m-instruct": (134_515_008, 30, 3, 64, 8192),
-    "qwen2.5-coder-0.5b-instruct": (494_032_768, 24, 2, 64, 32_768),
-    "qwen2.5-coder-1.5b-instruct": (1_543_714_304, 28, 2, 128, 32_768),
-}
-"""Parameters, layers, key-value heads, head size and context of models that are not here yet. From their config.json."""
-
+ORIGINAL = ("Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+"""Target and draft of the original experiments."""
 _TYPICAL = Work(tracks=24, prompt_tokens=256, token_budget=1024, max_step_tokens=128, suffix_tokens=128)
 
 Status = Literal["ok", "warn", "fail"]
@@ -55,6 +59,8 @@ def examine(machine: Machine | None = None) -> Report:
         findings.append(_preload(machine))
     findings += [_disk(), _hub(), *(_model(model) for model in KNOWN.values())]
     findings += [_pair(machine, target, draft) for target, draft in PAIRS]
+    if machine.gpus:
+        findings += [_placement(machine, *pair) for pair in (ORIGINAL, *PAIRS[-1:])]
     return Report(findings=tuple(findings))
 
 
@@ -89,7 +95,10 @@ def _vllm(machine: Machine) -> Finding:
 
 def _processor(machine: Machine) -> Finding:
     if machine.gpus:
-        names = ", ".join(f"{gpu.name} ({gpu.total_bytes / GIB:.0f} GiB)" for gpu in machine.gpus)
+        names = ", ".join(
+            f"{place}: {gpu.name} ({gpu.free_bytes / GIB:.0f} of {gpu.total_bytes / GIB:.0f} GiB free)"
+            for place, gpu in enumerate(machine.gpus)
+        )
         return Finding(what="accelerator", status="ok", found=f"{names}; data type bfloat16")
     found = f"{machine.processor}, {len(machine.cores)} cores"
     if machine.fast_bfloat16:
@@ -169,7 +178,7 @@ def _facts(name: str) -> ModelFacts:
     path = store.find_local(name)
     if path is not None:
         return read_facts(name, path)
-    return ModelFacts(name, store.cache_dir() / "models" / name, *_SHAPES[name])
+    return ModelFacts(name, store.cache_dir() / "models" / name, SHAPES[name])
 
 
 def _pair(machine: Machine, target: str, draft: str) -> Finding:
@@ -183,3 +192,19 @@ def _pair(machine: Machine, target: str, draft: str) -> Finding:
     kv = sum(engine.kv_cache_bytes or 0 for engine in settings.values()) / GIB
     found = f"can run: {chosen.dtype}, {chosen.max_num_seqs} tracks at once at a budget of {_TYPICAL.token_budget}"
     return Finding(what=what, status="ok", found=f"{found}, {kv:.1f} GiB of key-value cache")
+
+
+def _placement(machine: Machine, target: str, draft: str) -> Finding:
+    """Says which GPUs the two would get."""
+    what = f"placement of {target} and {draft}"
+    models = {
+        role: ModelFacts(name, store.cache_dir(), SHAPES[name])
+        for role, name in ((Role.TARGET, target), (Role.DRAFT, draft))
+    }
+    found = proposed(machine, models, _TYPICAL)
+    if found is None:
+        return Finding(what=what, status="warn", found="does not fit", advice="Use smaller models, or more GPUs.")
+    flags = " ".join(f"--{role.value}-devices {','.join(map(str, found[role]))}" for role in (Role.TARGET, Role.DRAFT))
+    shared = set(found[Role.TARGET]) & set(found[Role.DRAFT])
+    advice = "Both work on one GPU, and slow each other down there." if shared else ""
+    return Finding(what=what, status="ok", found=flags, advice=advice)

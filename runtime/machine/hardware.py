@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pydantic import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """``id``: as CUDA_VISIBLE_DEVICES names it."""
+
     name: str
     total_bytes: int
     free_bytes: int
+    id: str = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,8 @@ def _container_memory() -> tuple[int, int]:
 
 def _gpus() -> tuple[Gpu, ...]:
     try:
-        rows = _ask_gpus("name", "memory.total", "memory.free")
-        return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
+        rows = _ask_gpus("index", "uuid", "name", "memory.total", "memory.free")
+        return visible_gpus(rows, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except ValueError:
         return ()
 
@@ -125,6 +128,31 @@ def read_devices() -> Mapping[str, JsonValue]:
     except ValueError:
         return {}
     return {"devices": devices, "driver": rows[0][2]}
+
+
+def visible_gpus(rows: Sequence[Sequence[str]], visible: str | None) -> tuple[Gpu, ...]:
+    """Returns the GPUs that nvidia-smi listed in ``rows`` (index, uuid, name, total and free MiB), of these the
+    ``visible`` ones (CUDA_VISIBLE_DEVICES) in their order.
+
+    As CUDA does it, none counts from the first one on that is not there. A part of a GPU (MIG) is not listed: it goes by
+    the memory of the first GPU, which is more than it has.
+    """
+    gpus = {
+        index: (uuid, Gpu(name, int(total) << 20, int(free) << 20, index)) for index, uuid, name, total, free in rows
+    }
+    if visible is None:
+        return tuple(gpu for _, gpu in gpus.values())
+    found: list[Gpu] = []
+    for asked in map(str.strip, visible.split(",")):
+        match = next(
+            (gpu for uuid, gpu in gpus.values() if asked == gpu.id or (asked and uuid.startswith(asked))), None
+        )
+        if match is None and asked.startswith("MIG-") and gpus:
+            match = next(iter(gpus.values()))[1]
+        if match is None:
+            break
+        found.append(replace(match, id=asked))
+    return tuple(found)
 
 
 def _preload() -> tuple[str, ...]:

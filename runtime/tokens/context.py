@@ -126,10 +126,13 @@ def translate(ids: Sequence[int], text: str, source: Tokenizer, target: Tokenize
     """Returns the same piece of text in another model's ids. A control id becomes that of the same mark, if the other
     model has it, and nothing else becomes one.
 
-    Equal vocabularies share ids, except those of marks, whose numbers may differ even then.
+    Equal vocabularies share ids, except those of marks, whose numbers may differ even then. An id that the source's
+    tokenizer does not have (of a padded model) is no text, and left out: the other model's engine would refuse it.
     """
     if source is target:
         return ids
+    if max(ids, default=0) >= source.vocabulary.size:
+        ids = [token for token in ids if token < source.vocabulary.size]
     same = source.vocabulary.fingerprint == target.vocabulary.fingerprint
     control, foreign = source.vocabulary.control_ids, target.vocabulary.control_ids
     if control.isdisjoint(ids):

@@ -203,7 +203,7 @@ class HFTokenizer:
         thinks = {token for token in (think_open, think_close) if token is not None}
         control = {*self._control(added, marks), *ends, *thinks}
         return Vocabulary(
-            size=len(tokens),
+            size=max([*tokens.values(), *ends], default=-1) + 1,
             fingerprint=self._fingerprint({text: token for text, token in marks.items() if token not in control}),
             blank_line_ids=frozenset(token for token, text in texts.items() if "\n\n" in text),
             newline_ids=frozenset(

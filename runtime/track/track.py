@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.cleanup import Leaving
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import ends_attempt, told
+from speclrm.runtime.errors import RequestError, ends_attempt, retold, told
 from speclrm.runtime.events import (
     Event,
     ModeChanged,
@@ -18,6 +18,7 @@ from speclrm.runtime.events import (
     StepDrafted,
     StepGated,
     TrackContinued,
+    TrackFinished,
     TrackPaused,
 )
 from speclrm.runtime.protocols import Role, Score, Step
@@ -378,6 +379,8 @@ class RuntimeTrack:
                 case None if record.mode == "resume":
                     await record.live()
                     return "new"
+                case TrackFinished(error=str(line)) if isinstance(error := retold(line), RequestError):
+                    raise error  # older versions ended the track where an engine refused a draft or a score
                 case _:
                     if self._writing.flight is not None:
                         # The next step may have come with the one before, and was read when the track got to it.

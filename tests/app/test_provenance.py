@@ -160,7 +160,7 @@ async def test_engines_are_named_by_all_that_they_were_started_with(
 
 
 def test_devices_and_their_driver_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "case $1 in *driver*) echo 'Card X, 81559, 570.1';; *) echo 'Card X, 81559, 80000';; esac"
+    said = "case $1 in *driver*) echo 'Card X, 81559, 570.1';; *) echo '0, GPU-1, Card X, 81559, 80000';; esac"
     command = tmp_path / "nvidia-smi"
     command.write_text(f"#!/bin/sh\n{said}\n")
     command.chmod(0o755)

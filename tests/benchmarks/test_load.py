@@ -98,7 +98,8 @@ def test_a_mode_that_cannot_be_is_told(text: str, message: str) -> None:
 
 def test_the_command_runs_simulated_engines_and_refuses_bad_rates(tmp_path: Path) -> None:
     command = ("bench", "load", "--problems", "2", "--tracks", "1", "--token-budget", "100", "--modes", "parallel")
-    done = speclrm(*command, "--rates", "6", "--json", "--output-dir", "out", cwd=tmp_path)
+    engines = ("--target-arg", "load_format=dummy", "--engine-log", "e.log", "--gpu-memory-utilization", "0.9")
+    done = speclrm(*command, *engines, "--rates", "6", "--json", "--output-dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"][0]["mode"] == "parallel"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "waits.svg"}

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ from support import Collector, make_strategy, parts
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.engine import Delta, Request
 from speclrm.runtime.engines.vllm import entropy_of, start_engines
+from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, EngineFacts, MethodsChosen, StepDrafted, StepScored
 from speclrm.runtime.protocols import Problem, Role
@@ -511,6 +512,42 @@ def _construction_runs() -> bool:
     """Whether some thread is in the blocking part of an engine's start."""
     stacks = map(traceback.extract_stack, sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]
     return any(frame.name == "_construct" for stack in stacks for frame in stack)
+
+
+@pytest.mark.parametrize("options", [{}, {"gate_entropy": 1.5}, {"scorer": "likelihood", "score_threshold": -0.5}])
+async def test_each_kind_of_request_can_be_warmed_up(
+    engine_pair: dict[Role, VllmEngine], options: dict[str, Any]
+) -> None:
+    chosen = make_strategy("speculative", **options)
+    for role, engine in engine_pair.items():
+        before = engine.stats().output_tokens
+        requests = of_each_kind(role, chosen.limits, chosen.prompts, drafts=True, seeded=True)
+        await engine.warm_up(requests)
+        assert engine.stats().output_tokens >= before + len(requests)
+
+
+async def test_a_padded_model_never_writes_ids_that_its_tokenizer_does_not_have(
+    tiny_models: dict[str, Path], tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_models["other"])
+    assert tokenizer.vocabulary.size < 320  # rows of the model: without a mask one id in sixteen would be none
+    settings = {Role.TARGET: tiny_settings[Role.TARGET].model_copy(update={"path": tiny_models["other"]})}
+    log_path = tmp_path / "engines.log"
+    engines = await start_engines(settings, {Role.TARGET: tokenizer}, log_path=log_path)
+    engine = engines[Role.TARGET]
+    try:
+        wild = [
+            request(engine, f"r{n}", max_tokens=100, temperature=2.0, top_p=top_p, seed=n)
+            for n in range(6)
+            for top_p in (1.0, 0.95)
+        ]
+        answers = await asyncio.gather(*(collect(engine, one) for one in wild))
+        ids = [token for deltas in answers for delta in deltas for token in delta.ids]
+        assert len(ids) > 100
+        assert max(ids) < tokenizer.vocabulary.size
+        assert f"ids from {tokenizer.vocabulary.size} on are never sampled" in log_path.read_text()
+    finally:
+        await engine.aclose()
 
 
 async def test_each_engine_gets_its_own_cores_and_what_it_leaves_in_shared_memory_is_removed(

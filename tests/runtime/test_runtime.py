@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from speclrm.runtime.engine import Request
+    from speclrm.runtime.engines.scripted import Script
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "So it is \\boxed{4}."]
 PROBLEMS = [Problem(f"p{number}", f"Problem {number}", "4") for number in range(6)]
@@ -145,16 +146,36 @@ def test_each_sample_has_a_judge_of_its_own_where_there_are_such() -> None:
 
 
 def test_an_error_of_one_track_ends_that_track_alone() -> None:
-    def draft(request: Request, prompt: str) -> Reply:
+    def target(request: Request, prompt: str) -> Reply:
         if operation(request)[1].endswith("2"):
             return Reply(error=RequestError("this one fails"))
         return by_step(STEPS)(request, prompt)
 
-    played = play(make_strategy("speculative"), draft=draft, target=SCORES)
+    played = play(make_strategy("parallel"), target=target)
     reasons = {event.track[-1]: (event.reason, event.error) for event in played.collector.of(TrackFinished)}
     assert reasons["2"] == ("error", "RequestError: this one fails")
     assert reasons["1"][0] == reasons["3"][0] == "answer"
     assert played.sample.outcome == "correct"
+
+
+@pytest.mark.parametrize(("kind", "origin"), [("draft", "write"), ("score", "rewrite")])
+def test_a_request_that_an_engine_refuses_costs_its_step_the_draft_and_not_the_track(kind: str, origin: str) -> None:
+    def refusing(script: Script) -> Script:
+        def answer(request: Request, prompt: str) -> Reply:
+            if operation(request)[2:] == (1, kind):
+                return Reply(error=RequestError("Token id 152059 is out of vocabulary"))
+            return script(request, prompt)
+
+        return answer
+
+    target = by_step(STEPS, scores=[9] * len(STEPS))
+    played = play(make_strategy("speculative", tracks=1), draft=refusing(by_step(STEPS)), target=refusing(target))
+    committed = played.collector.of(StepCommitted)
+    assert [event.origin for event in committed] == ["draft", origin, *["draft"] * (len(STEPS) - 2)]
+    assert "".join(step.text for step in next(iter(played.sample.tracks.values())).steps) == "".join(STEPS)
+    refused = [event for event in played.collector.of(OperationDropped) if event.reason == "error"]
+    assert [(event.step, event.purpose) for event in refused] == [(1, kind)]
+    assert refused[0].error == "RequestError: Token id 152059 is out of vocabulary"
 
 
 def test_a_run_whose_tracks_mostly_fail_stops_with_the_reason() -> None:

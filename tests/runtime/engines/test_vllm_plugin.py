@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speclrm.runtime.engines import vllm_plugin
+from speclrm.runtime.engines.vllm_processes import own_values
+from speclrm.runtime.settings import EngineSettings
 
 torch = pytest.importorskip("torch")
 
@@ -61,7 +64,25 @@ def test_a_small_vocabulary_is_sorted_as_before() -> None:
     assert torch.equal(vllm_plugin.nucleus(logits.clone(), p, sorted_out), sorted_out(logits, p))
 
 
+def test_ids_that_the_tokenizer_does_not_have_get_no_probability_and_others_keep_theirs() -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(2))
+    found = vllm_plugin.mask(logits.clone(), 33)
+    assert torch.equal(found[:, :33], logits[:, :33])
+    assert bool((found[:, 33:] == -float("inf")).all())
+    assert torch.equal(vllm_plugin.mask(logits.clone(), 40), logits)
+
+
+def test_each_engines_processes_are_told_how_many_ids_its_tokenizer_has() -> None:
+    settings = EngineSettings(
+        name="m", path=Path("/m"), device="cuda", dtype="bfloat16", max_model_len=512, max_num_seqs=4,
+        max_num_batched_tokens=512, block_size=16,
+    )  # fmt: skip
+    assert own_values(settings, 151_669)[vllm_plugin.IDS] == "151669"
+
+
 def test_nothing_is_changed_in_processes_that_do_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_spin_less", "_select_the_nucleus", "_mask_padding"):
+        monkeypatch.setattr(vllm_plugin, name, lambda: pytest.fail("changed"))
     monkeypatch.delenv(vllm_plugin.ASKED, raising=False)
-    monkeypatch.setattr(vllm_plugin, "_spin_less", lambda: pytest.fail("changed"))
+    monkeypatch.delenv(vllm_plugin.IDS, raising=False)
     vllm_plugin.register()

@@ -9,14 +9,15 @@ import pytest
 from speclrm.runtime.errors import CapacityError
 from speclrm.runtime.machine.doctor import examine
 from speclrm.runtime.machine.hardware import Gpu, Machine, read_machine
-from speclrm.runtime.machine.sizing import GIB, ModelFacts, Work, check_context, context_tokens, engine_settings
+from speclrm.runtime.machine.placement import Placement
+from speclrm.runtime.machine.sizing import GIB, SHAPES, ModelFacts, Work, check_context, context_tokens, engine_settings
 from speclrm.runtime.protocols import Role
 
 SMALL = Machine("cpu", (0, 1), frozenset({"avx2"}), 16 * GIB, 15 * GIB)
 FAST = replace(SMALL, flags=frozenset({"avx2", "avx512_bf16"}))
 CUDA = replace(FAST, gpus=(Gpu("card", 80 * GIB, 79 * GIB),))
-TARGET = ModelFacts("big", Path("/big"), 494_000_000, 24, 2, 64, 32_768)
-DRAFT = ModelFacts("small", Path("/small"), 135_000_000, 30, 3, 64, 8192)
+TARGET = ModelFacts("big", Path("/big"), SHAPES["qwen2.5-coder-0.5b-instruct"])
+DRAFT = ModelFacts("small", Path("/small"), SHAPES["smollm2-135m-instruct"])
 PAIR = {Role.TARGET: TARGET, Role.DRAFT: DRAFT}
 WORK = Work(tracks=24, prompt_tokens=200, token_budget=1024, max_step_tokens=128, suffix_tokens=60)
 
@@ -24,7 +25,10 @@ WORK = Work(tracks=24, prompt_tokens=200, token_budget=1024, max_step_tokens=128
 def test_the_data_type_goes_by_the_processor() -> None:
     assert {s.dtype for s in engine_settings(SMALL, PAIR, WORK).values()} == {"float32"}
     assert {s.dtype for s in engine_settings(FAST, PAIR, WORK).values()} == {"bfloat16"}
-    assert {s.dtype for s in engine_settings(FAST, PAIR, WORK, dtype="float32").values()} == {"float32"}
+    wide = dict.fromkeys(Role, Placement(dtype="float32"))
+    assert {s.dtype for s in engine_settings(FAST, PAIR, WORK, placements=wide).values()} == {"float32"}
+    mixed = engine_settings(FAST, PAIR, WORK, placements={Role.TARGET: Placement(dtype="float32")})
+    assert [mixed[role].dtype for role in (Role.TARGET, Role.DRAFT)] == ["float32", "bfloat16"]
 
 
 def test_the_context_holds_prompt_budget_step_and_judge() -> None:
@@ -104,7 +108,9 @@ def test_the_doctor_speaks_of_any_machine(machine: Machine, tmp_path: Path, monk
 
 def refused(context: int, **work: int) -> str:
     with pytest.raises(CapacityError) as caught:
-        check_context({Role.TARGET: replace(TARGET, context=context)}, replace(WORK, **work))
+        check_context(
+            {Role.TARGET: replace(TARGET, shape=replace(TARGET.shape, context=context))}, replace(WORK, **work)
+        )
     return str(caught.value)
 
 
@@ -117,7 +123,7 @@ def advised(message: str) -> dict[str, int]:
 @pytest.mark.parametrize(("budget", "step"), [(3000, 512), (8192, 128), (300, 4000), (8192, 512)])
 def test_what_does_not_fit_is_said_with_options_that_fit(context: int, budget: int, step: int, same: bool) -> None:
     work = replace(WORK, prompt_tokens=75, token_budget=budget, max_step_tokens=step, same_tokenizer=same)
-    models = {Role.TARGET: replace(TARGET, context=context)}
+    models = {Role.TARGET: replace(TARGET, shape=replace(TARGET.shape, context=context))}
     with pytest.raises(CapacityError) as caught:
         check_context(models, work)
     message = str(caught.value)

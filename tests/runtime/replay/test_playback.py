@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from again import Setup, decisions, lines_of, read_all, simulated, world
+from again import Setup, cut, decisions, lines_of, read_all, simulated, world
 from cli_runner import Done, invoke, speclrm
 from support import PROBLEM, make_strategy
 
@@ -92,6 +92,8 @@ SETUPS: dict[str, Setup] = {
     "scripted-written": on_script("parallel", max_step_tokens=16, tracks=2, token_budget=50),
     "refused-score": on_script("speculative", fail="score", tracks=2),
     "refused-draft": on_script("speculative", fail="draft", tracks=1),
+    "refused-rewrite": on_script("speculative", fail="rewrite", tracks=1),
+    "refused-draft-ahead": on_script("speculative", fail="draft-ahead", tracks=2, draft_ahead="always"),
     "refused-write": on_script("parallel", ["\n\n", "x\n\n", *STEPS], fail="write", tracks=2),
 }
 
@@ -216,12 +218,38 @@ def test_the_context_limits_of_the_engines_are_recorded(tmp_path: Path) -> None:
 
 
 def test_an_error_of_a_request_is_told_again_as_it_was(tmp_path: Path) -> None:
-    setup = SETUPS["refused-draft"]
+    setup = SETUPS["refused-rewrite"]
     setup.run(tmp_path / "run")
     _, again = setup.replay(read_past(tmp_path / "run", whole=True))
     ends = [event for event in read_all(tmp_path / "run") if isinstance(event, TrackFinished)]
     assert [event.error for event in ends] == ["RequestError: refused: too odd"]
     assert [track.error for row in again.summary().samples for track in row.tracks] == [ends[0].error]
+
+
+@pytest.mark.parametrize("name", ["refused-draft", "refused-score", "refused-draft-ahead"])
+def test_a_run_with_a_refused_request_goes_on_wherever_it_was_cut(name: str, tmp_path: Path) -> None:
+    setup = SETUPS[name]
+    expected = decisions(setup.run(tmp_path / "whole").lines)
+    for lines in range(1, len(read_all(tmp_path / "whole"))):
+        assert decisions(setup.resume(cut(tmp_path / "whole", tmp_path / str(lines), lines=lines)).lines) == expected
+
+
+@pytest.mark.parametrize("name", ["refused-draft", "refused-score", "refused-draft-ahead"])
+def test_a_trace_in_which_a_refused_request_ended_its_track_plays_and_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SpecLRM did it once."""
+    setup = SETUPS[name]
+    with monkeypatch.context() as patch:
+        patch.setattr("speclrm.strategies.speculative.RequestError", type("Never", (Exception,), {}))
+        fold = setup.run(tmp_path / "run")
+    assert any("RequestError" in str(track.error) for row in fold.summary().samples for track in row.tracks)
+    playback, again = setup.replay(read_past(tmp_path / "run", whole=True))
+    assert [str(one) for one in playback.differences] == []
+    assert again.lines == fold.lines
+    for lines in (len(read_all(tmp_path / "run")) - 1, len(read_all(tmp_path / "run")) - 2):
+        short = cut(tmp_path / "run", tmp_path / str(lines), lines=lines)
+        assert decisions(setup.resume(short).lines) == decisions(fold.lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

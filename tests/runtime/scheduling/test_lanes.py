@@ -9,7 +9,7 @@ import pytest
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import Delta, EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.errors import EngineStalledError, RequestError
+from speclrm.runtime.errors import EngineError, EngineStalledError, RequestError
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.lanes import RESERVE_S, Lane
 from speclrm.runtime.scheduling.requests import Flight
@@ -50,8 +50,9 @@ def test_an_operation_that_finds_room_starts_at_once() -> None:
 @pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}])
 def test_an_engine_that_leaves_out_what_was_asked_for_is_an_error_and_no_guess(asked: dict[str, Any]) -> None:
     silent = Flight(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
-    with pytest.raises(RequestError, match="Engine silent"):
+    with pytest.raises(EngineError, match="Engine silent") as caught:
         silent.take(Delta((1, 2)))
+    assert not isinstance(caught.value, RequestError)  # no other request to that engine would do better
 
 
 def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next() -> None:

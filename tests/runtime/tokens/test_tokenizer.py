@@ -63,6 +63,14 @@ def test_ids_never_change_at_the_border_of_a_step(tokenizer: HFTokenizer, pieces
         before = list(context.ids())
 
 
+def test_ids_of_a_padded_model_that_are_no_text_do_not_reach_the_other_model(
+    folder: Path, tokenizer: HFTokenizer
+) -> None:
+    beyond, ids = tokenizer.vocabulary.size, tokenizer.encode("We add.")
+    assert tokenizer.decode([*ids, beyond + 7]) == "We add."
+    assert list(translate([*ids, beyond], "We add.", tokenizer, load_tokenizer(folder))) == ids
+
+
 def test_the_vocabulary_knows_blank_lines_ends_and_marks(tokenizer: HFTokenizer) -> None:
     vocabulary = tokenizer.vocabulary
     assert all("\n\n" in tokenizer.decode([token]) for token in vocabulary.blank_line_ids)

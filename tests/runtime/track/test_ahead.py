@@ -95,16 +95,22 @@ def test_every_token_that_was_generated_has_one_fate(options: dict[str, str]) ->
     assert summary.tokens["target"].generated == played.target.stats().output_tokens
 
 
-def test_an_error_ahead_ends_the_track_only_if_its_work_is_wanted() -> None:
+def test_a_draft_ahead_that_is_refused_costs_its_step_the_draft_and_only_if_it_is_wanted() -> None:
     def broken(request: Request, prompt: str) -> Reply:
         if request.id.endswith("/2/draft-ahead"):
             return Reply(error=RequestError("no"))
         return by_step(STEPS)(request, prompt)
 
-    for scores, reason in (((9, 9, 9, 9), "error"), ((9, 2, 9, 9), "answer")):
+    for scores, origins in (
+        ((9, 9, 9, 9), ["draft", "draft", "write", "draft"]),
+        ((9, 2, 9, 9), ["draft", "rewrite", "draft", "draft"]),
+    ):
         chosen = make_strategy("speculative", tracks=1, draft_ahead="always")
         played = play(chosen, draft=broken, target=slow_scores(scores))
-        assert [event.reason for event in played.collector.of(TrackFinished)] == [reason]
+        assert [event.reason for event in played.collector.of(TrackFinished)] == ["answer"]
+        assert [event.origin for event in played.collector.of(StepCommitted)] == origins
+        refused = [event for event in played.collector.of(OperationDropped) if event.purpose == "draft"]
+        assert [event.operation.id.partition("1/")[2] for event in refused] == ["2/draft-ahead"]
 
 
 @pytest.mark.parametrize("moment_s", [step / 10 for step in range(1, 70, 3)])

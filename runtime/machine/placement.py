@@ -1,0 +1,105 @@
+"""Decides which GPUs each engine runs on, and checks what was asked for against what is there. Pure, before anything loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.errors import CapacityError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from speclrm.runtime.machine.hardware import Machine
+    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.settings import EngineDtype
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How one engine is to be placed.
+
+    ``devices``: numbers of GPUs as programs see them, from 0; none leaves the choice to us. ``tensor_parallel``: how many
+    GPUs share each layer, by default all devices of a stage; ``pipeline_parallel``: how many stages the layers are dealt
+    to. ``share``: the most of each GPU's memory that the engine takes, 0 to 1.
+    """
+
+    devices: tuple[int, ...] = ()
+    tensor_parallel: int | None = None
+    pipeline_parallel: int = 1
+    share: float | None = None
+    dtype: EngineDtype = "auto"
+
+    @property
+    def size(self) -> int:
+        """How many GPUs it takes."""
+        tensor = self.tensor_parallel or max(1, len(self.devices) // self.pipeline_parallel)
+        return tensor * self.pipeline_parallel
+
+
+def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple[int, ...]]:
+    """Returns the GPUs of each engine; none on a machine without.
+
+    Engines that are not told go side by side, the target first, as far as there are GPUs; then they share the first ones.
+
+    Raises:
+        SettingsError: devices that are not there, or do not fit the parallel sizes; a share of memory that is not free.
+        CapacityError: an engine is to be shared by more GPUs than there are.
+    """
+    count = len(machine.gpus)
+    there = "no GPU" if not count else f"{count} GPU{'' if count == 1 else 's'} (0 to {count - 1})"
+    for role, one in asked.items():
+        _check_devices(role, one, count, there)
+    taken = {device for one in asked.values() for device in one.devices}
+    found: dict[Role, tuple[int, ...]] = {}
+    for role in sorted(asked, reverse=True):  # the target first
+        one = asked[role]
+        free = [device for device in range(count) if device not in taken]
+        chosen = free if len(free) >= one.size else range(count)
+        found[role] = one.devices or tuple(chosen[: one.size])
+        taken |= set(found[role])
+    _check_shares(machine, asked, found)
+    return {role: found[role] for role in asked}
+
+
+def _check_devices(role: Role, one: Placement, count: int, there: str) -> None:
+    flag = f"--{role.value}-devices {','.join(map(str, one.devices))}"
+    if lacking := [str(device) for device in one.devices if not 0 <= device < count]:
+        raise SettingsError(
+            f"{flag}: this machine has {there}, so there is no {' and no '.join(lacking)}. `speclrm doctor` lists them."
+        )
+    if len(set(one.devices)) < len(one.devices):
+        raise SettingsError(f"{flag} names a GPU twice.")
+    if one.devices and one.size != len(one.devices):
+        tensor = one.tensor_parallel or max(1, len(one.devices) // one.pipeline_parallel)
+        raise SettingsError(
+            f"{flag}: {len(one.devices)} device{'' if len(one.devices) == 1 else 's'} cannot hold a {role.value} of tensor "
+            f"parallel size {tensor} and pipeline parallel size {one.pipeline_parallel}, which takes {one.size}. Name as "
+            "many, or leave the sizes out."
+        )
+    if one.size > max(1, count):
+        sizes = f"tensor parallel size {one.tensor_parallel or 1}"
+        if one.pipeline_parallel > 1:
+            sizes += f" and pipeline parallel size {one.pipeline_parallel}"
+        raise CapacityError(
+            f"A {role.value} of {sizes} needs {one.size} GPUs, and this machine has {there}. Leave it out."
+        )
+
+
+def _check_shares(machine: Machine, asked: Mapping[Role, Placement], found: Mapping[Role, tuple[int, ...]]) -> None:
+    for device, gpu in enumerate(machine.gpus):
+        shares = {role: share for role, one in asked.items() if (share := one.share) and device in found[role]}
+        if sum(shares.values()) * gpu.total_bytes > gpu.free_bytes:
+            flags = " and ".join(f"--{role.value}-gpu-memory-utilization {share:g}" for role, share in shares.items())
+            raise SettingsError(share_error(flags, sum(shares.values()), machine, device))
+
+
+def share_error(flags: str, share: float, machine: Machine, device: int) -> str:
+    gpu = machine.gpus[device]
+    return (
+        f"{flags}: {share * gpu.total_bytes / GIB:.1f} GiB of GPU {device} ({gpu.name}), and {gpu.free_bytes / GIB:.1f} of "
+        f"{gpu.total_bytes / GIB:.1f} GiB are free there. Give at most {int(gpu.free_bytes / gpu.total_bytes * 100) / 100:g}, "
+        "or free memory."
+    )
