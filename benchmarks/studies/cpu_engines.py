@@ -33,7 +33,7 @@ async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str,
     os.environ[ASKED] = "1" if changed else "0"
     problems = load(DATASET, limit=4)
     rates: dict[str, float] = {}
-    async with api.Runtime(target=target, draft=draft) as runtime:
+    async with api.Runtime(target=target, draft=draft, token_budget=512, max_step_tokens=128) as runtime:
         for name, (strategy, count, tracks, options) in MODES.items():
             chosen = api.strategy(strategy, tracks=tracks, token_budget=tokens, closing=False, **options)
             for measured in (False, True):
