@@ -24,7 +24,13 @@ def model(tmp_path: Path) -> Path:
     """A folder that has all that a model's has, with weights of four bytes and room for 512 tokens."""
     folder = tmp_path / "m"
     make_tokenizer(folder, size=320)
-    sizes = {"num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 64, "max_position_embeddings": 512}
+    sizes = {
+        "vocab_size": 320,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "max_position_embeddings": 512,
+    }
     (folder / "config.json").write_text(json.dumps(sizes))
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
