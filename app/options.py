@@ -7,11 +7,12 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from speclrm.runtime.events import Scorer
 from speclrm.runtime.settings import CONCURRENCY, EngineDtype
 from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
 from speclrm.strategies.prompts import JudgeLayout
 from speclrm.strategies.recipe import Recipe
-from speclrm.strategies.scoring import ScoreMethod, Scorer
+from speclrm.strategies.scoring import ScoreMethod
 
 CALIBRATION_DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
 """Sums of three numbers: a 0.5B target takes four to five steps and about 130 tokens, and solves about two in three."""

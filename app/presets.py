@@ -6,7 +6,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, pstdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.engines.cost_probe import Prober, fit_costs, measure_sharing
 from speclrm.runtime.engines.simulated.engine import EngineCost
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from speclrm.app.thresholds import Calibration
     from speclrm.evaluators.metrics import RunSummary
     from speclrm.runtime.engine import Engine
+    from speclrm.runtime.events import RoleName
     from speclrm.runtime.machine.hardware import Machine
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
@@ -43,9 +44,9 @@ async def measure_engines(
     *,
     quick: bool,
     notify: Callable[[str, float | None, float | None], None],
-) -> dict[Literal["draft", "target"], EngineFit]:
+) -> dict[RoleName, EngineFit]:
     """Measures the costs of each engine alone, and its speed beside the other. ``settings``: empty if engines have none."""
-    fits: dict[Literal["draft", "target"], EngineFit] = {}
+    fits: dict[RoleName, EngineFit] = {}
     notify("measuring both engines at once", None, None)
     shares = dict(zip(engines, await measure_sharing(list(engines.values()), quick=quick), strict=True))
     for role, engine in engines.items():

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.events import Scorer
 from speclrm.runtime.files import write_whole
 from speclrm.runtime.models import store
 from speclrm.strategies.prompts import AUTO_LAYOUT, JudgeLayout
-from speclrm.strategies.scoring import ScoreMethod, Scorer
+from speclrm.strategies.scoring import ScoreMethod
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,30 @@ from pydantic import (
     TypeAdapter,
 )
 
+from speclrm.runtime.engine import Finish
+
 SCHEMA_VERSION = 3
+
+RoleName = Literal["draft", "target"]
+"""A model role, as events and files write it."""
+Scorer = Literal["judge", "likelihood"]
+"""How a drafted step is scored: by the judge's digit, or by the likelihood that the target gives it."""
+Verdict = Literal["sure", "doubtful"]
+"""What the gate decides from a draft's confidence: keep it without a score, or leave the step to the target without one."""
+Mode = Literal["speculate", "eager", "write"]
+"""What a track does next: draft; draft, and work ahead of scores; or let the target write."""
+WriteKind = Literal["rewrite", "write", "closing"]
+"""The steps that the target writes."""
+DropReason = Literal["stopped", "cancelled", "error", "useless"]
+"""Why a request was given up. ``useless``: it was made ahead of a decision that went the other way."""
+Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
+"""What a request is for."""
+PauseReason = Literal["room", "reader", "turn"]
+"""Why a track waits: for KV cache, for those who read its events, or for a more urgent request."""
+ChosenBy = Literal["seed", "target", "fixed"]
+"""Who chose the methods of a plan: the seed, the target model, or the options."""
+StopReason = Literal["stopped", "cancelled"]
+"""Why a track is stopped from outside: other tracks made it useless, or the caller gave the sample up."""
 
 StepKind = Literal["draft", "rewrite", "write", "closing"]
 """Who wrote a step and why: the draft model; the target instead of a rejected draft; the target from the start; the
@@ -137,7 +160,7 @@ class Operation(_Frozen):
     queue_s: float = Field(default=0.0, exclude_if=not_)
     engine_s: float = Field(default=0.0, exclude_if=not_)
     digest: str = Field(default="", exclude_if=not_)
-    finish: Literal["stop", "length", "end"] | None = Field(default=None, exclude_if=not_)
+    finish: Finish | None = Field(default=None, exclude_if=not_)
     tail: TokenIds = Field(default=(), exclude_if=not_)
     ahead: TokenIds = Field(default=(), exclude_if=not_)
     logprobs: Floats = Field(default=(), exclude_if=not_)
@@ -248,7 +271,7 @@ class MethodsChosen(SampleEvent):
 
     kind: Literal["methods_chosen"] = "methods_chosen"
     codes: tuple[str, ...]
-    chosen_by: Literal["seed", "target", "fixed"]
+    chosen_by: ChosenBy
     text: str | None = None
     padded: int = 0
     operations: tuple[Operation, ...] = ()
@@ -287,7 +310,7 @@ class StepGated(StepEvent):
     """
 
     kind: Literal["step_gated"] = "step_gated"
-    verdict: Literal["sure", "doubtful"]
+    verdict: Verdict
     mean_logprob: float
     first_entropy: float | None
     tokens: int
@@ -305,7 +328,7 @@ class StepScored(StepEvent):
     mass: float
     digits: tuple[float, ...]
     said: str = ""
-    scorer: Literal["judge", "likelihood"] = Field(default="judge", exclude_if=_is_judge)
+    scorer: Scorer = Field(default="judge", exclude_if=_is_judge)
     operations: tuple[Operation, ...]
 
 
@@ -313,7 +336,7 @@ class StepWritten(StepEvent):
     """A step by the target model. ``write_kind``: ``rewrite``, ``write`` or ``closing``."""
 
     kind: Literal["step_written"] = "step_written"
-    write_kind: Literal["rewrite", "write", "closing"]
+    write_kind: WriteKind
     text: str
     ids: TokenIds
     ended: bool = Field(default=False, exclude_if=not_)
@@ -336,9 +359,9 @@ class OperationDropped(StepEvent):
     """
 
     kind: Literal["operation_dropped"] = "operation_dropped"
-    role: Literal["draft", "target"]
-    purpose: Literal["choose", "draft", "score", "rewrite", "write", "closing"]
-    reason: Literal["stopped", "cancelled", "error", "useless"]
+    role: RoleName
+    purpose: Purpose
+    reason: DropReason
     operation: Operation
     error: str | None = Field(default=None, exclude_if=_is_none)
 
@@ -352,7 +375,7 @@ class TrackPaused(StepEvent):
     """
 
     kind: Literal["track_paused"] = "track_paused"
-    reason: Literal["room", "reader", "turn"]
+    reason: PauseReason
 
 
 class TrackContinued(StepEvent):
@@ -405,7 +428,7 @@ class ModeChanged(StepEvent):
     """
 
     kind: Literal["mode_changed"] = "mode_changed"
-    mode: Literal["speculate", "eager", "write"]
+    mode: Mode
     reason: str
 
 

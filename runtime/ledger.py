@@ -18,6 +18,7 @@ from speclrm.runtime.events import (
     Event,
     MethodsChosen,
     OperationDropped,
+    RoleName,
     RunFinished,
     RunStarted,
     StepCommitted,
@@ -172,7 +173,7 @@ class _Used:
 class _Pending:
     """A step that was written and not yet committed. ``fate``: of its tokens if it never is."""
 
-    role: Literal["draft", "target"]
+    role: RoleName
     tokens: int
     fate: Literal["dropped", "rejected"] = "dropped"
 

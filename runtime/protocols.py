@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from speclrm.runtime.engine import Message
-    from speclrm.runtime.events import Event, FinishReason, Outcome
+    from speclrm.runtime.events import ChosenBy, Event, FinishReason, Outcome, Scorer, StepKind, Verdict
     from speclrm.runtime.state import SampleState, TrackState
 
 
@@ -86,7 +86,7 @@ class Plan:
     """
 
     tracks: tuple[TrackPlan, ...]
-    chosen_by: Literal["seed", "target", "fixed"]
+    chosen_by: ChosenBy
     padded: int = 0
 
 
@@ -103,10 +103,6 @@ class Confidence:
     first_entropy: float | None = None
 
 
-Verdict = Literal["sure", "doubtful"]
-"""The gate's decision on a draft's confidence: keep it without a score, or leave the step to the target without one."""
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
@@ -121,7 +117,7 @@ class Step:
     text: str
     ids: tuple[int, ...]
     ended: bool
-    kind: Literal["draft", "rewrite", "write", "closing"]
+    kind: StepKind
     removed: int = 0
     confidence: Confidence | None = None
     left: bool = False
@@ -279,7 +275,7 @@ class StepPrompts:
     raw: bool = False
     any_token: bool = False
     judge_ids_max: int | None = None
-    scorer: Literal["judge", "likelihood"] = "judge"
+    scorer: Scorer = "judge"
 
 
 @dataclass(frozen=True, slots=True)

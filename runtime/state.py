@@ -15,6 +15,7 @@ from speclrm.runtime.events import (
     Event,
     FinishReason,
     MethodsChosen,
+    Mode,
     ModeChanged,
     Outcome,
     ProblemStarted,
@@ -107,7 +108,7 @@ class TrackState(NamedTuple):
     steps: Sequence[CommittedStep] = ()
     tokens: int = 0
     pending: StepDrafted | StepWritten | None = None
-    mode: Literal["speculate", "eager", "write"] = "speculate"
+    mode: Mode = "speculate"
     reason: FinishReason | None = None
     answer: str | None = None
 

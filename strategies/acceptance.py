@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from speclrm.runtime.protocols import Confidence, Verdict
-    from speclrm.strategies.scoring import Scorer
+    from speclrm.runtime.events import Scorer, Verdict
+    from speclrm.runtime.protocols import Confidence
 
 REWRITTEN_SCORES: dict[Scorer, float] = {"judge": 9.0, "likelihood": 0.0}
 """What a step by the target counts in the vote: the best of the scorer's scale. A rewrite is never scored; 9 is SSR's

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.protocols import Limits, Plan, Role, Score
 from speclrm.strategies import original
@@ -22,8 +22,8 @@ from speclrm.strategies.voting import vote
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from speclrm.runtime.events import FinishReason
-    from speclrm.runtime.protocols import Confidence, Problem, Question, StepPrompts, Track, Verdict
+    from speclrm.runtime.events import ChosenBy, FinishReason, Verdict
+    from speclrm.runtime.protocols import Confidence, Problem, Question, StepPrompts, Track
     from speclrm.runtime.state import SampleState, TrackState
     from speclrm.strategies.recipe import Recipe
 
@@ -61,7 +61,7 @@ class Family(ABC):
     # ------------------------------------------------------------------------------------------------------- the start
 
     @property
-    def _chosen_by(self) -> Literal["seed", "target", "fixed"]:
+    def _chosen_by(self) -> ChosenBy:
         if self.recipe.methods or self.recipe.plan in ("plain", "roles"):
             return "fixed"
         return "target" if self.recipe.plan == "chosen" else "seed"

@@ -7,18 +7,19 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from speclrm.runtime.events import Scorer
 from speclrm.runtime.protocols import Speculate
 from speclrm.strategies.acceptance import RANGES, THRESHOLDS, Gate
 from speclrm.strategies.methods import METHODS, NO_METHOD
 from speclrm.strategies.option import DRAFTS, FIDELITY, LENGTHS, SCORES, STRATEGY, Option
 from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.prompts import JudgeLayout
-from speclrm.strategies.scoring import ScoreMethod, Scorer
+from speclrm.strategies.scoring import ScoreMethod
 from speclrm.strategies.stopping import Fast
 
 PromptStyle = Literal["chat", "raw"]
 Fidelity = Literal["none", "original"]
-WorkAhead = Literal["auto", "always", "never"]
+WorkAhead = Speculate
 
 ENTROPY_TOKENS = 20
 """Number of most probable tokens that an entropy is taken over."""

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 ScoreMethod = Literal["greedy", "average"]
 
-Scorer = Literal["judge", "likelihood"]
-"""``judge``: a digit that the target writes after the step. ``likelihood``: how likely the step's ids are under the
-target, on average; nothing is written or read beside the step."""
-
 
 def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
     """Returns the score. ``greedy``: the most probable digit (the lowest of equals). ``average``: the expected digit,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import KnowsItsCosts
 from speclrm.runtime.events import (
     EngineCounters,
     EnginesObserved,
+    Mode,
     ModeChanged,
     RunResumed,
     StepCommitted,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from speclrm.runtime.scheduling.admission import Admission
     from speclrm.runtime.scheduling.lanes import Lane, Overlap
 
-Mode = Literal["write", "speculate", "eager"]
-"""``eager``: speculate, and work ahead of scores."""
 
 PROBE_REASON = "one step, to see whether drafts pay"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from speclrm.runtime.engine import Engine
+    from speclrm.runtime.events import Purpose
 
-Purpose = Literal["choose", "draft", "score", "rewrite", "write", "closing"]
-"""What an operation is for."""
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
 _AHEAD_RANK = 3

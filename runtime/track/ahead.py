@@ -10,9 +10,10 @@ from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
     from speclrm.runtime.cleanup import Leaving
+    from speclrm.runtime.events import DropReason
     from speclrm.runtime.protocols import Step
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.track.events import Reason, TrackEvents
+    from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.generate import Ahead, Made, Making, StepMaker
     from speclrm.runtime.track.requests import TrackRequests
 
@@ -60,7 +61,7 @@ class WorkAhead:
             self._maker.drop(making, self._events.stop_reason)
             raise
 
-    def give_up(self, purpose: Ahead, reason: Reason) -> None:
+    def give_up(self, purpose: Ahead, reason: DropReason) -> None:
         """Ends what was begun and accounts for it at once; what its engine still sends is ignored."""
         making = self._makings.pop(purpose, None)
         if making is None:
@@ -82,7 +83,7 @@ class WorkAhead:
         for making in self._makings.values():
             self._leave(making)
 
-    def end(self, reason: Reason) -> None:
+    def end(self, reason: DropReason) -> None:
         """Gives all of it up and accounts for it."""
         for purpose in tuple(self._makings):
             self.give_up(purpose, reason)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from speclrm.runtime.errors import told
-from speclrm.runtime.events import Event, OperationDropped, StepScored, StepWritten
+from speclrm.runtime.events import (
+    DropReason,
+    Event,
+    OperationDropped,
+    Scorer,
+    StepScored,
+    StepWritten,
+    StopReason,
+    WriteKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from speclrm.runtime.events import Operation
+    from speclrm.runtime.events import Operation, Purpose
     from speclrm.runtime.protocols import Role, Score, Step
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.scheduling.requests import Flight
-    from speclrm.runtime.scheduling.scheduler import Purpose
     from speclrm.runtime.track.requests import TrackRequests
-
-Reason = Literal["stopped", "cancelled", "error", "useless"]
-"""Why a request was abandoned."""
 
 
 class _Where(TypedDict):
@@ -35,7 +40,7 @@ class TrackEvents:
 
     def __init__(self, requests: TrackRequests, emit: Callable[[Event], None], record: SamplePlayback | None) -> None:
         self.emit = emit
-        self.stop_reason: Literal["stopped", "cancelled"] = "cancelled"
+        self.stop_reason: StopReason = "cancelled"
         self._requests = requests
         self._record = record
         self._told = self._told_all = False
@@ -45,7 +50,7 @@ class TrackEvents:
         requests = self._requests
         return {"problem": requests.problem, "repeat": requests.repeat, "track": requests.track}
 
-    def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
+    def stopping(self, reason: StopReason) -> None:
         """Notes why the track is about to be cancelled.
 
         If the trace has this stop, the same requests are reported as abandoned as then, wherever the loop is now.
@@ -58,7 +63,7 @@ class TrackEvents:
             self._told = True
             self._told_all = self._record.coming(track) is not None
 
-    def reason(self, error: BaseException) -> Reason:
+    def reason(self, error: BaseException) -> DropReason:
         return "error" if isinstance(error, Exception) else self.stop_reason
 
     def drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
@@ -70,7 +75,7 @@ class TrackEvents:
         operation: Operation,
         role: Role,
         purpose: Purpose,
-        reason: Reason,
+        reason: DropReason,
         index: int | None = None,
         error: BaseException | None = None,
     ) -> None:
@@ -94,7 +99,7 @@ class TrackEvents:
         step: Step,
         score: Score,
         flight: Flight,
-        scorer: Literal["judge", "likelihood"],
+        scorer: Scorer,
         digits: tuple[float, ...] = (),
         said: str = "",
     ) -> None:
@@ -111,9 +116,7 @@ class TrackEvents:
             )
         )
 
-    def written(
-        self, kind: Literal["rewrite", "write", "closing"], step: Step, operations: tuple[Operation, ...]
-    ) -> None:
+    def written(self, kind: WriteKind, step: Step, operations: tuple[Operation, ...]) -> None:
         self.emit(
             StepWritten(
                 **self.where,

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from speclrm.runtime.events import Operation, StepKind
+    from speclrm.runtime.events import DropReason, Operation, StepKind
     from speclrm.runtime.protocols import Strategy
-    from speclrm.runtime.track.events import Reason, TrackEvents
+    from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.requests import TrackRequests
 
 BLANK_PIECES_MAX = 4
@@ -208,7 +208,7 @@ class StepMaker:
         self._requests.ready_s = now_s()
         return length, False
 
-    def drop(self, making: Making, reason: Reason) -> None:
+    def drop(self, making: Making, reason: DropReason) -> None:
         """Accounts, once, for a step that is not needed, complete or not.
 
         A complete step is recorded as if its last request had been abandoned before its end. A replay answers no
@@ -234,7 +234,7 @@ class StepMaker:
         for operation in dropped:
             self._events.dropped(operation, making.role, making.purpose, reason, step.index)
 
-    def _drop_flights(self, making: Making, reason: Reason, error: BaseException | None = None) -> None:
+    def _drop_flights(self, making: Making, reason: DropReason, error: BaseException | None = None) -> None:
         """Accounts for the request under way, then for the pieces before it."""
         *pieces, last = making.flights
         self._events.dropped(last.report(), making.role, making.purpose, reason, making.index, error)

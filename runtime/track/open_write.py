@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from speclrm.runtime.engine import Delta
+    from speclrm.runtime.events import DropReason
     from speclrm.runtime.scheduling.requests import Flight
-    from speclrm.runtime.track.events import Reason, TrackEvents
+    from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.requests import TrackRequests
 
 
@@ -101,7 +102,7 @@ class OpenWrite:
         self.close("stopped")
         await to_its_end(asyncio.wait({leaving}))
 
-    def close(self, reason: Reason) -> None:
+    def close(self, reason: DropReason) -> None:
         """Accounts for the open write, which the caller leaves."""
         writing, self._writing = self._writing, None
         if writing is not None and writing.flight.owes_report:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import CapacityError
 from speclrm.runtime.scheduling.requests import Flight
-from speclrm.runtime.scheduling.scheduler import Purpose, priority
+from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
 from speclrm.runtime.tokens.context import Context, translate
 from speclrm.runtime.tokens.steps import line_ids, stop_ids
@@ -18,6 +18,7 @@ from speclrm.runtime.tokens.steps import line_ids, stop_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from speclrm.runtime.events import Purpose
     from speclrm.runtime.protocols import Limits, Role, Step
     from speclrm.runtime.scheduling.admission import Seat
     from speclrm.runtime.scheduling.requests import Flights

@@ -12,11 +12,14 @@ from speclrm.runtime.cleanup import Leaving
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RequestError, ends_attempt, retold, told
 from speclrm.runtime.events import (
+    DropReason,
     Event,
     ModeChanged,
+    PauseReason,
     StepCommitted,
     StepDrafted,
     StepGated,
+    StopReason,
     TrackContinued,
     TrackFinished,
     TrackPaused,
@@ -28,7 +31,7 @@ from speclrm.runtime.tokens.steps import (
     whole_characters,
 )
 from speclrm.runtime.track.ahead import WorkAhead
-from speclrm.runtime.track.events import Reason, TrackEvents
+from speclrm.runtime.track.events import TrackEvents
 from speclrm.runtime.track.generate import StepMaker
 from speclrm.runtime.track.open_write import OpenWrite
 from speclrm.runtime.track.requests import TrackRequests
@@ -36,10 +39,11 @@ from speclrm.runtime.track.requests import TrackRequests
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from speclrm.runtime.protocols import Problem, Strategy, Verdict
+    from speclrm.runtime.events import Purpose, Verdict
+    from speclrm.runtime.protocols import Problem, Strategy
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.scheduling.requests import Flight, Flights
-    from speclrm.runtime.scheduling.scheduler import Purpose, Scheduler
+    from speclrm.runtime.scheduling.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
     from speclrm.runtime.tokens.context import Context
     from speclrm.runtime.tokens.prompts import JudgeSuffix
@@ -110,10 +114,10 @@ class RuntimeTrack:
         return self._requests.contexts
 
     @property
-    def stop_reason(self) -> Literal["stopped", "cancelled"]:
+    def stop_reason(self) -> StopReason:
         return self._events.stop_reason
 
-    def stopping(self, reason: Literal["stopped", "cancelled"]) -> None:
+    def stopping(self, reason: StopReason) -> None:
         """Notes why the task that runs this track is about to be cancelled."""
         self._events.stopping(reason)
 
@@ -124,7 +128,7 @@ class RuntimeTrack:
         engines.
         """
         if isinstance(error, asyncio.CancelledError):
-            reason: Reason = self.stop_reason
+            reason: DropReason = self.stop_reason
         else:
             # An attempt's end is no decision of the loop: the next attempt continues the track as it was.
             reason = "cancelled" if error is not None and ends_attempt(told(error)) else "useless"
@@ -388,7 +392,7 @@ class RuntimeTrack:
                     return "asks"
         return "new"
 
-    async def _pause(self, reason: Literal["room", "reader", "turn"], paused: bool) -> bool:
+    async def _pause(self, reason: PauseReason, paused: bool) -> bool:
         """Releases the engines. Returns that the track is paused now."""
         if not paused:
             self._events.emit(TrackPaused(**self._events.where, step=self._requests.index, reason=reason))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
 from speclrm.runtime.engines.simulated.text_world import MIXES, WorldSettings
 from speclrm.runtime.errors import ModelError
+from speclrm.runtime.events import RoleName
 from speclrm.runtime.files import write_whole
 from speclrm.runtime.models.store import cache_dir
 
@@ -66,7 +67,7 @@ class Preset(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
-    engines: dict[Literal["draft", "target"], EngineFit]
+    engines: dict[RoleName, EngineFit]
     one_device: bool = False
     measured: dict[str, str] = {}
     world: WorldSettings | None = None
