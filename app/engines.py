@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
+from speclrm.app.presets import kept_costs
 from speclrm.app.progress import note
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
@@ -191,7 +192,9 @@ class RealEngines:
             notify=lambda what: notify(what, None, None),
         )
         engines: dict[Role, Engine] = {}
+        kept = kept_costs(self._options.target or "", self._options.draft or "", read_machine())
         for role, engine in started.items():
+            engine.known_costs = kept.get(role)
             engines[role] = engine
 
         async def close() -> None:

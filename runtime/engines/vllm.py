@@ -24,7 +24,7 @@ import psutil
 import structlog
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.engine import Delta, EngineStats, Finish, Request
+from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request
 from speclrm.runtime.engines import vllm_memory
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
@@ -368,6 +368,8 @@ class VllmEngine:
         self.max_model_len = settings.max_model_len
         self.max_num_seqs = settings.max_num_seqs
         self.engine = engine
+        self.known_costs: EngineCosts | None = None
+        """What its iterations cost, where that was measured before."""
         self._counters = counters
         blocks = getattr(engine.vllm_config.cache_config, "num_gpu_blocks", None)
         self._kv_tokens = blocks * settings.block_size if blocks else None

@@ -135,9 +135,10 @@ class Controller:
         self._overlap = overlap
         self._problems: dict[str, _Problem] = {}
         known = {
-            role: lane.engine.known_costs for role, lane in lanes.items() if isinstance(lane.engine, KnowsItsCosts)
+            role: lane.engine.known_costs if isinstance(lane.engine, KnowsItsCosts) else None
+            for role, lane in lanes.items()
         }
-        self._fits = {role: CostFit(known.get(role)) for role in lanes}
+        self._fits = {role: CostFit(known[role]) for role in lanes}
         self._token_s = {role: _Mean(0.0, 0.0) for role in lanes}
         unknown = StepShape()
         self._shape = {
