@@ -290,6 +290,7 @@ def test_the_doctor_examines_and_says_what_to_do(tmp_path: Path) -> None:
 def test_an_interrupt_while_the_program_is_loaded_ends_it_without_a_traceback() -> None:
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # also where this test runs in the background\n"
         "class Interrupts:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'speclrm.commands.program':\n"
