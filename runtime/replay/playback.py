@@ -173,7 +173,7 @@ class SamplePlayback:
             self._streams.setdefault(_stream(event), deque()).append(index)
         self._open = [True] * len(self.events)
         self.repeated: set[int] = set()
-        """Number of events that came again."""
+        """Indices of events that came again."""
         self.has_place = playback.released or not past.events
         """Whether the sample has its place among those at work."""
         self._first_open = 0

@@ -53,8 +53,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predicted rates. ``rate``: committed tokens a second of all tracks together; ``writing``: of one track that does
-    not speculate; ``slowest``: of one track of the slowest group that does, infinite if there is none.
+    """``rate``: predicted committed tokens a second of all tracks together.
 
     ``target_s``, ``draft_s``: seconds of an iteration.
 
@@ -62,8 +61,6 @@ class Prediction:
     """
 
     rate: float
-    writing: float
-    slowest: float
     target_s: float
     draft_s: float
     draft_load: float
@@ -80,11 +77,9 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
     everyone = writing + speculating
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
-    rate = written = slowest = decoding = drafting = 0.0
+    rate = decoding = drafting = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
-        written = 1 / t if writing else float("inf")
-        slowest = float("inf")
         decoding = writing
         drafting = draft_reads = scores = reads = 0.0
         for tracks, accepted in guessing:
@@ -97,7 +92,6 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
             cycles = tracks / cycle_s
             tokens = accepted * shape.drafted + (1 - accepted) * shape.written
             rate += cycles * tokens
-            slowest = min(slowest, tokens / cycle_s)
             decoding += cycles * rewrite_s
             drafting += cycles * draft_s
             scores += cycles * shape.scores
@@ -116,4 +110,4 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
             next_d *= 1.0 + draft.slowdown * target_busy * beside
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
-    return Prediction(rate, written, slowest, t, d, drafting, decoding)
+    return Prediction(rate, t, d, drafting, decoding)

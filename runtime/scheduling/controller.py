@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import KnowsItsCosts
@@ -51,19 +51,6 @@ class Decision(NamedTuple):
 
     mode: Mode
     reason: str
-
-
-class Record(Protocol):
-    """What a trace says of a sample whose loops are driven again."""
-
-    @property
-    def playing(self) -> bool:
-        """Whether the sample is still answered from the trace."""
-        ...
-
-    def decided(self, track: str, step: int) -> Decision | None:
-        """Returns what was decided for a step; None if the trace does not say."""
-        ...
 
 
 @dataclass(slots=True)

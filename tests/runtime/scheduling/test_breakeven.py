@@ -36,7 +36,6 @@ def test_the_target_alone_writes_a_token_of_each_track_an_iteration() -> None:
     found = predict([Group(10, None)], StepShape(context=1000), QWQ, None)
     seconds = QWQ.w + 10 * QWQ.p + 10 * 1000 * QWQ.k
     assert found.rate == pytest.approx(10 / seconds, rel=1e-3)
-    assert found.writing == pytest.approx(1 / seconds, rel=1e-3)
     assert found.target_load == 10
 
 
