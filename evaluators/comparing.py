@@ -336,7 +336,7 @@ class Comparison:
                 return True
             equations = [sympy.Eq(left, right, evaluate=False) for left, right in sides]
             return all(map(sympy.solve, equations)) and _verified(*equations)
-        except (Unknown, TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError):
+        except (Unknown, *NO_ANSWER):
             return False
 
     def _inequalities(self, ours: Related, theirs: Related) -> bool:
@@ -573,8 +573,8 @@ def same_formulas(one: Any, other: Any) -> bool:
     """Returns whether two formulas are equal, as far as it can be shown."""
     try:
         return _same_formulas(one, other)
-    except (TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError):
-        return False  # sympy has no answer
+    except NO_ANSWER:
+        return False
 
 
 def _same_formulas(one: Any, other: Any) -> bool:
@@ -602,6 +602,8 @@ def _same_formulas(one: Any, other: Any) -> bool:
     return False
 
 
+NO_ANSWER = (TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError)
+"""What sympy raises where it has no answer."""
 _POINTS = (1.37, 2.19)
 _APART = 1e-6
 """By which share values must differ at a point for the formulas to differ; rounding is far below it."""
@@ -618,7 +620,7 @@ def _apart_at_a_point(one: Any, other: Any) -> bool:
         values = {letter: sympy.Float(point + 0.113 * at) for at, letter in enumerate(letters)}
         try:
             first, second = (complex(formula.evalf(15, subs=values)) for formula in (one, other))
-        except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError):
+        except (*NO_ANSWER, RecursionError):
             return False
         larger = max(abs(first), abs(second))
         if larger < float("inf") and abs(first - second) > _APART * max(larger, TINY):
