@@ -16,8 +16,11 @@ from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.errors import RuntimeClosedError, SettingsError, SpecLRMError, TooManyErrors
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
 from speclrm.runtime.protocols import EquivalenceBySample
-from speclrm.runtime.replay.playback import Playback, PlaybackBus, RecordedLane, RecordedVerdicts
+from speclrm.runtime.replay.playback import Playback
+from speclrm.runtime.replay.playback_bus import PlaybackBus
+from speclrm.runtime.replay.recorded_lane import RecordedLane
 from speclrm.runtime.replay.recorded_run import lasting
+from speclrm.runtime.replay.recorded_verdicts import RecordedVerdicts
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling.engine_counters import Meter
 from speclrm.runtime.scheduling.scheduler import Scheduler

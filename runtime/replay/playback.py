@@ -16,44 +16,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.clock import VirtualTimeLoop, now_s
-from speclrm.runtime.engine import Delta
-from speclrm.runtime.errors import ResumeError, retold
+from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import (
     SCHEMA_VERSION,
     Event,
     ModeChanged,
     OperationDropped,
-    ProblemStarted,
-    SampleEvent,
     SampleFinished,
     StepDrafted,
     StepWritten,
     TrackEvent,
     TrackFinished,
-    TrackResumed,
-    VoteUpdated,
 )
 from speclrm.runtime.replay.differences import Difference, describe
-from speclrm.runtime.replay.recorded_replies import answers
+from speclrm.runtime.replay.recorded_replies import answers, verdicts_of
 from speclrm.runtime.replay.recorded_run import Past, PastSample, by_the_end
 from speclrm.runtime.scheduling.controller import Decision
 from speclrm.runtime.scheduling.requests import digest
-from speclrm.runtime.trace.bus import EventBus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from speclrm.runtime.engine import Engine, Request
-    from speclrm.runtime.events import Operation, Outcome
-    from speclrm.runtime.protocols import Equivalence, Problem, Sink
+    from speclrm.runtime.engine import Request
+    from speclrm.runtime.events import Outcome
     from speclrm.runtime.replay.recorded_replies import Share
     from speclrm.runtime.replay.recorded_run import SampleKey
-    from speclrm.runtime.scheduling.requests import Flight, Flights
 
 Mode = Literal["resume", "replay"]
 
@@ -166,7 +158,7 @@ class SamplePlayback:
         self._playback = playback
         self._complete = bool(past.events) and isinstance(past.events[-1], SampleFinished)
         self._answers = answers(self.events)
-        self._verdicts = _verdicts(self.events)
+        self._verdicts = verdicts_of(self.events)
         self._decisions = _decisions(self.events)
         self._streams: dict[str | None, deque[int]] = {}
         for index, event in enumerate(self.events):
@@ -445,179 +437,6 @@ class SamplePlayback:
         return last.outcome if isinstance(last, SampleFinished) and last.answer == answer else None
 
 
-class RecordedLane:
-    """A lane behind the trace of one sample."""
-
-    def __init__(self, lane: Flights, sample: SamplePlayback) -> None:
-        self._lane = lane
-        self._sample = sample
-
-    @property
-    def engine(self) -> Engine:
-        return self._lane.engine
-
-    @property
-    def engines(self) -> Sequence[Engine]:
-        return self._lane.engines
-
-    def recall(self, flight: Flight) -> None:
-        shares = self._sample.find(flight.request)
-        flight.recorded = None if shares is None else _Reports(shares)
-
-    def wants_place(self, flight: Flight) -> bool:
-        return self._lane.wants_place(flight)
-
-    async def run(self, flight: Flight) -> None:
-        async with self.fly(flight) as deltas:
-            async for _ in deltas:
-                pass
-
-    @asynccontextmanager
-    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncIterator[Delta], None]:
-        sample, request = self._sample, flight.request
-        if isinstance(flight.recorded, _Reports):
-            shares = flight.recorded.shares
-            answered = [share for share in shares if not share.dropped or share.piece or share.error]
-            async with aclosing(self._answer(flight, shares[-1], answered)) as deltas:
-                yield deltas
-            return
-        if sample.mode == "replay":
-            await sample.wait(request, "the trace does not have it")
-        await sample.live()
-        async with self._lane.fly(flight) as deltas:
-            yield deltas
-
-    async def _answer(self, flight: Flight, last: Share, answered: Sequence[Share]) -> AsyncGenerator[Delta, None]:
-        sample, request = self._sample, flight.request
-        before = 0
-        for share in answered:
-            operation = share.operation
-            if not share.piece:
-                await sample.due(share.index)
-            flight.engine = operation.engine
-            flight.queue_s += operation.queue_s
-            flight.engine_s += operation.engine_s
-            if share.error is not None and not share.piece:  # a whole piece was dropped because a later one failed
-                raise retold(share.error)
-            seen, finish = [*share.ids, *operation.ahead], operation.finish
-            if before + len(seen) > request.max_tokens:
-                # Under a lower limit the engine says the same, and stops there.
-                seen, finish = seen[: max(0, request.max_tokens - before)], "length"
-            elif finish == "length" and before + len(seen) < request.max_tokens:
-                finish = None
-            told = len(flight.ids) - before
-            if told < len(seen) or finish != flight.finish:
-                delta = Delta(
-                    tuple(seen[told:]),
-                    finish,
-                    share.logprobs(request),
-                    None if before else operation.cached_tokens,
-                    operation.sampled_logprobs[told : len(seen)],
-                    operation.first_entropy,
-                    operation.prompt_logprobs,
-                )
-                flight.take(delta)
-                yield delta
-            if flight.finish is not None:
-                return
-            before += len(share.ids)
-        if last.dropped and not last.piece:
-            await sample.wait(request, "it was given up, so what it would have brought is not in the trace")
-        if request.id.rpartition("/")[2].partition(".")[0] != "write":
-            await sample.wait(request, "the trace has only a part of it")
-        flight.cut = True
-
-
-@dataclass(slots=True)
-class _Reports:
-    """Lets a request report as the trace has it. The shares are reported one by one, in their order."""
-
-    shares: Sequence[Share]
-    _next: int = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.shares) - self._next
-
-    @property
-    def dropped_next(self) -> bool:
-        return self.shares[self._next].dropped
-
-    def report(self, now: Operation) -> Operation:
-        if not self.left:
-            return now
-        share = self.shares[self._next]
-        self._next += 1
-        then = share.operation
-        if share.dropped:
-            return then
-        keep = ("engine", "cached_tokens", "queue_s", "engine_s")
-        return now.model_copy(update={name: getattr(then, name) for name in keep})
-
-
-class PlaybackBus(EventBus):
-    """Publishes events of loops that are driven again. Events that the trace has are published again only in a replay.
-
-    New events are held back until the run continues: if the trace turns out not to fit, they never happened.
-    """
-
-    def __init__(self, playback: Playback, required: Sequence[Sink], optional: Sequence[Sink], *, anew: bool) -> None:
-        past = playback.past
-        if anew:
-            super().__init__(required, optional)
-        else:
-            super().__init__(
-                required, optional, attempt=len(past.attempts), next_seq=past.next_seq, elapsed_s=past.elapsed_s
-            )
-        self._playback = playback
-        self._anew = anew
-        self._held: list[Event] = []
-
-    def publish(self, event: Event, at_s: float | None = None) -> Event:
-        if isinstance(event, SampleEvent) and not isinstance(event, TrackResumed):
-            recorded = self._playback.sample(event.problem, event.repeat).take(event)
-            if recorded is not None and not self._anew:
-                return recorded
-        if not self._playback.released:
-            self._held.append(event)
-            return event
-        return super().publish(event, at_s)
-
-    def go_on(self, sinks: Sequence[Sink], first: Sequence[Event]) -> None:
-        """Publishes what comes first, then what was held back. The time that it took to catch up does not count.
-
-        ``sinks``: required ones that could not be opened before.
-        """
-        self._required += sinks
-        self.set_clock(self._playback.past.elapsed_s)
-        self._playback.release()
-        held, self._held = self._held, []
-        for event in (*first, *held):
-            super().publish(event)
-
-    async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
-        event = ProblemStarted if kind == "problem_started" else SampleFinished
-        await self._playback.sample(problem, repeat).due_next(event)
-
-
-class RecordedVerdicts:
-    """The verdicts of a trace, and a judge of answers for what it does not have."""
-
-    def __init__(self, sample: SamplePlayback, judge: Equivalence) -> None:
-        self._sample = sample
-        self._judge = judge
-
-    async def same(self, one: str, other: str) -> bool:
-        await self._sample.due_next(VoteUpdated)
-        verdict = self._sample.verdict(one, other)
-        return await self._judge.same(one, other) if verdict is None else verdict
-
-    async def grade(self, answer: str, problem: Problem) -> Outcome:
-        await self._sample.due_next(SampleFinished)
-        outcome = self._sample.outcome(answer)
-        return await self._judge.grade(answer, problem) if outcome is None else outcome
-
-
 def _stops(event: Event) -> bool:
     """Whether an event records what the end of a track that others made useless did to it."""
     match event:
@@ -647,20 +466,4 @@ def _decisions(events: Sequence[Event]) -> Mapping[str, tuple[list[ModeChanged],
                 changes.append(event)
             elif isinstance(event, StepDrafted | StepWritten):
                 found[event.track] = changes, max(made, event.step)
-    return found
-
-
-def _verdicts(events: Sequence[Event]) -> Mapping[tuple[str, str], bool]:
-    """Returns what the votes say about pairs of answers: equal to the first of a class, or not."""
-    given: dict[str, str] = {}
-    found: dict[tuple[str, str], bool] = {}
-    for event in events:
-        if isinstance(event, TrackFinished) and event.answer is not None:
-            given[event.track] = event.answer
-        if isinstance(event, VoteUpdated):
-            for place, members in enumerate(event.classes):
-                for member in members:
-                    for other in event.classes[:place]:
-                        found[given[other[0]], given[member]] = False
-                    found[given[members[0]], given[member]] = True
     return found

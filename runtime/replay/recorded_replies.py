@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.events import MethodsChosen, OperationDropped, StepDrafted, StepScored, StepWritten
+from speclrm.runtime.events import (
+    MethodsChosen,
+    OperationDropped,
+    StepDrafted,
+    StepScored,
+    StepWritten,
+    TrackFinished,
+    VoteUpdated,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Event, Operation
@@ -68,3 +76,19 @@ def _shares(index: int, event: Event) -> Iterable[Share]:
             yield Share(index, event.operation, event.operation.tail, dropped=True, error=event.error, piece=piece)
         case _:
             pass
+
+
+def verdicts_of(events: Sequence[Event]) -> Mapping[tuple[str, str], bool]:
+    """Returns what the votes say about pairs of answers: equal to the first of a class, or not."""
+    given: dict[str, str] = {}
+    found: dict[tuple[str, str], bool] = {}
+    for event in events:
+        if isinstance(event, TrackFinished) and event.answer is not None:
+            given[event.track] = event.answer
+        if isinstance(event, VoteUpdated):
+            for place, members in enumerate(event.classes):
+                for member in members:
+                    for other in event.classes[:place]:
+                        found[given[other[0]], given[member]] = False
+                    found[given[members[0]], given[member]] = True
+    return found
