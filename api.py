@@ -1,4 +1,4 @@
-"""The facade for programs: a runtime on named models, strategies by name, and whole runs. ``app/`` does all the work."""
+"""Provides the facade for programs: a runtime on named models, strategies by name, and whole runs. ``app/`` does all the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point of the command ``speclrm``."""
+"""Starts the command ``speclrm``."""
 
 from __future__ import annotations
 

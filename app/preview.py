@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Preview(Options):
-    """What ``--dry-run`` shows. ``problems``: how many; ``prompts``: the first ones, by their purpose."""
+    """Describes a run without doing it, for ``--dry-run``. ``problems``: how many; ``prompts``: the first ones, by purpose."""
 
     options: RunOptions
     recipe: dict[str, Any]
@@ -58,7 +58,7 @@ def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
 
 
 def _local(found: Resolved) -> dict[Role, tuple[Tokenizer, ModelFacts]]:
-    """Of each model that is here."""
+    """Returns the facts of each model that is here."""
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     there: dict[Role, tuple[Tokenizer, ModelFacts]] = {}

@@ -35,7 +35,7 @@ SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 async def provenance(found: Resolved) -> dict[str, JsonValue]:
-    """What a run's configuration says beside the settings. The engines must have been sized."""
+    """Returns what a run's configuration says beside the settings. The engines must have been sized."""
     facts = await weights(found.options) | await asyncio.to_thread(engine_facts, found.engines, found.seed)
     options = found.options
     if not is_simulated_dataset(options.dataset):
@@ -44,7 +44,7 @@ async def provenance(found: Resolved) -> dict[str, JsonValue]:
 
 
 def engine_facts(engines: Engines, seed: int | None) -> dict[str, JsonValue]:
-    """Of engines that have been sized: how far a run on them can be had again, what they were started with, and on what."""
+    """Describes engines that have been sized: reproducibility level, start arguments, and devices."""
     settings = engines.settings
     level: dict[str, JsonValue] = {"reproducibility": reproducibility(settings, seed, simulated=engines.simulated)}
     if not settings:
@@ -53,7 +53,7 @@ def engine_facts(engines: Engines, seed: int | None) -> dict[str, JsonValue]:
 
 
 def reproducibility(settings: Mapping[Role, EngineSettings], seed: int | None, *, simulated: bool) -> Reproducibility:
-    """The level of a run on such engines. Engines of the caller's own have no settings, and promise nothing."""
+    """Returns the level of a run on such engines. Engines of the caller's own have no settings, and promise nothing."""
     if simulated:
         return "simulated: byte for byte"
     if seed is None or not settings:
@@ -64,7 +64,7 @@ def reproducibility(settings: Mapping[Role, EngineSettings], seed: int | None, *
 
 
 def _engines(settings: Mapping[Role, EngineSettings]) -> dict[str, JsonValue]:
-    """What each engine was started with, and what of the environment vLLM reads."""
+    """Returns what each engine was started with, and what of the environment vLLM reads."""
     from speclrm.runtime.engines.vllm import arguments
 
     environment: dict[str, JsonValue] = {

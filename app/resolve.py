@@ -65,7 +65,7 @@ class Resolved:
         }
 
     def runtime(self, notify: Notify = quiet) -> Runtime:
-        """A runtime for ``async with``, its engines sized for as many samples at once as the options allow.
+        """Returns a runtime for ``async with``, its engines sized for as many samples at once as the options allow.
 
         Raises, on entry:
             UsageError: a model cannot be had, or the work does not fit this machine.
@@ -78,7 +78,7 @@ class Resolved:
 def resolved(
     options: RunOptions, notify: Notify = quiet, make: MakeEngines = make_engines
 ) -> Generator[Resolved, None, None]:
-    """The resolved options; inside the block the faults that they name are reproduced. Raises UsageError."""
+    """Returns the resolved options; inside the block the faults that they name are reproduced. Raises UsageError."""
     with original_faults.reproduced(options.reproduce_fault):
         yield resolve(options, notify, make)
 
@@ -121,14 +121,14 @@ def resolve(
 
 
 def make_strategy(name: str, **options: Any) -> Family:
-    """A strategy by name with options of its recipe. Raises SettingsError."""
+    """Returns a strategy by name with options of its recipe. Raises SettingsError."""
     return catalog.strategy(name, find_answer, finished_answer, **options)
 
 
 def recorded_strategy(
     config: Mapping[str, JsonValue], settings: Mapping[str, Any] | None = None
 ) -> tuple[Family, int | None]:
-    """The strategy and the seed of a run's configuration, with some options of the recipe set anew."""
+    """Returns the strategy and the seed of a run's configuration, with some options of the recipe set anew."""
     recipe, seed = config.get("recipe"), config.get("seed")
     given: dict[str, Any] = {**recipe} if isinstance(recipe, dict) else {}
     chosen = make_strategy(str(config["strategy"]), **{**given, **(settings or {})})

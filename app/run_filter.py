@@ -27,7 +27,7 @@ class Wanted:
     strategies: tuple[str, ...] = ()
 
     def takes(self, config: Mapping[str, JsonValue]) -> bool:
-        """Whether a run is wanted. ``config``: the configuration at the beginning of its trace."""
+        """Returns whether a run is wanted. ``config``: the configuration at the beginning of its trace."""
         target = last_part(str(config.get("target")))
         return (
             (self.dataset is None or _whole(str(config.get("dataset"))) == _whole(self.dataset))

@@ -51,7 +51,7 @@ class ListedRun(Options):
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """The runs in a folder, at any depth, in the order of their names; whatever is wrong with one is told in its place.
+    """Returns the runs in a folder, at any depth, in the order of their names; whatever is wrong with one is told in its place.
 
     Raises:
         ResultsError: there is no such folder, or no run in it.
@@ -97,7 +97,7 @@ def _listed(directory: Path) -> ListedRun:
 
 
 def _beginning(directory: Path) -> tuple[str, Mapping[str, JsonValue]]:
-    """When the run was started and what it was asked, by its trace, or by its record where it has none."""
+    """Returns when the run was started and what it was asked, by its trace, or by its record where it has none."""
     if segments(directory / TRACE_FILE):
         for event in read_trace(directory / TRACE_FILE):
             if isinstance(event, RunStarted):
@@ -120,7 +120,7 @@ def _asked(config: Mapping[str, JsonValue]) -> dict[str, object]:
 
 
 def _summary(directory: Path) -> tuple[RunSummary, tuple[SampleRow, ...]]:
-    """From the files that a run's end leaves, where nothing was written to its trace since; else from the trace."""
+    """Reads the summary from the files of a run's end if its trace has not grown since; else from the trace."""
     traced = max(segment.path.stat().st_mtime_ns for segment in segments(directory / TRACE_FILE))
     try:
         if (directory / SUMMARY_FILE).stat().st_mtime_ns >= traced:

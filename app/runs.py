@@ -1,4 +1,4 @@
-"""Runs: the problems of a dataset solved into a folder, graded and reported."""
+"""Solves the problems of a dataset into a folder, grades and reports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ READ_AT_ONCE = 5_000
 
 
 class RunReport(Options):
-    """What a run came to. ``done_before``: the run had ended already, and nothing was done."""
+    """The result of a run. ``done_before``: the run had ended already, and nothing was done."""
 
     directory: Path
     summary: RunSummary
@@ -53,7 +53,7 @@ async def run(
     plan: Callable[[int], None] | None = None,
     engines: MakeEngines = make_engines,
 ) -> RunReport:
-    """A whole run: checks everything that can be checked, loads, solves, grades, reports.
+    """Does a whole run: checks everything that can be checked, loads, solves, grades, reports.
 
     ``plan`` is told the number of samples once it is known. ``engines``: makes the engines for the options.
 
@@ -80,7 +80,7 @@ async def run_in(
     resumption: Resumption | None = None,
     extra: Mapping[str, JsonValue] | None = None,
 ) -> RunReport:
-    """A run on a runtime that is open already. Its reports are written also if it is broken off.
+    """Does a run on a runtime that is open already. Its reports are written also if it is broken off.
 
     ``extra``: what stands in its configuration beside the options.
     """
@@ -108,7 +108,7 @@ async def run_in(
 
 
 async def _write_reports(directory: Path) -> RunSummary:
-    """From the trace and not from what a listener saw: listeners may miss events, the trace has all."""
+    """Writes the reports from the trace and not from what a listener saw: listeners may miss events, the trace has all."""
     fold, events = Summary(), iter(read_run(directory))
 
     def read_on() -> bool:
@@ -129,7 +129,7 @@ async def _write_reports(directory: Path) -> RunSummary:
 
 
 def new_folder(name: str) -> Path:
-    """A folder named after the time, where none is given; a number tells those of one second apart."""
+    """Returns a folder named after the time, where none is given; a number tells those of one second apart."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{plain}"
     return next(

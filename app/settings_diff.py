@@ -57,12 +57,12 @@ Changes = dict[str, "tuple[JsonValue, JsonValue]"]
 
 
 def having(*effects: Effect) -> tuple[str, ...]:
-    """The settings with these effects."""
+    """Returns the settings with these effects."""
     return tuple(name for name, effect in EFFECTS.items() if effect in effects)
 
 
 def key(config: Mapping[str, JsonValue], *effects: Effect) -> str:
-    """Equal for runs whose settings with these effects are equal. A setting that is not recorded has its default."""
+    """Returns a key that is equal for runs whose settings with these effects are equal. A missing setting has its default."""
     defaults = _defaults()
     values: dict[str, Any] = {}
     for name in having(*effects):
@@ -74,7 +74,7 @@ def key(config: Mapping[str, JsonValue], *effects: Effect) -> str:
 
 
 def digest(problems: Sequence[Problem]) -> dict[str, JsonValue]:
-    """A digest of the problems: equal for equal lists only."""
+    """Returns a digest of the problems: equal for equal lists only."""
     state = hashlib.sha256()
     for problem in problems:
         state.update(json.dumps([problem.id, problem.text, problem.answer, problem.grader, problem.details]).encode())
@@ -82,7 +82,7 @@ def digest(problems: Sequence[Problem]) -> dict[str, JsonValue]:
 
 
 def recorded_options(config: Mapping[str, JsonValue]) -> RunOptions:
-    """The options that a run was started with. Raises ResumeError if its configuration does not say."""
+    """Returns the options that a run was started with. Raises ResumeError if its configuration does not say."""
     known = {name: value for name, value in config.items() if name in RunOptions.model_fields}
     try:
         return RunOptions.model_validate(known)
@@ -95,7 +95,7 @@ def recorded_options(config: Mapping[str, JsonValue]) -> RunOptions:
 
 
 def changes(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
-    """The settings that differ and would make results incomparable, each with its old and new value."""
+    """Returns the settings that differ and would make results incomparable, each with its old and new value."""
     old, new = _compared(recorded), _compared(asked)
     defaults = _defaults() | _recipe_defaults()
     found: Changes = {}
@@ -127,7 +127,7 @@ def _recipe_defaults() -> dict[str, JsonValue]:
 
 
 def changed_models(recorded: Mapping[str, JsonValue], asked: Mapping[str, JsonValue]) -> Changes:
-    """The same for what the models' names do not pin, as far as both configurations tell of it."""
+    """Returns the differences in what the models' names do not pin, as far as both configurations tell of it."""
     found: Changes = {}
     old, new = _by_role(recorded, MODELS), _by_role(asked, MODELS)
     for role in [role for role in old if role in new]:
@@ -182,7 +182,7 @@ def refuse_models(directory: Path, found: Changes) -> NoReturn:
 
 
 def table(found: Changes) -> str:
-    """The changes as lines of three columns."""
+    """Returns the changes as lines of three columns."""
     rows = [("setting", "recorded", "asked")]
     rows += [(name, _cell(old), _cell(new)) for name, (old, new) in found.items()]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]

@@ -31,7 +31,7 @@ def model_names(options: EngineOptions) -> dict[Role, str]:
 
 
 def simulated(options: EngineOptions) -> bool:
-    """Whether the engines are simulated. Raises SettingsError if only one is, ModelError for an unknown one."""
+    """Returns whether the engines are simulated. Raises SettingsError if only one is, ModelError for an unknown one."""
     names = model_names(options)
     kinds = {is_simulated(name) for name in names.values()}
     if len(kinds) > 1:

@@ -43,7 +43,7 @@ class Calibration(BaseModel):
 
 
 class JudgeQuality(BaseModel):
-    """How well scores predict outcomes.
+    """Tells how well scores predict outcomes.
 
     ``steps``: scored steps of samples that were graded right or wrong. ``auroc``: the chance that a step of a right
     sample has a higher score than one of a wrong sample; None if all ended alike. ``calibration_error``: the expected

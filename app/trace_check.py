@@ -128,7 +128,7 @@ def _growing(trace: Path, number: int, wait: Callable[[], None] | None) -> Itera
 
 
 def _still(trace: Path, number: int, inode: int) -> bool:
-    """Whether the open file is still the live one."""
+    """Returns whether the open file is still the live one."""
     try:
         return segments(trace)[-1].number == number and trace.stat().st_ino == inode
     except OSError:

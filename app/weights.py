@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def weights(options: EngineOptions) -> dict[str, JsonValue]:
-    """What a run's configuration says of its models, by role: where each is from, and digests of all that decides what it
+    """Returns what a run's configuration says of its models, by role: where each is from, and digests of all that decides what it
     answers. An engine of the caller's own has a name alone.
     """
     digests: dict[str, JsonValue] = {}
@@ -41,7 +41,7 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
 
 
 def _facts(name: str) -> tuple[str | None, dict[str, JsonValue]]:
-    """The digest that older versions compare too, and all facts."""
+    """Returns the digest that older versions compare too, and all facts."""
     if is_simulated(name):
         return preset_digest(name), {"preset": settings_digest(name)}
     path = store.find_local(name, weights=False)

@@ -26,7 +26,7 @@ QUICK_PROBLEMS = 4
 
 @dataclass(slots=True)
 class Service:
-    """What came of a stream of problems. ``waits_s``: from arrival to answer, in the order of arrivals. ``seconds``:
+    """The result of a stream of problems. ``waits_s``: from arrival to answer, in the order of arrivals. ``seconds``:
     from the start to the last answer. ``at_once_max``: most problems running at the same time.
     """
 

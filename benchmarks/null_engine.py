@@ -1,4 +1,4 @@
-"""An engine that costs nothing: the rest of a run's cost is the runtime's own."""
+"""Provides an engine that costs nothing, so that only the runtime's own cost remains."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ WARM_UP_TOKENS = 16
 
 
 class BareEngine(Protocol):
-    """What an engine must have to be used without a runtime; the vLLM engine has it."""
+    """The protocol of an engine that is used without a runtime, such as the vLLM engine."""
 
     async def generate_bare(self, ids: Sequence[int], max_tokens: int, seed: int) -> int: ...
 

@@ -1,4 +1,4 @@
-"""The form of all benchmark reports: circumstances, a table of rows, and figures with bounds that hold or do not.
+"""Defines the form of all benchmark reports: circumstances, a table of rows, and figures with bounds that hold or do not.
 
 A benchmark is a function that returns a ``BenchReport``; the command prints it, and ``write`` keeps it with its charts.
 """

@@ -1,4 +1,4 @@
-"""``bench schedule``: compares schedules on simulated engines with the target alone at equal concurrency.
+"""Compares schedules (``bench schedule``) on simulated engines with the target alone at equal concurrency.
 
 Seconds are virtual, so the table is the same on every machine. The target alone has as many tracks, batched, under the
 same scheduler. Lock-step has the same tracks, judge and engines as ``plain`` and a barrier after each phase of a step,

@@ -68,7 +68,7 @@ def _print(found: list[ListedRun], folder: Path) -> None:
 
 
 def _last_part(name: str) -> str:
-    """The name of a file or folder without its path; any other name as it is."""
+    """Returns the name of a file or folder without its path; any other name as it is."""
     return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 

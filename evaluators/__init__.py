@@ -1,1 +1,1 @@
-"""Datasets, answers and their grading, reports."""
+"""Loads datasets, finds and grades answers, and makes reports."""

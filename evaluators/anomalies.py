@@ -1,4 +1,4 @@
-"""What looks wrong in a trace: work that never ended, long waits, stalls, scores that mean little, retries.
+"""Finds what looks wrong in a trace: work that never ended, long waits, stalls, scores that mean little, retries.
 
 A trace has no event for an operation's beginning. What a track waits for follows from its last event, since its loop
 waits for one thing at a time.

@@ -25,7 +25,7 @@ DOMAIN = re.compile(r"\s*([a-zA-Z](?:\s*,\s*[a-zA-Z])*)\s*\\in\s*(\\(?:mathbb|ma
 
 
 def squeezed(text: str) -> str:
-    """Without what means nothing in any text: space (but for that between digits) and braces around one thing."""
+    """Removes what means nothing in any text: space, except between digits, and braces around one thing."""
     return _ONE_IN_BRACES.sub(r"\1", _SPACE.sub("", text))
 
 
@@ -35,7 +35,7 @@ def balanced(text: str) -> bool:
 
 
 def closing(text: str, begin: int) -> int:
-    """Where the bracket that opens at ``begin`` closes, or -1."""
+    """Returns the index at which the bracket that opens at ``begin`` closes, or -1."""
     depth = 0
     for token in _TOKEN.finditer(text, begin):
         mark = token[0]
@@ -46,7 +46,7 @@ def closing(text: str, begin: int) -> int:
 
 
 def cut(text: str, separators: set[str]) -> list[str]:
-    """The text cut at separators that stand in no bracket. Words are separators only as such."""
+    """Returns the text cut at separators that stand in no bracket. Words are separators only as such."""
     parts: list[str] = []
     begin, depth = 0, 0
     bars = False
@@ -95,7 +95,7 @@ def right_side(text: str) -> str:
 
 
 def by_name(parts: list[str]) -> list[str]:
-    """The values of ``x = 3, y = 4`` by the order of their names; others as they stand."""
+    """Orders the values of ``x = 3, y = 4`` by their names; leaves other parts as they stand."""
     related = [relations_in(part) for part in parts]
     if all(one.signs == ["="] and is_name(one.sides[0]) for one in related):
         names = [squeezed(one.sides[0]) for one in related]
@@ -105,7 +105,7 @@ def by_name(parts: list[str]) -> list[str]:
 
 
 def with_shared_name(parts: list[str]) -> list[str]:
-    """``x = 1, 2`` and ``x = 1, x = 2`` are the same: each part with its name."""
+    """Gives each part the name of the first: ``x = 1, 2`` is ``x = 1, x = 2``."""
     related = [relations_in(part) for part in parts]
     first = related[0]
     if first.signs == ["="] and is_name(first.sides[0]) and not any(one.signs for one in related[1:]):
@@ -114,7 +114,7 @@ def with_shared_name(parts: list[str]) -> list[str]:
 
 
 def in_brackets(text: str) -> tuple[str, list[str], str] | None:
-    """Both brackets and the parts of a tuple or an interval."""
+    """Returns both brackets and the parts of a tuple or an interval."""
     text = text.strip()
     if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or closing(text, 0) != len(text) - 1:
         return None

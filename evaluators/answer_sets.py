@@ -82,7 +82,7 @@ class _Reader:
         self.bounded: set[Any] = set()
 
     def read_set(self, text: str) -> Any:
-        """A set of numbers by any of the ways in which one is written. Raises Unknown."""
+        """Returns a set of numbers by any of the ways in which one is written. Raises Unknown."""
         text = bare(text)
         ored = cut(text, {"or"})
         if len(ored) > 1:

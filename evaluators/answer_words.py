@@ -34,7 +34,7 @@ _ARTICLES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
 
 
 def bare(text: str) -> str:
-    """Without brackets, words and remarks around the whole."""
+    """Removes brackets, words and remarks around the whole."""
     before = None
     while before != text:
         before = text
@@ -63,7 +63,7 @@ def bare(text: str) -> str:
 
 
 def _without_remark(text: str) -> str:
-    """Without words in brackets behind a value: 5 (five), 8 (approximately)."""
+    """Removes words in brackets behind a value: 5 (five), 8 (approximately)."""
     match = _REMARK.search(text)
     if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2]):
         return text
@@ -83,7 +83,7 @@ _WORDY = re.compile(r"[^\W\d_][^\W\d_'’.\-]*(?:[\s\-][^\W\d_]+[.']?)*")
 
 
 def names_of(text: str) -> list[str] | None:
-    """The names or words that the text is, one or several, in small letters; None where it is no text."""
+    """Returns the names or words that the text is, one or several, in small letters; None where it is no text."""
     plain = re.sub(
         rf"{TEXTS}\s*\{{([^{{}}]*)\}}|\\text\w+\s*\{{([^{{}}]*)\}}", lambda match: match[1] or match[2] or "", text
     )

@@ -137,7 +137,7 @@ class Found(NamedTuple):
 
 
 def find_answer(text: str) -> str | None:
-    """The answer of a whole completion as the model wrote it, or None.
+    """Returns the answer of a whole completion as the model wrote it, or None.
 
     Where thinking was closed, only what follows counts: what a model weighs while it thinks is not yet its answer. What is
     said last counts: a box, a tag, or a line that gives a value. A line that gives a result, and words about an answer, count
@@ -149,7 +149,7 @@ def find_answer(text: str) -> str | None:
 
 
 def finished_answer(step: str, before: str = "") -> str | None:
-    """The answer that a step gives and by which it ends its track, or None.
+    """Returns the answer that a step gives and by which it ends its track, or None.
 
     A line that announces an answer, asks for it, doubts, bounds or denies it gives none, nor does a box in a question. The
     track goes on: the answer may stand in the next step, and a text that ends without one is read by ``find_answer``.
@@ -170,7 +170,7 @@ def finished_answer(step: str, before: str = "") -> str | None:
 
 
 def _said(text: str) -> str:
-    """What is said behind the last thought. A mark at the very end, behind an earlier one, closes nothing."""
+    """Returns what is said behind the last thought. A mark at the very end, behind an earlier one, closes nothing."""
     text = _SPECIAL.sub(" ", text)
     begin, end = 0, len(text)
     closings = [(mark.start(), mark.end()) for mark in _CLOSES_THOUGHT.finditer(text)]
@@ -187,7 +187,7 @@ def _said(text: str) -> str:
 
 
 def last_boxes(text: str) -> list[Found]:
-    """The last box as an answer, with those side by side with it, or nothing.
+    """Returns the last box as an answer, with those side by side with it, or nothing.
 
     One pass with a stack: each box remembers where it began, so a thousand unclosed ones cost no more than one.
     """
@@ -239,7 +239,7 @@ def _tags(text: str) -> list[Found]:
 
 
 def _lines(text: str) -> list[Found]:
-    """What the lines give that say they give the answer: the last value, and the last words about one."""
+    """Returns what the lines give that say they give the answer: the last value, and the last words about one."""
     found: dict[int, Found] = {}
     place = len(text)
     behind: str | None = None  # the next line that holds something
@@ -254,7 +254,7 @@ def _lines(text: str) -> list[Found]:
 
 
 def _in_line(line: str, behind: str | None) -> list[Found]:
-    """What a line gives, the last first. ``behind``: the next line, for a line that only announces."""
+    """Returns what a line gives, the last first. ``behind``: the next line, for a line that only announces."""
     if len(line) <= _LINE_CHARACTERS_MAX and _HEADING.match(line):
         value = tidy(behind) if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
         return [Found(len(line), value, _ANSWER)] if value and _is_finished(value) else []
@@ -324,14 +324,14 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
 
 
 def _without_clause(value: str) -> str:
-    """A value without what a sentence says behind it; formulas are left whole."""
+    """Returns a value without what a sentence says behind it; formulas are left whole."""
     hidden = _MATH.sub(lambda match: "\x01" * len(match.group()), value)
     cut = _CLAUSE.search(hidden) or (_TRAILING.search(hidden) if re.match(r"\W*\d", value) else None)
     return value[: cut.start()] if cut and cut.start() > 0 else value
 
 
 def _unmathed(value: str) -> str:
-    """The words of a value: its formulas and the names of functions aside, the words within formulas kept."""
+    """Returns the words of a value: its formulas and the names of functions aside, the words within formulas kept."""
     value = _TEXT.sub(r" \1 ", value)
     return _MATH.sub(" ", value)
 
@@ -366,7 +366,7 @@ def _is_finished(value: str, *, colon: bool = False) -> bool:
 
 
 def tidy(answer: str) -> str:
-    """Without the marks around it: full stops, dollar signs, bold type."""
+    """Removes the marks around an answer: full stops, dollar signs, bold type."""
     before = None
     while answer != before:
         before = answer

@@ -1,4 +1,4 @@
-r"""The benchmarks that have a name: where their rows come from, and how a row becomes a problem.
+r"""Lists the benchmarks that have a name: where their rows come from, and how a row becomes a problem.
 
 Revisions are commits of the datasets on the Hugging Face hub, as other projects pin them: gsm8k, MATH-500 and aime25 as
 inspect_evals does; aimo-validation-aime, amc23 and gpqa as found in several public evaluation suites. LiveMathBench has
@@ -61,7 +61,7 @@ class Benchmark:
 
 
 def text_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the columns that the row has a value in, as text. Raises DatasetError where it is no text or number.
+    """Returns the first of the columns that the row has a value in, as text. Raises DatasetError where it is no text or number.
 
     No value are null, NaN, which is what tables of numbers write for nothing, and text of spaces alone.
     """
@@ -77,7 +77,7 @@ def text_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
 
 
 def answer_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
-    """The same for a right answer: a list of one text is that text, and a nothing that was written as text is none."""
+    """Returns the right answer as ``text_of`` does: a list of one text is that text; "None" and the like are no answer."""
     for name in names:
         value = row.get(name)
         if isinstance(value, list):
@@ -93,7 +93,7 @@ def answer_of(row: dict[str, Any], names: Sequence[str]) -> str | None:
 
 
 def need(row: dict[str, Any], *names: str) -> str:
-    """The same, where there must be one."""
+    """Returns the text of the first column that has one, as ``text_of`` does. Raises DatasetError if there is none."""
     value = answer_of(row, names) if "answer" in names else text_of(row, names)
     if value is None:
         blank = [name for name in names if name in row]
@@ -103,13 +103,13 @@ def need(row: dict[str, Any], *names: str) -> str:
 
 
 def final_number(answer: str) -> str:
-    """What stands behind GSM8K's ``####``, without thousands separators; any other answer as it is."""
+    """Returns what stands behind GSM8K's ``####``, without thousands separators; any other answer as it is."""
     found = _GSM8K.search(answer)
     return found[1].replace(",", "") if found else answer
 
 
 def shuffled(options: Sequence[T], seed: int, problem: str) -> list[T]:
-    """The options in an order that the seed and the problem's id decide."""
+    """Returns the options in an order that the seed and the problem's id decide."""
     key = blake2b(f"{seed}/{problem}".encode(), digest_size=8).digest()
     return random.Random(int.from_bytes(key, "big")).sample(list(options), len(options))
 
@@ -138,7 +138,7 @@ def _amc(row: dict[str, Any], number: int, part: str, seed: int) -> Problem:
 
 
 def _live(row: dict[str, Any], number: int, part: str, seed: int) -> Problem:
-    """On the hub each split has a file, and its rows no ids."""
+    """Reads rows as they are on the hub: a file for each split, rows without ids."""
     name = text_of(row, ("id",)) or f"{part}-{number}"
     return Problem(name, need(row, "problem", "question"), need(row, "answer"))
 
@@ -234,5 +234,5 @@ ALIASES = {"aime24": "aime", "math": "math500", "live": "livemathbench:AMC_en"}
 
 
 def canonical(name: str) -> str:
-    """A benchmark's own name for one of its aliases; any other name as it is."""
+    """Returns a benchmark's own name for one of its aliases; any other name as it is."""
     return ALIASES.get(name, name)

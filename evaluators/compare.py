@@ -1,4 +1,4 @@
-"""What a configuration costs beside plain decoding by the same target on the same problems: ratios to a baseline."""
+"""Compares what a configuration costs with plain decoding by the same target on the same problems: ratios to a baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BASELINES = ("baseline", "parallel")
 
 
 def compared(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None = None) -> list[Evaluation]:
-    """The evaluations, each beside the first of a baseline with the same task, if there is one.
+    """Returns the evaluations, each beside the first of a baseline with the same task, if there is one.
 
     ``tasks``: a key for each evaluation, equal for those that can be set side by side; by default dataset and target.
     """

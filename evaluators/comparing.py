@@ -1,4 +1,4 @@
-"""Whether two answers mean the same: part by part where they have parts, as formulas where they are one.
+"""Decides whether two answers mean the same: part by part where they have parts, as formulas where they are one.
 
 What is not understood is compared as it is written, and never left out. Used in a grader's worker alone.
 """
@@ -58,7 +58,7 @@ DEPTH_MAX = 8
 
 
 class Comparison:
-    """Of one pair: how ``i`` is read, and whether letters are real, depends on both."""
+    """Compares one pair: how ``i`` is read, and whether letters are real, depends on both."""
 
     def __init__(self, gold: str, answer: str) -> None:
         alone = formulas.letters(gold) | formulas.letters(answer)
@@ -143,7 +143,7 @@ class Comparison:
     # ------------------------------------------------------------------------------------------------------- lists
 
     def _lists(self, gold: str, answer: str, depth: int) -> bool | None:
-        """Several answers in any order; those with names, or without a set's braces, beside a tuple in its order."""
+        """Compares several answers in any order; those with names, or without a set's braces, with a tuple in its order."""
         ours, theirs = list_in(gold), list_in(answer)
         if max(len(ours.parts), len(theirs.parts)) > PARTS_MAX or not ours.parts or not theirs.parts:
             return False
@@ -169,7 +169,7 @@ class Comparison:
         return self._each_in(golds, answers, depth) and self._each_in(answers, golds, depth)
 
     def _once(self, parts: list[str], text: str) -> list[str]:
-        """One answer said in two ways is one: 3/4 or 0.75."""
+        """Makes one answer of one that is said in two ways: 3/4 or 0.75."""
         if len(parts) == 2 and re.search(r"\bor\b", text) and self.same(parts[0], parts[1], 1):
             return parts[:1]
         return parts
@@ -184,7 +184,7 @@ class Comparison:
         return all(any(self.same(one, other, depth + 1) for other in others) for one in ones)
 
     def _brackets(self, gold: str, answer: str, depth: int) -> bool | None:
-        """Tuples, points and intervals: in order, with the same brackets."""
+        """Compares tuples, points and intervals: in order, with the same brackets."""
         ours, theirs = in_brackets(gold), in_brackets(answer)
         if ours is None or theirs is None:
             return None if ours is theirs else False
@@ -240,7 +240,7 @@ class Comparison:
         return False if any(equations) else self._inequalities(ours, theirs)
 
     def _elements(self, ours: Related, theirs: Related, depth: int) -> bool:
-        """What is said to be in a set, beside another such or beside the set."""
+        """Compares what is said to be in a set with another such statement or with the set."""
         if ours.signs == theirs.signs == ["in"] and squeezed(ours.sides[0]) != squeezed(theirs.sides[0]):
             return False
         sets = [side.sides[1] if side.signs == ["in"] else side.whole for side in (ours, theirs)]
@@ -261,7 +261,7 @@ class Comparison:
         return self.same(chain.sides[-1], plain, depth + 1)
 
     def _consistent(self, chain: Related) -> bool:
-        """4 + 5 = 9 gives 9, where it is true."""
+        """Returns whether a chain of numbers is true: 4 + 5 = 9."""
         try:
             sides = [self._read(side) for side in chain.sides]
         except Unknown:

@@ -58,7 +58,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of a dataset is taken: the problems named, then so many at random, then the first so many.
+    """Selects problems of a dataset: those named, then so many at random, then the first so many.
 
     ``problem_ids``: as in ``60-89,95``: an id of the dataset, or numbers, which are ids where the dataset's ids are
     whole numbers, and rows counted from 0 where they are not.
@@ -80,7 +80,7 @@ def load(
     notify: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Problem]:
-    """The problems of a benchmark (``aime``, ``livemathbench:AMC_en``), of ``reasoning-gym:TASK``, or of a file.
+    """Returns the problems of a benchmark (``aime``, ``livemathbench:AMC_en``), of ``reasoning-gym:TASK``, or of a file.
 
     ``limit`` is short for a selection of nothing but that. ``seed`` makes generated problems, shuffles choices, and
     draws ``sample``. ``data_dir``: a folder with the benchmark's rows, instead of the hub. ``notify`` is told what is being
@@ -121,7 +121,7 @@ def load(
 
 
 def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
-    """Where the rows of a dataset are from: a file with its sha256, files of the hub with their commits, or a task."""
+    """Returns where the rows of a dataset are from: a file with its sha256, files of the hub with their commits, or a task."""
     if name.startswith(GYM_PREFIX):
         return {"task": name.removeprefix(GYM_PREFIX), "package": f"reasoning-gym {_version('reasoning-gym')}"}
     if name in plugins.installed(GROUP) or (_CODE.fullmatch(name) and not Path(name).exists()):
@@ -139,7 +139,7 @@ def origin(name: str, data_dir: Path | None = None) -> dict[str, JsonValue]:
 
 
 def _file_of(name: str) -> dict[str, JsonValue]:
-    """Of code that stands in a file: which one, and its sha256."""
+    """Returns the file of code and its sha256, if the code stands in a file."""
     path = Path(name.rpartition(":")[0]).expanduser()
     return _digest([path]) if path.suffix == ".py" and path.is_file() else {}
 
@@ -162,20 +162,20 @@ def _version(package: str) -> str:
 
 
 def _wanted(benchmark: Benchmark, part: str) -> tuple[str, ...]:
-    """The splits that are taken; the empty name stands for a benchmark that has none."""
+    """Returns the splits that are taken; the empty name stands for a benchmark that has none."""
     if not benchmark.parts:
         return ("",)
     return (part,) if part else tuple(name for name in benchmark.parts if name not in benchmark.without)
 
 
 def names() -> list[str]:
-    """What a dataset may be called, beside tasks and files: benchmarks, aliases, and those of installed packages."""
+    """Returns what a dataset may be called, beside tasks and files: benchmarks, aliases, and those of installed packages."""
     builtin = [*BENCHMARKS, *ALIASES]
     return [*builtin, *sorted(set(plugins.installed(GROUP)) - set(builtin))]
 
 
 def _from_code(name: str, seed: int) -> list[Problem]:
-    """What another package, or a Python file, makes under that name."""
+    """Returns what another package, or a Python file, makes under that name."""
     found = plugins.find(GROUP, "dataset", name, {*BENCHMARKS, *ALIASES})
     assert found is not None
     make, what = found
@@ -192,7 +192,7 @@ def _from_code(name: str, seed: int) -> list[Problem]:
 
 
 def _gym_size(selection: Selection) -> int:
-    """A task makes as many problems as are asked for, by number or by the highest row named."""
+    """Returns how many problems a task has to make: as many as are asked for, by number or by the highest row named."""
     rows = [int(number) for number in re.findall(r"\d+", selection.problem_ids or "")]
     return max(selection.limit or 0, selection.sample or 0, *(row + 1 for row in rows), 0) or GYM_SIZE
 
@@ -200,7 +200,7 @@ def _gym_size(selection: Selection) -> int:
 def select(
     name: str, problems: list[Problem], selection: Selection, seed: int, default_ids: str | None = None
 ) -> list[Problem]:
-    """What the selection takes of the problems of a dataset. Raises DatasetError."""
+    """Returns what the selection takes of the problems of a dataset. Raises DatasetError."""
     if not problems:
         raise DatasetError(f"{name} holds no problem.")
     if selection.problem_ids is not None:
@@ -214,7 +214,7 @@ def select(
 
 
 def _named(name: str, problems: Sequence[Problem], text: str) -> list[Problem]:
-    """The problems that the text names, in the dataset's order, each once."""
+    """Returns the problems that the text names, in the dataset's order, each once."""
     places = {problem.id: place for place, problem in enumerate(problems)}
     numeric = all(problem.id.isdigit() for problem in problems)
     by_number = {int(problem.id): place for place, problem in enumerate(problems)} if numeric else None
@@ -271,7 +271,7 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _load_file(name: str, columns: Columns) -> tuple[list[Problem], dict[str, None]]:
-    """The problems of a file, and the names of all its columns."""
+    """Returns the problems of a file, and the names of all its columns."""
     there: dict[str, None] = {}
     path = Path(name).expanduser()
     if not path.exists():
@@ -355,7 +355,7 @@ def _load_benchmark(
 
 
 def _as_on_the_hub(benchmark: Benchmark, folder: Path, wanted: Sequence[str]) -> list[Path]:
-    """The files of the splits, where the folder is a copy of a dataset's that has one for each of them."""
+    """Returns the files of the splits, where the folder is a copy of a dataset's that has one for each of them."""
     files = [folder / file.path for file in benchmark.hub if file.part and file.part in wanted]
     return files if files and all(path.is_file() for path in files) else []
 
@@ -363,7 +363,7 @@ def _as_on_the_hub(benchmark: Benchmark, folder: Path, wanted: Sequence[str]) ->
 def _of_parts(
     benchmark: Benchmark, path: Path, whole: list[Problem], part: str, wanted: Sequence[str]
 ) -> list[Problem]:
-    """Of a file of one's own: the problems of the splits that are wanted, as their ids say. Raises DatasetError."""
+    """Returns, of a user's own file, the problems of the splits that are wanted, as their ids say. Raises DatasetError."""
     taken = [one for one in whole if one.id.rpartition("-")[0] in wanted]
     if taken or not whole:
         return taken

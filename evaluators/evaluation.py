@@ -1,4 +1,4 @@
-"""What runs came to, side by side: runs of one configuration are taken together, others stand apart."""
+"""Evaluates runs side by side: runs of one configuration are taken together, others stand apart."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Evaluation(BaseModel):
 
 
 def grouped(runs: Iterable[RunResults], key: Callable[[dict[str, JsonValue]], str]) -> list[list[RunResults]]:
-    """The runs of each configuration, in the order in which configurations were found. ``key``: equal for equal ones."""
+    """Returns the runs of each configuration, in the order in which configurations were found. ``key``: equal for equal ones."""
     groups: dict[str, list[RunResults]] = {}
     for run in runs:
         groups.setdefault(key(run.config), []).append(run)
@@ -118,7 +118,7 @@ def grouped(runs: Iterable[RunResults], key: Callable[[dict[str, JsonValue]], st
 
 
 async def evaluate(runs: Sequence[RunResults], same: Callable[[str, str], Awaitable[bool]]) -> Evaluation:
-    """The runs of one configuration together. ``same``: whether two answers mean the same."""
+    """Returns the runs of one configuration together. ``same``: whether two answers mean the same."""
     rows = [row for run in runs for row in run.summary.samples]
     graded = [row for row in rows if row.outcome != "ungraded"]
     correct = [row for row in graded if row.outcome == "correct"]

@@ -135,7 +135,7 @@ class _Open:
 
 
 def step_rows(events: Iterable[Event]) -> Iterator[StepRow]:
-    """A row a step, in the order in which steps were decided."""
+    """Returns a row a step, in the order in which steps were decided."""
     held: dict[tuple[str, int, str], _Open] = {}
     for event in events:
         if isinstance(event, StepDrafted | StepWritten | StepScored | StepCommitted | OperationDropped | TrackFinished):
@@ -163,7 +163,7 @@ def step_rows(events: Iterable[Event]) -> Iterator[StepRow]:
 
 
 def sample_rows(events: Iterable[Event]) -> Iterator[SampleRow]:
-    """A row a finished sample, in the order of their ends."""
+    """Returns a row a finished sample, in the order of their ends."""
     held: dict[tuple[str, int], dict[str, Any]] = {}
     for event in events:
         match event:
@@ -253,7 +253,7 @@ class _Csv:
 
 
 def _no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would compute, behind a single quote, which makes it text there. A number is none."""
+    """Puts a single quote before text that a spreadsheet would compute, which makes it text there. Numbers stay."""
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value

@@ -109,7 +109,7 @@ _END = ""
 def read(
     text: str, *, imaginary: bool = True, real: bool | None = True, factors: frozenset[str] = frozenset()
 ) -> Formula:
-    """The formula that the text is. Raises Unknown.
+    """Returns the formula that the text is. Raises Unknown.
 
     ``imaginary``: i is the square root of -1. ``factors``: letters that are no functions, whatever stands behind them.
     """
@@ -137,13 +137,13 @@ _ALONE = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z]+)(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-
 
 
 def factors(*texts: str) -> frozenset[str]:
-    """The letters that stand in one of the texts with no bracket behind: they are no names of functions."""
+    """Returns the letters that stand in one of the texts with no bracket behind: they are no names of functions."""
     runs = [run[1] or run[2] for text in texts for run in _ALONE.finditer(text)]
     return frozenset(letter for run in runs if len(run) <= _LETTERS_MAX for letter in run)
 
 
 def letters(text: str) -> set[str]:
-    """The letters that stand alone in it: what ``i`` means depends on the others."""
+    """Returns the letters that stand alone in it: what ``i`` means depends on the others."""
     return {mark for match in _MARK.finditer(text) if (mark := match["mark"]) and mark.isalpha() and len(mark) == 1}
 
 
@@ -267,7 +267,7 @@ class _Reader:
         )  # fmt: skip
 
     def _power(self) -> Formula:
-        """One thing with all that stands behind it as its power, factorial or degrees."""
+        """Reads one thing with all that stands behind it as its power, factorial or degrees."""
         begin = self._at
         base = self._one()
         while True:
@@ -337,13 +337,13 @@ class _Reader:
         return exponent if sign > 0 else -exponent
 
     def _marked(self, base: Formula, mark: str) -> Formula:
-        """A letter with a star or the like is another letter."""
+        """Makes another letter of one with a star or the like."""
         if not base.is_Symbol:
             raise Unknown(mark)
         return self._symbol(f"{base.name}^{mark}")
 
     def _one(self, *, short: bool = False) -> Formula:
-        """A number, a letter, a bracket or a command with what belongs to it. ``short``: of several letters the first."""
+        """Reads a number, a letter, a bracket or a command with what belongs to it. ``short``: of several letters the first."""
         here = self._marks[self._at]
         mark = here.text
         if _NUMBER.match(mark):
@@ -409,7 +409,7 @@ class _Reader:
         return whole + part
 
     def _mixed_short(self, whole: Formula) -> Formula:
-        r"""``2\frac12``: digits without braces."""
+        r"""Reads ``2\frac12``: digits without braces."""
         part = self._command()
         if not (part.is_Rational and 0 < part < 1):
             raise Unknown("no proper mixed number")
@@ -424,7 +424,7 @@ class _Reader:
         return inside
 
     def _argument(self) -> Formula:
-        """What a command takes: a group in braces, one digit, one letter, or one command."""
+        """Returns what a command takes: a group in braces, one digit, one letter, or one command."""
         if self._mark == "{":
             return self._group()
         mark = self._mark
@@ -452,7 +452,7 @@ class _Reader:
         return self._named(letter)
 
     def _named(self, name: str) -> Formula:
-        """A letter with its index and primes, and its arguments where it is a function."""
+        """Returns a letter with its index and primes, and its arguments where it is a function."""
         full = name + self._behind_name()
         if self._mark == "(" and (arguments := self._arguments(full)) is not None:
             return sympy.Function(full)(*arguments)
@@ -463,7 +463,7 @@ class _Reader:
         return sympy.E if full == "e" else sympy.pi if full == "pi" else self._symbol(full)
 
     def _applied_power(self, name: str) -> Formula:
-        """``f^2(x)`` may be a power of a value or of the function itself."""
+        """Refuses ``f^2(x)``, which may be a power of a value or of the function itself."""
         symbol = self._symbol(name)
         self._take("^")
         power = self._raised(symbol, self._at)
@@ -493,7 +493,7 @@ class _Reader:
                 return behind
 
     def _plain_argument(self) -> str:
-        r"""The text of an index: x_{max}, x_{\max} and x_\text{max} are the same."""
+        r"""Returns the text of an index: x_{max}, x_{\max} and x_\text{max} are the same."""
         if self._mark == "{":
             text = self._text_of_group()
         elif self._mark in _TEXTS:
@@ -515,7 +515,7 @@ class _Reader:
             parts.append((" " if self._marks[self._at - 1].apart else "") + mark)
 
     def _arguments(self, name: str) -> list[Formula] | None:
-        """The arguments in the bracket behind a name, or None where that is a factor."""
+        """Returns the arguments in the bracket behind a name, or None where that is a factor."""
         depth, at, commas = 0, self._at, False
         while True:
             mark = self._marks[at].text
@@ -668,7 +668,7 @@ class _Reader:
         return made if power is None else made**power
 
     def _base(self) -> Formula:
-        r"""The base of ``\log_2 3`` or ``\log_{2}``; of ``\log_28`` the first digit."""
+        r"""Returns the base of ``\log_2 3`` or ``\log_{2}``; of ``\log_28`` the first digit."""
         mark = self._mark
         if (
             len(mark) > 1
@@ -679,7 +679,7 @@ class _Reader:
         return sympy.Integer(self._take())
 
     def _operand(self, *, divided: bool) -> Formula:
-        """What a function is taken of: a bracket, or the factors up to the next sign or function."""
+        """Returns what a function is taken of: a bracket, or the factors up to the next sign or function."""
         if self._mark in ("(", "[", "{", "|", "\\lvert", "\\lfloor", "\\lceil"):
             return self._one()
         with self._deeper():

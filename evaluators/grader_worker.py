@@ -1,4 +1,4 @@
-"""What a grader's worker process does. Imported there alone, so that sympy never enters the main process."""
+"""Judges answers in a grader's worker process. Imported there alone, so that sympy never enters the main process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def prepare(*, tasks: bool) -> None:
 
 
 def judge(rule: str, gold: str, answer: str) -> bool:
-    """The verdict by a rule: ``math``, or that of a task."""
+    """Returns the verdict by a rule: ``math``, or that of a task."""
     return same(gold, answer) if rule == "math" else by_task(rule, gold, answer)
 
 
 def same(gold: str, answer: str) -> bool:
-    """Whether the answer equals the gold answer as mathematics."""
+    """Returns whether the answer equals the gold answer as mathematics."""
     from speclrm.evaluators import comparing
 
     gold, answer = (notation.numbers(notation.plain_names(notation.in_latex(text))) for text in (gold, answer))
@@ -48,7 +48,7 @@ def same(gold: str, answer: str) -> bool:
 
 
 def by_choice(letter: str, options: str, answer: str) -> bool:
-    """Whether the answer is the option's letter, or the words of the option itself.
+    """Returns whether the answer is the option's letter, or the words of the option itself.
 
     ``options``: a JSON object of letters and options.
     """
@@ -66,7 +66,7 @@ def by_choice(letter: str, options: str, answer: str) -> bool:
 
 
 def by_task(rule: str, gold: str, answer: str) -> bool:
-    """The verdict of a reasoning-gym task on an answer, as written or stripped of LaTeX. Partial credit is none.
+    """Returns the verdict of a reasoning-gym task on an answer, as written or stripped of LaTeX. Partial credit is none.
 
     ``rule``: ``reasoning-gym:TASK``; ``gold``: the entry that the task made, as JSON.
     """
@@ -86,7 +86,7 @@ def by_task(rule: str, gold: str, answer: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """An answer without LaTeX around it: what a task that compares texts expects."""
+    """Returns an answer without LaTeX around it: what a task that compares texts expects."""
     text = notation.words(text.strip().strip("$"))
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = (

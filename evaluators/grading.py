@@ -1,4 +1,4 @@
-"""Whether two answers mean the same, and whether an answer is right.
+"""Decides whether two answers mean the same, and whether an answer is right.
 
 Symbolic comparison can run for ever on what a model wrote. So what is too large by value is never handed to it
 (``sizes``), and the rest is compared in worker processes with limits of time and memory (``workers``). Simple numbers and
@@ -51,12 +51,12 @@ _NOISE = re.compile(
 
 
 def normalised(answer: str) -> str:
-    """Without space and marks that mean nothing. Equal results mean equal answers; different ones mean nothing."""
+    """Removes space and marks that mean nothing. Equal results mean equal answers; different ones mean nothing."""
     return _NOISE.sub("", answer).rstrip(".").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
 
 
 def plainly_same(one: str, other: str) -> bool | None:
-    """Equal texts are the same; two whole numbers are the same or not; None where it takes more to say."""
+    """Compares equal texts and whole numbers. Returns None where it takes more to say."""
     one, other = normalised(one), normalised(other)
     if one == other:
         return True
@@ -83,7 +83,7 @@ class Account:
     told: bool = False
 
     def open(self) -> bool:
-        """Whether there is some left. Where there is none, the log says so once."""
+        """Returns whether there is some left. Where there is none, the log says so once."""
         if self.spent_s >= SAMPLE_LIMIT_S and not self.told:
             self.told = True
             log.warning("answers_compared_by_text", spent_s=round(self.spent_s, 1), limit_s=SAMPLE_LIMIT_S)
@@ -159,7 +159,7 @@ class Grader:
         self._tasks.close()
 
     def of_sample(self) -> Equivalence:
-        """A judge for one sample's answers, with an account of their own."""
+        """Returns a judge for one sample's answers, with an account of their own."""
         return JudgeOfSample(self, Account())
 
     async def same(self, one: str, other: str, account: Account | None = None) -> bool:
@@ -185,7 +185,7 @@ class Grader:
     async def _ask(
         self, rule: str, gold: str, answer: str, suspects: tuple[str, ...], account: Account | None
     ) -> bool | None:
-        """The verdict of a worker, or None where it failed, or where a text is too much for any.
+        """Returns the verdict of a worker, or None where it failed, or where a text is too much for any.
 
         ``suspects``: the texts that a failure may be laid to.
         """
@@ -213,7 +213,7 @@ class Grader:
         return any(self._failed.get(text, 0) >= FAILURES_MAX or sizes.too_much(text, nesting_max) for text in texts)
 
     async def _judge(self, rule: str, gold: str, answer: str, account: Account | None) -> tuple[Judged, bool]:
-        """What workers say, and whether that is all that can be said: not where a short try is all there was."""
+        """Returns what workers say, and whether that is all that can be said: not where a short try is all there was."""
         limit_s = self._limit_s if rule == "math" else self._limit_s + TASK_LIMIT_S
         workers = self._math if rule == "math" else self._tasks
         quick_s = min(QUICK_S, limit_s)
@@ -244,7 +244,7 @@ class Grader:
 
 
 async def _call(workers: Workers, rule: str, gold: str, answer: str, limit_s: float, *, slow: bool) -> Judged:
-    """What came of one try. Raises GraderError where the grader is closed; a nursery that does not come up is no verdict."""
+    """Returns the result of one try. Raises GraderError if the grader is closed; a nursery that does not start is no verdict."""
     try:
         judged = await workers.call(rule, gold, answer, limit_s, slow=slow)
     except GraderError as error:

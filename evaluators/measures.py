@@ -57,7 +57,7 @@ TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 
 
 def measured(text: str) -> Side:
-    """A number or formula and its unit, by the ways in which one is written."""
+    """Returns a number or formula and its unit, by the ways in which one is written."""
     sign: units.Unit | None = None
     if (match := _MONEY.match(text)) and match.end() < len(text):
         sign = units.named({"\\$": "dollar"}.get(match["money"], match["money"])) or units.read("dollar")
@@ -127,7 +127,7 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
 
 
 def _unit_text(tail: str) -> str:
-    """A unit without LaTeX."""
+    """Returns a unit without LaTeX."""
     tail = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", "°", tail)
     tail = re.sub(r"\\mu(?![a-zA-Z])\s*", "µ", tail)
     tail = re.sub(r"\\Omega(?![a-zA-Z])", "Ω", tail).replace("\\AA", "Å").replace("\\%", "%")

@@ -105,7 +105,7 @@ def word_set(text: str) -> frozenset[str]:
 
 
 def in_latex(text: str) -> str:
-    """The answer without decoration, its signs and plain names as commands of LaTeX."""
+    """Returns the answer without decoration, its signs and plain names as commands of LaTeX."""
     text = text.strip()
     before = None
     while before != text:  # marks of Markdown and of formulas around it
@@ -171,7 +171,7 @@ _WORDS = re.compile(r"(\\(?:text\w*|mbox|mathrm|operatorname|begin|end)\s*\{[^{}
 
 
 def clean(text: str) -> str:
-    """The answer in the notation that is compared, without degrees and a percent sign."""
+    """Returns the answer in the notation that is compared, without degrees and a percent sign."""
     text = plain_names(in_latex(text))
     text = text.replace("\\$", "").removeprefix("$")
     text = _ANGLE.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
@@ -193,7 +193,7 @@ def numbers(text: str) -> str:
 
 
 def _exact(match: re.Match[str]) -> str:
-    """A repeating decimal as a fraction: 0.1(6) is (16 - 1) / 90."""
+    """Returns a repeating decimal as a fraction: 0.1(6) is (16 - 1) / 90."""
     fixed, period = match["fixed"], match["period"]
     whole = int((match["whole"] or "0") + fixed)
     top = int((match["whole"] or "0") + fixed + period) - whole
@@ -201,17 +201,17 @@ def _exact(match: re.Match[str]) -> str:
 
 
 def with_dots(text: str) -> str | None:
-    """A text that leaves something to the reader (1, 2, ..., n), without space and with dots of one kind; else None."""
+    """Returns a text that leaves something to the reader (1, 2, ..., n), without space and with dots of one kind; else None."""
     return re.sub(r"\s+", "", _DOTS.sub("...", text)) if _DOTS.search(text) else None
 
 
 def words(text: str) -> str:
-    """The text inside LaTeX's text commands, without space around."""
+    """Returns the text inside LaTeX's text commands, without space around."""
     return re.sub(r"\s+", " ", _TEXT_COMMAND.sub(r"\1", text)).strip()
 
 
 def choice(text: str) -> str | None:
-    """The letter where the text is one, in parentheses or not, or labels an option with it."""
+    """Returns the letter where the text is one, in parentheses or not, or labels an option with it."""
     plain = _CHOSEN.sub("", words(text).strip("${}* "))
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
@@ -219,7 +219,7 @@ def choice(text: str) -> str | None:
 
 
 def is_number(text: str) -> bool:
-    """Whether the answer is one number, written out, and no expression that still has to be worked out."""
+    """Returns whether the answer is one number, written out, and no expression that still has to be worked out."""
     return _ONE_NUMBER.fullmatch(clean(words(text)).replace(" ", "")) is not None
 
 

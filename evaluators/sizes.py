@@ -72,7 +72,7 @@ _END = ""
 
 
 def too_much(text: str, nesting_max: int = NESTING_MAX) -> bool:
-    """Whether an algebra system may take for ever over it."""
+    """Returns whether an algebra system may take for ever over it."""
     return weight(text, nesting_max) == inf
 
 
@@ -120,7 +120,7 @@ def _checked(
     symbolic: bool,
     exact: float | None,
 ) -> _Size:
-    """The size of these bounds, made tighter where one follows from another. Raises _TooMuch where one is too much."""
+    """Returns the size of these bounds, made tighter where one follows from another. Raises _TooMuch where one is too much."""
     if digits > DIGITS_MAX:
         raise _TooMuch
     if terms > 1:
@@ -245,7 +245,7 @@ def _ten_to(digits: float) -> float:
 
 
 def _combinations(n: float, k: float) -> float:
-    """How many ways there are to take k of n; infinite where they are beyond counting."""
+    """Returns how many ways there are to take k of n; infinite where they are beyond counting."""
     if n > 1e6:
         return n if k == 1 else inf
     logarithm = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
@@ -253,7 +253,7 @@ def _combinations(n: float, k: float) -> float:
 
 
 def _monomials(degree: float, letters: int) -> float:
-    """How many products of so many letters have at most that degree."""
+    """Returns how many products of so many letters have at most that degree."""
     return _combinations(degree + letters, letters) if letters else 1.0
 
 
@@ -276,7 +276,7 @@ class _Reader:
         return size
 
     def _all(self, total: _Size = _NONE) -> _Size:
-        """What stands up to the next closing bracket; ``total``: what stands before it."""
+        """Reads what stands up to the next closing bracket; ``total``: what stands before it."""
         product: _Size | None = None
         sign, over = 1.0, False
         while not _closes(mark := self._marks[self._at]):
@@ -304,7 +304,7 @@ class _Reader:
         return total if product is None else _plus(total, product, sign)
 
     def _factor(self) -> _Size:
-        """One thing with its powers and factorials."""
+        """Reads one thing with its powers and factorials."""
         return self._behind(self._one())
 
     def _behind(self, size: _Size) -> _Size:
@@ -334,7 +334,7 @@ class _Reader:
         return size._replace(exact=sign * size.exact if sign and size.exact is not None else None)
 
     def _one(self) -> _Size:
-        """A number, a letter, a bracket with all that is in it, or a command with what belongs to it."""
+        """Reads a number, a letter, a bracket with all that is in it, or a command with what belongs to it."""
         begin = self._at
         mark = self._marks[begin]
         if _closes(mark):
@@ -362,7 +362,7 @@ class _Reader:
         return _letter(mark)
 
     def _operand(self) -> _Size:
-        """What a command takes: a bracket alone, or one thing with its powers."""
+        """Returns what a command takes: a bracket alone, or one thing with its powers."""
         if self._marks[self._at] in _OPENING:
             self._at += 1
             return self._group()
@@ -377,7 +377,7 @@ class _Reader:
         return size
 
     def _range(self) -> _Size:
-        """The bounds of a sum or a product. What is summed stands behind it."""
+        """Returns the bounds of a sum or a product. What is summed stands behind it."""
         while self._marks[self._at] in ("_", "^"):
             self._at += 1
             if self._one().value > RANGE_MAX:

@@ -27,7 +27,7 @@ CELL_CHARACTERS_MAX = 1 << 28
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """``("line 3", {...})`` for each row. The form goes by the file's name; what is no CSV or Parquet is read as JSONL.
+    """Yields ``("line 3", {...})`` for each row. The form goes by the file's name; what is no CSV or Parquet is read as JSONL.
 
     Raises:
         DatasetError: the file cannot be read, is a pickle, or a row is broken; file and line are named.
@@ -85,7 +85,7 @@ def _jsonl(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Row]]:
 
 
 def _array(path: Path, text: bytes) -> Iterator[tuple[str, Row]] | None:
-    """The rows of a file that is one JSON array, or None where it is none."""
+    """Returns the rows of a file that is one JSON array, or None where it is none."""
     try:
         rows = json.loads(text.decode())
     except UnicodeDecodeError as error:
@@ -129,7 +129,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _next_row(rows: Iterator[dict[str | Any, Any]]) -> dict[str | Any, Any] | None:
-    """The next row, or None. The limit of a cell is the whole program's: it is raised for no longer than that."""
+    """Returns the next row, or None. The limit of a cell is the whole program's: it is raised for no longer than that."""
     limit = csv.field_size_limit(CELL_CHARACTERS_MAX)
     try:
         return next(rows, None)

@@ -1,4 +1,4 @@
-"""The grader in a thread of its own, for loops whose time is not real: sockets and processes have no place there."""
+"""Runs the grader in a thread of its own, for loops whose time is not real: sockets and processes have no place there."""
 
 from __future__ import annotations
 

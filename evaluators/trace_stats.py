@@ -1,4 +1,4 @@
-"""What a trace is made of: counts, bytes and rates by kind of event."""
+"""Describes what a trace is made of: counts, bytes and rates by kind of event."""
 
 from __future__ import annotations
 

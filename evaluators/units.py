@@ -1,4 +1,4 @@
-"""The units that answers of physics, chemistry and everyday problems have, as factors and powers of base units.
+"""Knows the units that answers of physics, chemistry and everyday problems have, as factors and powers of base units.
 
 A table rather than a library: what is needed is the reading of one expression such as ``m s^{-1}``, in a worker that is to
 start in milliseconds. Factors are exact, those of the SI brochure (9th edition) and of the international yard and pound.
@@ -160,7 +160,7 @@ _TEMPERATURE = re.compile(r"(?:°|\bdeg(?:ree)?s?)\s*(celsius|centigrade|fahrenh
 
 
 def read(text: str) -> Unit | None:
-    """The unit that the whole text is, or None. ``text``: without LaTeX around its words."""
+    """Returns the unit that the whole text is, or None. ``text``: without LaTeX around its words."""
     unit, at = NONE, 0
     below = False  # behind a slash all of what one bracket or one name holds is divided by
     inside = False
@@ -205,12 +205,12 @@ def read(text: str) -> Unit | None:
 
 
 def _with_last(unit: Unit, power: int) -> Unit | None:
-    """``meters squared``: only of one unit alone is it clear what is squared."""
+    """Reads ``meters squared``: only of one unit alone is it clear what is squared."""
     return unit.to(power) if len(unit.dimensions) == 1 else None
 
 
 def named(name: str) -> Unit | None:
-    """A unit by its sign or name, in the singular or plural."""
+    """Returns a unit by its sign or name, in the singular or plural."""
     if name in _SIGNS:
         return _SIGNS[name]
     lower = name.lower()

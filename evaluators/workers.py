@@ -1,4 +1,4 @@
-"""The processes in which answers are judged, and the way to them.
+"""Runs the processes in which answers are judged.
 
 One process, the nursery, loads the algebra system and is then only forked: each worker is a copy of it, there in
 milliseconds and small, since it shares what was loaded. So to end a worker costs the next call nothing. A worker limits
@@ -47,7 +47,7 @@ Kind = Literal["math", "tasks"]
 
 
 class Judged(NamedTuple):
-    """What came of a call. ``seconds``: processor time, 0 where it is not known.
+    """The result of a call. ``seconds``: processor time, 0 where it is not known.
 
     ``why`` there is no verdict: the call ran into a limit of time, its worker died (of memory, for one), the rule itself
     failed, or the nursery was lost or closed, which is no call's fault.
@@ -114,7 +114,7 @@ class Workers:
         await line.ready
 
     async def call(self, rule: str, gold: str, answer: str, limit_s: float, *, slow: bool) -> Judged:
-        """What comes of a call in a worker that has ``limit_s`` of processor time. ``slow``: it takes a place for such.
+        """Returns what comes of a call in a worker that has ``limit_s`` of processor time. ``slow``: it takes a place for such.
 
         A caller that is cancelled leaves the call to its worker: the place is free when that has ended it. Raises
         GraderError where all is closed, now or while it waits, and where the nursery does not come up.
@@ -306,7 +306,7 @@ class _Nursery:
 
 
 def _work(channel: socket.socket) -> None:
-    """A worker: judges one call after the other. What it says begins with a minus where it is its last."""
+    """Works as a worker: judges one call after the other. What it says begins with a minus where it is its last."""
     from speclrm.evaluators import grader_worker
 
     with channel.makefile("rb") as calls:
@@ -342,7 +342,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def main(channel: str, kind: Kind) -> None:
-    """The nursery's life: ``channel`` is a file descriptor."""
+    """Runs the nursery. ``channel``: a file descriptor."""
     from speclrm.evaluators import grader_worker
 
     signal.signal(signal.SIGTERM, _leave)

@@ -1,1 +1,1 @@
-"""Everything that waits: engines, tracks, scheduling, traces and replays."""
+"""Does everything that waits: engines, tracks, scheduling, traces and replays."""

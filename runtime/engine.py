@@ -18,7 +18,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked: token ids in, token ids out.
+    """A request to an engine: token ids in, token ids out.
 
     ``stop_ids`` end the output and belong to it. ``allowed_ids`` restricts sampling; ``logprob_ids`` asks for the
     natural-log probabilities of just these ids at the first generated position (taken before temperature and before the
@@ -129,7 +129,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What SpecLRM needs to know about a model's token ids.
+    """The facts about a model's token ids that SpecLRM needs.
 
     ``size``: all ids lie below it; a model may have rows for more, which are nothing.
     ``blank_line_ids``: ids whose text contains a blank line (two newlines). ``newline_ids``: ids whose text ends in

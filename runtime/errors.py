@@ -122,5 +122,5 @@ def retold(line: str) -> Exception:
 
 
 def ends_attempt(line: str | None) -> bool:
-    """Whether an event's error is one after which no track could continue."""
+    """Returns whether an event's error is one after which no track could continue."""
     return line is not None and line.partition(": ")[0] in ("EngineDeadError", "TraceError", "TooManyErrors")

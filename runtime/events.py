@@ -135,7 +135,7 @@ def _is_judge(value: object) -> bool:
 
 
 class Operation(_Frozen):
-    """What one request to an engine cost.
+    """The cost of one request to an engine.
 
     ``id`` is ``problem/repeat/track/step/kind``; the seed is derived from it and the run's seed. ``cached_tokens``:
     prompt tokens that the engine had computed before (0 if it does not say). ``prompt_tokens`` and ``cached_tokens``
@@ -205,7 +205,7 @@ class EngineFacts(_Frozen):
 
 
 class EngineReport(_Frozen):
-    """What the engines of a role did during a run, for whichever caller; seconds are the mean of the role's engines,
+    """The work of a role's engines during a run, for whichever caller; seconds are the mean of the role's engines,
     counts their sum.
 
     ``idle_ready_s``: without an operation though a track was ready to send one. ``iterations``; ``batched``: the sum of
@@ -445,7 +445,7 @@ class EngineCounters(NamedTuple):
 
 
 class EnginesObserved(EventBase):
-    """What the break-even controller was told about the engines. It knows nothing else but the events of tracks.
+    """The facts about the engines that the break-even controller was told. It knows nothing else but the events of tracks.
 
     ``engines``: by role. ``both_s``: seconds in which those of several roles had work at once. ``context``: tokens of a
     track's context at the target, on average. ``waiting``: tracks that waited for KV cache.

@@ -51,7 +51,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def is_part(name: str) -> bool:
-    """Whether ``replaced`` makes files of this name: a killed process may leave one behind."""
+    """Returns whether ``replaced`` makes files of this name: a killed process may leave one behind."""
     return name.startswith(".") and name.endswith(_PART)
 
 
@@ -83,5 +83,5 @@ def remedy(error: OSError) -> str:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Whether an error is about files, and not about connections or time, which are OSErrors too."""
+    """Returns whether an error is about files, and not about connections or time, which are OSErrors too."""
     return error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)

@@ -128,7 +128,7 @@ class FlopCounts(_Model):
 
 
 class EngineUse(_Model):
-    """How a role's engines spent their time. Shares, 0 to 1, are of the run's seconds and the mean of the role's
+    """The time of a role's engines by use. Shares, 0 to 1, are of the run's seconds and the mean of the role's
     engines; None if unknown.
 
     ``idle``: without work. ``idle_ready``: without work though a track was ready to send some. ``batch``: requests in
@@ -334,7 +334,7 @@ class Ledger:
         return self._chain_tokens / self.chains if self.chains else None
 
     def flops(self) -> dict[str, FlopCounts]:
-        """FLOPs by role, for those whose number of parameters is known."""
+        """Returns the FLOPs by role, for those whose number of parameters is known."""
         known = {role: facts.parameters for role, facts in self._facts.items()}
         return {
             role: FlopCounts.of(counts, parameters)
@@ -343,14 +343,14 @@ class Ledger:
         }
 
     def all_flops(self) -> FlopCounts | None:
-        """FLOPs of all roles together; None if one of them has an unknown number of parameters."""
+        """Returns the FLOPs of all roles together; None if one of them has an unknown number of parameters."""
         flops = self.flops()
         if not flops or not flops.keys() >= self._tokens.keys():
             return None
         return FlopCounts(decode=sum(one.decode for one in flops.values()), all=sum(one.all for one in flops.values()))
 
     def engines(self) -> dict[str, EngineUse]:
-        """Engine use by role, for roles of which the trace has something."""
+        """Returns the engine use by role, for roles of which the trace has something."""
         tokens = self.tokens()
         roles = sorted({*self._facts, *self._busy_s, *tokens})
         return {role: self._use(role, tokens.get(role, TokenCounts())) for role in roles}

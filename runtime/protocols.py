@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class TrackPlan:
-    """How one track starts: its name, its method or role hint, and the conversation that each model sees first.
+    """The beginning of one track: its name, its method or role hint, and the conversation that each model sees first.
 
     ``code`` names the hint (a method A to L, M for none; a role). The runtime adds a think mark if the model has one.
     ``raw``: the conversation is one message that comes before the first step as plain text, without a chat template and
@@ -67,8 +67,8 @@ class TrackPlan:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the target is asked before a sample's tracks are planned. ``reply``: how its answer opens. ``opening``: text
-    of our own between a raw question and the reply; marks in it count.
+    """The question that the target is asked before a sample's tracks are planned. ``reply``: the beginning of its answer.
+    ``opening``: text of our own between a raw question and the reply; marks in it count.
     """
 
     messages: tuple[Message, ...]
@@ -92,7 +92,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """How sure the draft model was of what it wrote.
+    """The draft model's confidence in what it wrote.
 
     ``tokens``: how many the mean is over; ``mean_logprob``: their mean natural-log probability, at most 0, before
     temperature; ``first_entropy``: of the step's first token, in nats, None if it was not requested.
@@ -141,7 +141,7 @@ Speculate = Literal["auto", "always", "never"]
 
 
 class Track(Protocol):
-    """What a strategy's loop can do. Its results, its seed and its parameters are the loop's only inputs."""
+    """The verbs of a strategy's loop. Its results, its seed and its parameters are the loop's only inputs."""
 
     @property
     def problem(self) -> Problem: ...

@@ -62,7 +62,7 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a runtime works with. ``engines``: one of each role, or several with the same model."""
+    """The parts that a runtime works with. ``engines``: one of each role, or several with the same model."""
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
@@ -85,7 +85,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """How a run continues. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
+    """The past of a run that continues. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
 
     ``anew``: the run is a new one that begins with what the trace has.
     """

@@ -21,7 +21,7 @@ RANGES: dict[Scorer, tuple[float, float]] = {"judge": (0.0, 9.0), "likelihood": 
 
 
 def accepts(score: float, threshold: float) -> bool:
-    """Whether a step is kept; one at the threshold is, as in SpecReason's code."""
+    """Returns whether a step is kept; one at the threshold is, as in SpecReason's code."""
     return score >= threshold
 
 

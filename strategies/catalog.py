@@ -82,7 +82,7 @@ def strategy(
 
 
 def _all_told(error: ValidationError) -> str:
-    """All that is wrong. A default that is made from other options fails with them, and nobody gave it."""
+    """Returns all that is wrong. A default that is made from other options fails with them, and nobody gave it."""
     items = [dict(item) for item in error.errors()]
     return "; ".join(_told(item) for item in items if item["type"] != "default_factory_not_called")
 

@@ -1,4 +1,4 @@
-"""The base class of all strategies: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
+"""Defines the base class of all strategies: a recipe, the plan, the rule that ends a track, the closing write, and the vote."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ STEP = (32.0, 32.0, 32.0)
 def simulate(
     acceptance: float, tracks: int, mode: str, *, shared: bool, seed: int, budget: int
 ) -> tuple[float, RunSummary]:
-    """Kept tokens a virtual second, and the run's figures. ``mode``: alone, always or auto."""
+    """Returns the kept tokens a virtual second, and the run's figures. ``mode``: alone, always or auto."""
     each = min(TRACKS_A_PROBLEM, tracks)
     settings = WorldSettings((acceptance,), steps=2000, judge_error=0.0, draft_lengths=STEP, target_lengths=STEP)
     world = SimulatedWorld(settings, seed)

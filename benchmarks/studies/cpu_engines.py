@@ -29,7 +29,7 @@ DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
 
 
 async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str, float]:
-    """Kept tokens a second of each mode."""
+    """Measures the kept tokens a second of each mode."""
     os.environ[ASKED] = "1" if changed else "0"
     problems = load(DATASET, limit=4)
     rates: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How well a target tells good steps from bad ones, by each way of scoring, and what each way costs.
+"""Measures how well a target tells good steps from bad ones, by each way of scoring, and what each way costs.
 
     python benchmarks/studies/judges.py record steps.json [--dataset ...] [--problems 24] [--steps 8]
     python benchmarks/studies/judges.py score steps.json scores.json
@@ -23,20 +23,18 @@ import asyncio
 import json
 import math
 import random
-import re
 import statistics
 import time
 from collections import defaultdict
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from speclrm import api
+from speclrm.benchmarks.studies.sums import sums_hold
 from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.engine import Request
@@ -60,120 +58,6 @@ NOTES = {
 }
 """Notes that were tried; the first is the one that is shipped."""
 RESAMPLES = 2000
-
-# ---------------------------------------------------------------------------------------------------- sums in a step
-
-_NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
-_EXPRESSION = re.compile(rf"[(\s]*{_NUMBER}(?:[\s)]*[-+*/×÷][\s(]*{_NUMBER})*[\s)]*")
-_EQUALS = re.compile(r"(?<![=<>!≤≥≠≈])=(?!=)")
-_LATEX = (
-    ("\\times", "*"),
-    ("\\cdot", "*"),
-    ("\\div", "/"),
-    ("−", "-"),
-    ("×", "*"),
-    ("÷", "/"),
-    ("\\(", ""),
-    ("\\)", ""),
-)
-
-
-def sums_hold(text: str) -> bool | None:
-    """Returns whether all of the text's equations of plain numbers are right; None if it has none.
-
-    ``3 + 4 = 7``, chains of them, and LaTeX's signs are understood; anything with letters in it is skipped, and so is
-    what only repeats itself.
-    """
-    for mark, plain in _LATEX:
-        text = text.replace(mark, plain)
-    text = re.sub(r"\\boxed\{([^{}]*)\}", r"\1", text).replace("**", "")
-    verdicts: list[bool] = []
-    for line in text.splitlines():
-        sides = _EQUALS.split(line)
-        for place, (left, right) in enumerate(pairwise(sides)):
-            one = _beside(left, at_end=True)
-            other = _beside(right, at_end=False)
-            if one is None or other is None or one == other:
-                continue
-            # A sum somewhere: ``x = 7``, ``7 = 7`` and what only repeats itself state nothing.
-            if place or not (one.isdigit() and other.isdigit()):
-                values = _calculated(one), _calculated(other)
-                if None not in values:
-                    verdicts.append(values[0] == values[1])
-    return all(verdicts) if verdicts else None
-
-
-def _beside(side: str, *, at_end: bool) -> str | None:
-    """Returns the expression next to the equals sign, without blanks; None if letters touch it."""
-    side = side.rstrip(" $") if at_end else side.lstrip(" $")
-    if at_end:
-        found = next((m for m in _EXPRESSION.finditer(side) if m.end() == len(side)), None)
-        before = side[: found.start()].rstrip() if found else ""
-        if before and before[-1] not in ".:,;>`$" and not before[-1].isspace() and not _ends_a_word(before):
-            return None
-    else:
-        found = _EXPRESSION.match(side)
-        after = side[found.end() :] if found else ""
-        if after and ((after[0].isalpha() and not side[: found.end()].endswith(" ")) or after[0] in "%^_\\{(*/"):  # type: ignore[union-attr]
-            return None
-    if not found:
-        return None
-    return re.sub(r"[\s$,]", "", found.group()).replace("×", "*").replace("÷", "/")
-
-
-def _calculated(expression: str) -> Fraction | None:
-    try:
-        return _calculate(expression)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _ends_a_word(text: str) -> bool:
-    return bool(re.search(r"[A-Za-z]{2,}$", text))
-
-
-def _calculate(expression: str) -> Fraction:
-    """Returns the exact value of numbers, + - * / and brackets. Raises ValueError."""
-    tokens = re.findall(r"\d+(?:\.\d+)?|[-+*/()]", expression)
-    place = 0
-
-    def take() -> str:
-        nonlocal place
-        if place >= len(tokens):
-            raise ValueError("it breaks off")
-        place += 1
-        return tokens[place - 1]
-
-    def atom() -> Fraction:
-        token = take()
-        if token == "-":
-            return -atom()
-        if token == "(":
-            value = total()
-            if take() != ")":
-                raise ValueError("a bracket is open")
-            return value
-        if token in "+*/)":
-            raise ValueError(token)
-        return Fraction(token)
-
-    def product() -> Fraction:
-        value = atom()
-        while place < len(tokens) and tokens[place] in "*/":
-            value = value * atom() if take() == "*" else value / atom()
-        return value
-
-    def total() -> Fraction:
-        value = product()
-        while place < len(tokens) and tokens[place] in "+-":
-            value = value + product() if take() == "+" else value - product()
-        return value
-
-    value = total()
-    if place != len(tokens):
-        raise ValueError("something is left")
-    return value
-
 
 # -------------------------------------------------------------------------------------------------------------- record
 

@@ -1,4 +1,4 @@
-"""A small process that outlives its owner just long enough to end the engines that the owner left behind.
+"""Ends the engines that their owner left behind: a small process that outlives the owner just long enough for that.
 
 vLLM's engine processes do not notice that the program which started them is gone, and a program ended by SIGKILL can
 tell nobody. So the owner starts this file as a process of its own before it starts an engine. It sleeps on a pidfd of

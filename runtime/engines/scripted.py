@@ -1,4 +1,4 @@
-r"""An engine that answers from a script, for tests and examples: no model, no randomness, time as the script says.
+r"""Provides an engine that answers from a script, for tests and examples: no model, no randomness, time as the script says.
 
     engine = ScriptedEngine(by_step(["First step.\n\n", r"So it is \boxed{4}."], scores=[8, 3]))
 

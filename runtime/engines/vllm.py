@@ -196,7 +196,7 @@ class _Start:
 
 
 def arguments(settings: EngineSettings) -> dict[str, JsonValue]:
-    """Everything that vLLM's engine is told; the rest are its own defaults."""
+    """Returns everything that vLLM's engine is told; the rest are its own defaults."""
     options: dict[str, JsonValue] = {
         "model": str(settings.path),
         "served_model_name": settings.name,

@@ -27,7 +27,7 @@ LIKELIHOOD_BYTES = 12
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model decides its memory. Lengths in elements; ``parameters``: their number."""
+    """The properties of a model that decide its memory. Lengths in elements; ``parameters``: their number."""
 
     parameters: int
     layers: int

@@ -102,7 +102,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _ask_gpus(*fields: str) -> list[list[str]]:
-    """The fields of each GPU as nvidia-smi knows them, or nothing."""
+    """Returns the fields of each GPU as nvidia-smi knows them, or nothing."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
@@ -117,7 +117,7 @@ def _ask_gpus(*fields: str) -> list[list[str]]:
 
 @cache
 def read_devices() -> Mapping[str, JsonValue]:
-    """What does not change of this machine's GPUs: ``devices`` with names and memory, and their ``driver``; nothing
+    """Returns what does not change of this machine's GPUs: ``devices`` with names and memory, and their ``driver``; nothing
     where there are none.
     """
     rows = _ask_gpus("name", "memory.total", "driver_version")

@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How one engine is to be placed.
+    """The place of one engine.
 
     ``devices``: numbers of GPUs as programs see them, from 0; none leaves the choice to us. ``tensor_parallel``: how many
     GPUs share each layer, by default all devices of a stage; ``pipeline_parallel``: how many stages the layers are dealt

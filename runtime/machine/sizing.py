@@ -70,7 +70,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the engines will be asked. Lengths in tokens.
+    """The work that the engines are to do. Lengths in tokens.
 
     ``suffix_tokens``: the longer of the judge's turn and the closing request. ``tracks``: how many are at work at once.
     ``likelihood``: the target reads drafts for their likelihood.
@@ -159,7 +159,7 @@ def check_context(models: Mapping[Role, ModelFacts], work: Work) -> None:
 
 
 def _what_fits(context: int, work: Work) -> str:
-    """What of the work is too long for that many tokens, and the options that make it fit."""
+    """Returns what of the work is too long for that many tokens, and the options that make it fit."""
     room = context - work.prompt_tokens - work.suffix_tokens  # for the budget and one step
     budget = int((room - work.max_step_tokens) / _written_anew(work))
     if work.question_tokens > context:
@@ -261,8 +261,8 @@ def engine_settings(
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """What one engine needs. ``parts``: bytes on each of its devices beside the cache, by what for; ``least``: of the cache,
-    for one track.
+    """The memory that one engine needs. ``parts``: bytes on each of its devices beside the cache, by purpose; ``least``: bytes of the
+    cache for one track.
     """
 
     dtype: EngineDtype

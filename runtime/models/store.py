@@ -161,7 +161,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def tensors_digest(folder: Path) -> str:
-    """The same of the configuration and the weights alone, in full. Raises ModelError."""
+    """Returns the same of the configuration and the weights alone, in full. Raises ModelError."""
     return _digest(folder, "config.json")
 
 
@@ -181,7 +181,7 @@ def _digest(folder: Path, *files: str) -> str:
 
 
 def origin(folder: Path) -> dict[str, JsonValue]:
-    """Where a model's folder came from, as far as the folder tells: the hub's repository and commit, or the packages; and
+    """Returns where a model's folder came from, as far as the folder tells: the hub's repository and commit, or the packages; and
     the sha256 of its index of weights, where it has one.
     """
     found: dict[str, JsonValue] = {"folder": str(folder)}

@@ -56,7 +56,7 @@ limit is far lower."""
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where a track had to stop: its next request is not in the trace. ``why``: one line."""
+    """A place at which a track had to stop, because its next request is not in the trace. ``why``: one line."""
 
     problem: str
     repeat: int
@@ -184,7 +184,7 @@ class SamplePlayback:
     # ------------------------------------------------------------------------------------------------------ the order
 
     def open(self, index: int) -> bool:
-        """Whether the event is still to come."""
+        """Returns whether the event is still to come."""
         return self._open[index]
 
     def allow(self, index: int) -> None:
@@ -317,7 +317,7 @@ class SamplePlayback:
             yield event.model_copy()
 
     def ends(self, track: str) -> bool:
-        """Whether all that the trace still has of a track is that others stopped it."""
+        """Returns whether all that the trace still has of a track is that others stopped it."""
         left = self._streams.get(track)
         return (
             bool(left)
@@ -438,7 +438,7 @@ class SamplePlayback:
 
 
 def _stops(event: Event) -> bool:
-    """Whether an event records what the end of a track that others made useless did to it."""
+    """Returns whether an event records what the end of a track that others made useless did to it."""
     match event:
         case TrackFinished():
             return event.reason == "stopped"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one event has of a request. ``index``: of the event among its sample's.
+    """The part of a request that one event has. ``index``: of the event among its sample's.
 
     ``ids``: of this share; ``operation.ahead`` come after them. ``digits``: log-probabilities of 0 to 9. ``dropped``:
     the loop abandoned the request, or it failed with ``error``; then nothing was answered. ``piece``: the request came

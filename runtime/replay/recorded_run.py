@@ -176,7 +176,7 @@ def lasting(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def by_the_end(event: Event) -> bool:
-    """Whether an event says only that an attempt ended."""
+    """Returns whether an event says only that an attempt ended."""
     match event:
         case TrackFinished():
             return event.reason == "cancelled" or ends_attempt(event.error)

@@ -47,7 +47,7 @@ PROBE_REASON = "one step, to see whether drafts pay"
 
 
 class Decision(NamedTuple):
-    """What a track does next, and why, in one line."""
+    """The next step of a track, and the reason in one line."""
 
     mode: Mode
     reason: str
@@ -426,7 +426,7 @@ class Controller:
         )
 
     def _hoped(self) -> float:
-        """The acceptance that the problems may well have, for all that is known."""
+        """Returns the acceptance that the problems may well have, for all that is known."""
         mean = self._kept / self._verdicts
         return mean + self._settings.hope * (mean * (1 - mean) / self._verdicts) ** 0.5
 

@@ -1,4 +1,4 @@
-"""The numbers that the controller decides by, each with its unit."""
+"""Holds the numbers that the controller decides by, each with its unit."""
 
 from __future__ import annotations
 

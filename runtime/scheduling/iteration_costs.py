@@ -27,7 +27,7 @@ SLOWDOWN_MAX = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What an engine did between two looks at it. ``context``: tokens of context, summed over iterations and requests.
+    """The work of an engine between two looks at it. ``context``: tokens of context, summed over iterations and requests.
 
     ``both_s``: seconds of ``busy_s`` in which another engine was busy too.
     """

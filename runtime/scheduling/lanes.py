@@ -185,7 +185,7 @@ class Lane:
         return Stay(self.queues[flight.place], flight)
 
     def wants_place(self, flight: Flight) -> bool:
-        """Whether a lasting request in its engine should give its place up at the end of its step, and ask again.
+        """Returns whether a lasting request in its engine should give its place up at the end of its step, and ask again.
 
         True while something more urgent waits and lasting requests hold all places.
         """
@@ -311,7 +311,7 @@ class _Queue:
         return bool(waiting) and waiting.first()[0] < flight.request.priority
 
     def _has_room(self, lasting: bool) -> bool:
-        """Whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
+        """Returns whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
         there are any.
         """
         if not lasting or self.in_flight >= self._cap:

@@ -192,7 +192,7 @@ def _finite(logprob: float) -> float:
 
 
 class Flights(Protocol):
-    """Where a track's requests go: a lane, or a trace with a lane behind it."""
+    """The protocol of what a track's requests go to: a lane, or a trace with a lane behind it."""
 
     @property
     def engine(self) -> Engine: ...
@@ -205,7 +205,7 @@ class Flights(Protocol):
         ...
 
     def wants_place(self, flight: Flight) -> bool:
-        """Whether a more urgent request waits for a place such as this one in flight holds."""
+        """Returns whether a more urgent request waits for a place such as this one in flight holds."""
         ...
 
     def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...

@@ -1,4 +1,4 @@
-"""A priority queue whose entries may leave at any time."""
+"""Provides a priority queue whose entries may leave at any time."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def open_prompt(tokenizer: Tokenizer, plan: TrackPlan) -> list[int]:
 
 
 def _closed_thinking(tokenizer: Tokenizer, ids: Sequence[int], last: str) -> bool:
-    """Whether the template closes a thought behind the last turn: it was written for answers without one.
+    """Returns whether the template closes a thought behind the last turn: it was written for answers without one.
 
     What stands before that turn's end may well speak of the marks: some templates explain them.
     """
@@ -61,7 +61,7 @@ def question_ids(tokenizer: Tokenizer, question: Question) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSuffix:
-    """What follows a step when the target is asked to score it: ``ids``, then one of the ten ``digit_ids``."""
+    """The ids that follow a step when the target is asked to score it: ``ids``, then one of the ten ``digit_ids``."""
 
     ids: tuple[int, ...]
     digit_ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template, from its folder, without the weight of transformers.
+"""Loads a model's tokenizer and chat template from its folder, without the weight of transformers.
 
 The template is rendered as transformers does it (same sandbox, same options, same helpers), so that a prompt here is
 the prompt that the model was trained on. Marks that stand in what is put into it, though, are text: only the template's
@@ -51,7 +51,7 @@ _CONTINUED = "\u241eCONTINUED\u241e"
 
 
 def load_tokenizer(path: Path) -> HFTokenizer:
-    """The tokenizer of a model's folder.
+    """Returns the tokenizer of a model's folder.
 
     Raises:
         ModelError: the folder has no ``tokenizer.json``, or it cannot be read.
@@ -70,7 +70,7 @@ def load_tokenizer(path: Path) -> HFTokenizer:
 
 
 def tokenizer_digest(path: Path) -> str:
-    """The sha256 of all that decides which ids a text has in a model's folder, and which of them end it."""
+    """Returns the sha256 of all that decides which ids a text has in a model's folder, and which of them end it."""
     config = {
         name: value for name, value in _read_json(path / "tokenizer_config.json").items() if name != "chat_template"
     }
@@ -81,7 +81,7 @@ def tokenizer_digest(path: Path) -> str:
 
 
 def template_digest(path: Path) -> str | None:
-    """The sha256 of a model's chat template, or None where it has none. Raises ModelError."""
+    """Returns the sha256 of a model's chat template, or None where it has none. Raises ModelError."""
     found = _find_template(path, _read_json(path / "tokenizer_config.json"))
     return None if found.lost else sha256(found.text.encode()).hexdigest()
 
@@ -217,7 +217,7 @@ class HFTokenizer:
         )
 
     def _control(self, added: Sequence[dict[str, Any]], marks: dict[str, int]) -> Iterator[int]:
-        """The added tokens that are control marks.
+        """Returns the added tokens that are control marks.
 
         Some of them are no special tokens in the library's sense (``<tool_call>``, ``<think>``, the turns of DeepSeek's
         models), and others are plain text: runs of spaces, rare letters, tags of HTML.
@@ -239,7 +239,7 @@ class HFTokenizer:
                 yield marks[text]
 
     def _texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """The text of each id that can hold a newline. A full decode of 150,000 ids one by one would take seconds."""
+        """Returns the text of each id that can hold a newline. A full decode of 150,000 ids one by one would take seconds."""
         newline = {"\n", "\u010a", "<0x0A>"}  # plain, as byte-level BPE writes it, and as a byte token
         candidates = [
             token for token in ids if any(mark in (self._tokenizer.id_to_token(token) or "") for mark in newline)
@@ -247,7 +247,7 @@ class HFTokenizer:
         return {token: self._tokenizer.decode([token], skip_special_tokens=False) for token in candidates}
 
     def _configured_ends(self) -> set[int]:
-        """What the model's own files call its end."""
+        """Returns what the model's own files call its end."""
         ends: set[int] = set()
         for file in ("generation_config.json", "config.json"):
             value = _read_json(self._path / file).get("eos_token_id")
@@ -258,8 +258,8 @@ class HFTokenizer:
         return ends
 
     def _fingerprint(self, plain: dict[str, int]) -> str:
-        """Equal where plain text gets the same ids: the model, what comes before it, added tokens that are ``plain`` text,
-        and nothing of marks.
+        """Returns a key that is equal where plain text gets the same ids: of the model, the steps before it, and added tokens
+        that are ``plain`` text; marks do not count.
         """
         parts = {key: self._raw.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
         if plain:
@@ -298,13 +298,13 @@ class _Marks:
         self._add(AddedToken, self._cut, None)
 
     def _add(self, kind: Any, text: str, token: int | None, like: Any = None) -> None:
-        """``token``: what stands for it in the end, or None for nothing. ``like``: how it is looked for."""
+        """Notes a mark. ``token``: what stands for it in the end, or None for nothing. ``like``: how it is looked for."""
         names = ("single_word", "lstrip", "rstrip", "normalized")
         self._guarded.add_tokens([kind(text, **{name: getattr(like, name, False) for name in names})])
         self._back[self._guarded.token_to_id(text)] = token
 
     def hide(self, text: str) -> str:
-        """The text with its marks in a form that ``encode`` takes for characters, and a template leaves as it is."""
+        """Returns the text with its marks in a form that ``encode`` takes for characters, and a template leaves as it is."""
         return self._mark.sub(lambda found: f"{self._guard}:{self._texts.index(found.group())};", text)
 
     def encode(self, text: str, *, add: bool = False) -> list[int]:
@@ -327,7 +327,7 @@ class _Marks:
         return [token for token in ids if token is not None]
 
     def _shown(self, text: str, cut: str) -> str:
-        """The text with its hidden marks in their own characters, and ``cut`` behind the first one of each."""
+        """Returns the text with its hidden marks in their own characters, and ``cut`` behind the first one of each."""
 
         def mark(found: re.Match[str]) -> str:
             written = self._texts[int(found[1])]
@@ -337,7 +337,7 @@ class _Marks:
 
 
 def _token_text(value: Any) -> str | None:
-    """A special token as tokenizer_config.json writes it: text, or an object with its text."""
+    """Returns a special token as tokenizer_config.json writes it: text, or an object with its text."""
     if isinstance(value, dict):
         return value.get("content")  # type: ignore[no-any-return]
     return value
@@ -352,7 +352,7 @@ class _Template(NamedTuple):
 
 
 def _find_template(path: Path, config: Mapping[str, Any]) -> _Template:
-    """The chat template of a model's folder, wherever its family writes it. Raises ModelError for one that is no text."""
+    """Returns the chat template of a model's folder, wherever its family writes it. Raises ModelError for one that is no text."""
     place = f"{path / 'tokenizer_config.json'} (chat_template)"
     file = path / "chat_template.jinja"
     lost = f"{path} has no chat template"
@@ -397,7 +397,7 @@ def _template_error(place: str, line: int, error: Exception) -> str:
 
 @cache
 def _generation_tag() -> Any:
-    """What ``{% generation %}`` is to a template: marks for trainers around what an assistant wrote, nothing to a prompt."""
+    """Returns the tag ``{% generation %}``: marks for trainers around what an assistant wrote, nothing to a prompt."""
     from jinja2.ext import Extension
     from jinja2.nodes import Node, Scope
 

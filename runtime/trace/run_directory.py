@@ -74,7 +74,7 @@ def new_record(config: dict[str, JsonValue]) -> RunRecord:
 
 
 def machine() -> dict[str, JsonValue]:
-    """What a record says of this machine."""
+    """Returns what a record says of this machine."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -84,13 +84,13 @@ def machine() -> dict[str, JsonValue]:
 
 
 def versions() -> Mapping[str, str]:
-    """Of what this process runs: packages, and the commit of this one where that is known."""
+    """Returns the versions that this process runs: packages, and the commit of this one if known."""
     return _versions()
 
 
 @cache
 def _versions() -> Mapping[str, str]:
-    """Read once: that takes longer than all else of a short attempt at a problem."""
+    """Reads the versions once: that takes longer than all else of a short attempt at a problem."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -102,7 +102,7 @@ def _versions() -> Mapping[str, str]:
 
 
 def _commit(root: Path) -> str | None:
-    """The commit that this package's code is of, with ``+changes`` where files of it differ; None where nothing says."""
+    """Returns the commit that this package's code is of, with ``+changes`` where files of it differ; None where nothing says."""
     with suppress(metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         installed = json.loads(metadata.distribution("speclrm").read_text("direct_url.json") or "")
         return str(installed["vcs_info"]["commit_id"])
@@ -193,13 +193,13 @@ def _left_behind(directory: Path, names: set[str]) -> set[str]:
 
 
 def _has_events(directory: Path) -> bool:
-    """Whether the trace there, if there is one, has a whole line."""
+    """Returns whether the trace there, if there is one, has a whole line."""
     found = segments(directory / TRACE_FILE)
     return any(not segment.live or last_line(segment.path) for segment in found)
 
 
 def _is_ours(content: bytes) -> bool:
-    """Whether that is a run.json, whole or as a crash leaves it: empty, zeroed, or torn."""
+    """Returns whether that is a run.json, whole or as a crash leaves it: empty, zeroed, or torn."""
     text = content.strip(b"\0 \n")
     try:
         RunRecord.model_validate_json(text)
@@ -309,7 +309,7 @@ def locked(directory: Path, notice: Callable[[str], None] = lambda _: None) -> G
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a process that lives on this machine holds the folder, or one of another machine is said to."""
+    """Returns whether a process that lives on this machine holds the folder, or one of another machine is said to."""
     try:
         content = json.loads((directory / LOCK_FILE).read_text(encoding="utf-8"))
         return content["host"] != socket.gethostname() or psutil.pid_exists(content["pid"])

@@ -324,7 +324,7 @@ class RuntimeTrack:
     # --------------------------------------------------------------------------------------------------------- room
 
     async def _hold(self) -> None:
-        """Waits, before each request, until the engines have room for this track and its events are taken.
+        """Waits before each request until the engines have room for this track and its events are taken.
 
         A track that has to wait releases its engines and publishes that, since a replay could not know of it otherwise.
         """

@@ -48,7 +48,7 @@ DELTA_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineCost:
-    """What an iteration takes, in seconds: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
+    """The seconds that an iteration takes: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
 
     ``kv_tokens``: size of the KV cache in tokens. The limits are those of vLLM's scheduler; ``chunked_prefill``:
     whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each sampled token,
@@ -69,7 +69,7 @@ class EngineCost:
 
 
 class World(Protocol):
-    """What simulated models write and how sure they are. Log-probabilities are natural."""
+    """The protocol of what simulated models write and how sure they are. Log-probabilities are natural."""
 
     def write(self, request: Request) -> Sequence[int]:
         """Returns the ids that would follow the request's prompt if nothing stopped them."""

@@ -123,7 +123,7 @@ def preset_digest(name: str) -> str | None:
 
 
 def settings_digest(name: str) -> str:
-    """Of all that an engine goes by, built-in or not. Raises ModelError."""
+    """Returns a digest of all that a simulated engine goes by, built-in or not. Raises ModelError."""
     short = name.removeprefix(PREFIX)
     settings = EngineFit(cost=PRESETS[short]) if short in PRESETS else read_preset(short)
     return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()

@@ -36,7 +36,7 @@ _Auroc = Annotated[float, Field(ge=0.5, le=1)]
 
 @dataclass(frozen=True, slots=True)
 class WorldSettings:
-    """What a world is like. The defaults stand for QwQ-32B with drafts by R1-Distill-Qwen-1.5B on AIME 2024, 8192 tokens.
+    """The properties of a world. The defaults stand for QwQ-32B with drafts by R1-Distill-Qwen-1.5B on AIME 2024, 8192 tokens.
 
     ``acceptance``: of each problem in turn, the share of drafts that the judge scores 7 or more (with ``scores``: at or
     above their quantile 1 - acceptance). Lengths in tokens; ``steps``: of a track, on average, with ``steps_spread`` of

@@ -1,4 +1,4 @@
-"""The tokenizer of simulated models: an id holds its own characters, so nothing has to be stored and any text can be decoded.
+"""Provides the tokenizer of simulated models: an id holds its own characters, so nothing is stored and any text decodes.
 
 Also cuts what a model would write as an engine does.
 """
