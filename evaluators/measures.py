@@ -101,7 +101,7 @@ def measured(text: str) -> Side:
 
 
 def _tail(value: str, tail: str, *, written: bool) -> Side | None:
-    """``written``: as words or upright, rather than as letters of a formula are."""
+    """Reads the tail of a number as its unit. ``written``: as words or upright, rather than as letters of a formula are."""
     tail = re.sub(r"\s+", " ", tail).strip()
     if not tail:
         return None
@@ -142,7 +142,7 @@ def _unit_text(tail: str) -> str:
 
 
 def compound(text: str) -> Side | None:
-    """18 dollars and 50 cents: in the first unit, where all are of one kind."""
+    """Reads 18 dollars and 50 cents: in the first unit, where all are of one kind."""
     plain = re.sub(rf"{TEXTS}\s*\{{([^{{}}]*)\}}", r" \1 ", text)
     plain = re.sub(r"\\[ ,;]|~", " ", plain).strip()
     found: list[tuple[Fraction, units.Unit]] = []

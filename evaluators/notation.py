@@ -159,7 +159,7 @@ def in_latex(text: str) -> str:
 
 
 def plain_names(text: str) -> str:
-    """With backslashes before the names of functions and Greek letters, outside of words."""
+    """Puts backslashes before the names of functions and Greek letters, outside of words."""
     parts = _WORDS.split(text)
     return "".join(
         part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part))
@@ -180,7 +180,7 @@ def clean(text: str) -> str:
 
 
 def numbers(text: str) -> str:
-    """With numbers written in one piece, and those of programs as powers of ten."""
+    """Writes numbers in one piece, and those of programs as powers of ten."""
     text = _PERIODIC.sub(r"\1\\overline{\2}", text)
     text = _REPEATING.sub(_exact, _BRACED_GROUPS.sub("", text))
     if _SPACE_GROUPS.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Fresh problems of reasoning-gym's tasks."""
+"""Generates problems of reasoning-gym's tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GYM_SIZE = 16
 
 
 def make_problems(name: str, size: int, seed: int) -> list[Problem]:
-    """``size`` problems of ``reasoning-gym:TASK[?option=value&...]``, made by the seed. Raises DatasetError."""
+    """Generates ``size`` problems of ``reasoning-gym:TASK[?option=value&...]``, from the seed. Raises DatasetError."""
     if find_spec("reasoning_gym") is None:
         raise DatasetError(f"{name} needs the package reasoning-gym: pip install 'speclrm[tasks]'.")
     import reasoning_gym  # pyright: ignore[reportMissingTypeStubs]

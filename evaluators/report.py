@@ -1,4 +1,4 @@
-"""The files derived from a trace: written whole or not at all, and rebuilt from the trace at any time."""
+"""Writes the files derived from a trace: whole or not at all; they can be rebuilt from the trace at any time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMMARY_FILE = "summary.json"
 
 
 def write_reports(directory: Path, summary: RunSummary) -> None:
-    """``results.jsonl`` (a line a sample) and ``summary.json`` into a run's folder. Raises ResultsError."""
+    """Writes ``results.jsonl`` (a line a sample) and ``summary.json`` into a run's folder. Raises ResultsError."""
     for name, text in _texts(summary).items():
         try:
             write_whole(directory / name, text)
@@ -29,7 +29,7 @@ def write_reports(directory: Path, summary: RunSummary) -> None:
 
 
 def stale_reports(directory: Path, summary: RunSummary) -> list[str]:
-    """For each of the two files that is not what the summary says: its name and whether it is missing or stale."""
+    """Returns, for each of the two files that differs from the summary, its name and whether it is missing or stale."""
     found: list[str] = []
     for name, text in _texts(summary).items():
         try:

@@ -1,4 +1,4 @@
-r"""How large an answer becomes when it is worked out, by value and before anything is worked out: pure text work.
+r"""Estimates how large an answer becomes when it is worked out, by value and before that: pure text work.
 
 An algebra system that is given ``9^{9^9}``, ``(x+1)^{999}`` or ``\binom{x}{9999}`` begins to compute it and does not come
 back. Here such a text is read by a small tolerant reader of its own, from which each part gets upper bounds: the digits
@@ -77,7 +77,7 @@ def too_much(text: str, nesting_max: int = NESTING_MAX) -> bool:
 
 
 def weight(text: str, nesting_max: int = NESTING_MAX) -> float:
-    """How much there is to compute, to compare texts by; infinite where it is too much."""
+    """Estimates how much there is to compute; infinite where it is too much."""
     if len(text) > LENGTH_MAX or "\x00" in text or _ENDLESS.search(text):
         return inf
     text = notation.DIGIT_GROUPS.sub("", notation.clean(text))
@@ -155,7 +155,7 @@ def _number(text: str) -> _Size:
 
 
 def _plus(one: _Size, other: _Size, sign: float = 1.0) -> _Size:
-    """``sign``: 1, -1, or 0 where it is unknown, or the two only stand side by side."""
+    """Adds two sizes. ``sign``: 1, -1, or 0 where it is unknown, or the two only stand side by side."""
     known = sign and one.exact is not None and other.exact is not None
     return _checked(
         one.digits + other.digits,

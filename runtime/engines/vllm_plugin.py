@@ -31,7 +31,7 @@ FEW = (256, 4096)
 
 
 def register() -> None:
-    """Called by vLLM in each of its processes."""
+    """Installs the changes; vLLM calls this in each of its processes."""
     changes = [_mask_padding] if IDS in os.environ else []
     if os.environ.get(ASKED) == "1":
         changes += [_spin_less, _select_the_nucleus]

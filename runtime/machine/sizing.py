@@ -261,8 +261,8 @@ def engine_settings(
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """The memory that one engine needs. ``parts``: bytes on each of its devices beside the cache, by purpose; ``least``: bytes of the
-    cache for one track.
+    """The memory that one engine needs. ``parts``: bytes on each of its devices beside the cache, by purpose; ``least``:
+    bytes of the cache for one track.
     """
 
     dtype: EngineDtype

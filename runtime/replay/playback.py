@@ -371,7 +371,7 @@ class SamplePlayback:
     # --------------------------------------------------------------------------------------------------- the requests
 
     def has(self, operation: str) -> bool:
-        """Whether the trace says anything about a request."""
+        """Returns whether the trace says anything about a request."""
         return operation in self._answers
 
     def find(self, request: Request) -> list[Share] | None:
