@@ -203,6 +203,16 @@ class RunOptions(EngineOptions, DataOptions):
     repeats: Annotated[
         int, Field(ge=1), Option("Samples per problem.", PROBLEMS, "draw", flags=("--repeat-id", "--num-repeats"))
     ] = 1
+    shard: Annotated[
+        str | None,
+        Option(
+            "Part of the selected problems to run: 2/8 is the second of eight. `speclrm merge` puts the parts together.",
+            PROBLEMS,
+            "problems",
+            metavar="K/N",
+            shown="all",
+        ),
+    ] = None
     reproduce_fault: Annotated[
         tuple[str, ...],
         Option(

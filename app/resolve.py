@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from speclrm.app import original_faults
 from speclrm.app.engines import Engines, MakeEngines, make_engines, open_runtime
 from speclrm.app.progress import Notify, note, quiet
-from speclrm.app.settings_diff import digest
+from speclrm.app.settings_diff import SELECTED, digest
 from speclrm.app.simulation import is_simulated_dataset, simulated_problems
 from speclrm.app.thresholds import kept_threshold
 from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.benchmarks import canonical
-from speclrm.evaluators.datasets import Columns, Selection, load, select
+from speclrm.evaluators.datasets import Columns, Selection, load, part_of, select
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
@@ -34,11 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All that an invocation comes to before anything is loaded. ``options``: with each name in its one form."""
+    """All that an invocation comes to before anything is loaded. ``options``: with each name in its one form.
+
+    ``selected``: the problems before ``--shard`` took its part.
+    """
 
     options: RunOptions
     strategy: Family
     problems: Sequence[Problem]
+    selected: Sequence[Problem]
     seed: int | None
     engines: Engines
 
@@ -62,6 +66,7 @@ class Resolved:
             "strategy": self.strategy.name,
             "recipe": recipe,
             "problems": digest(self.problems),
+            **({SELECTED: digest(self.selected)} if self.options.shard else {}),
         }
 
     def runtime(self, notify: Notify = quiet) -> Runtime:
@@ -117,7 +122,8 @@ def resolve(
         named["draft"] = None  # nothing would ever ask it
     options = options.model_copy(update=named)
     engines = make(options, dataset, drawn if world_seed is None else world_seed)
-    return Resolved(options, strategy, problems, options.seed, engines)
+    part = problems if options.shard is None else part_of(problems, options.shard)
+    return Resolved(options, strategy, part, problems, options.seed, engines)
 
 
 def make_strategy(name: str, **options: Any) -> Family:

@@ -40,9 +40,17 @@ MODELS = "models"
 MODEL_FACTS = {"tensors": "weights", "preset": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
 """Those of them that two comparable runs have in common, with their names for people."""
 
+SELECTED = "selected"
+"""Where the configuration of a shard has the digest of all problems of which it runs a part."""
+
+MERGED = "merged"
+"""Where the configuration of a merged run has those of its shards."""
+
 FACTS = (
     WEIGHTS,
     MODELS,
+    SELECTED,
+    MERGED,
     "data",
     "engines",
     "devices",
@@ -181,10 +189,10 @@ def refuse_models(directory: Path, found: Changes) -> NoReturn:
     )
 
 
-def table(found: Changes) -> str:
-    """Returns the changes as lines of three columns."""
-    rows = [("setting", "recorded", "asked")]
-    rows += [(name, _cell(old), _cell(new)) for name, (old, new) in found.items()]
+def table(found: Changes, old: str = "recorded", new: str = "asked") -> str:
+    """Returns the changes as lines of three columns. ``old``, ``new``: the heads of the values."""
+    rows = [("setting", old, new)]
+    rows += [(name, _cell(one), _cell(other)) for name, (one, other) in found.items()]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -44,6 +44,7 @@ _CODE = re.compile(r"[\w./~-]+\.py:\w+|[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _PART_ID = re.compile(r".+-\d+")
 """A row's id that names the split of its benchmark."""
+_PART = re.compile(r"(\d+)/(\d+)")
 DEFAULT_ROWS = 30
 
 
@@ -211,6 +212,20 @@ def select(
         drawn = random.Random(f"sample/{seed}").sample(range(len(problems)), selection.sample)
         problems = [problems[place] for place in sorted(drawn)]
     return problems[: selection.limit]
+
+
+def part_of(problems: Sequence[Problem], part: str) -> list[Problem]:
+    """Returns the problems of a part such as ``2/8``: of eight parts, every eighth problem from the second one on.
+
+    Raises DatasetError if it is no such part, or has no problem.
+    """
+    match = _PART.fullmatch(part)
+    number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise DatasetError(f"--shard {part} is no part. Write K/N, such as 2/8, with K from 1 to N.")
+    if number > len(problems):
+        raise DatasetError(f"--shard {part} is empty: there are {len(problems)} problems. Use at most as many shards.")
+    return list(problems[number - 1 :: parts])
 
 
 def _named(name: str, problems: Sequence[Problem], text: str) -> list[Problem]:
