@@ -11,6 +11,7 @@ from speclrm.app.settings_diff import changed_models, key
 from speclrm.evaluators.compare import compared
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
+from speclrm.evaluators.intervals import with_intervals
 from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.runtime.errors import ResultsError, TraceReadError
@@ -85,7 +86,7 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *,
         if isinstance(event, RunStarted):
             config = config or event.config
         fold.add(event)
-    summary = fold.summary()
+    summary = with_intervals(fold.summary())
     if not summary.run:
         raise ResultsError(f"{directory / TRACE_FILE} is empty: the run ended before anything was written. Remove it.")
     finished = summary.status != "running"
