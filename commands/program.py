@@ -13,6 +13,7 @@ from speclrm import __version__
 from speclrm.commands import (
     bench,
     calibrate,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -68,6 +69,7 @@ for name, function in {
     "replay": replay.replay,
     "runs": runs.runs,
     "eval": evaluate.evaluate,
+    "compare": compare.compare,
     "grade": grade.grade,
     "calibrate": calibrate.calibrate,
     "demo": demo.demo,

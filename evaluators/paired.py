@@ -68,7 +68,8 @@ class CostRatio(_Model):
 
 
 class Differing(_Model):
-    """A problem that one side has right more often than the other, of ``pairs``. The answers stand in the order of repeats."""
+    """A problem that one side has right more often than the other, of ``pairs``; those that differ most come first. The answers
+    stand in the order of repeats."""
 
     problem: str
     pairs: int
@@ -180,4 +181,5 @@ def _differing(pairs: Pairs) -> list[Differing]:
         )
         for problem, some in of.items()
     ]
-    return [one for one in found if one.base_right != one.other_right]
+    moved = [one for one in found if one.base_right != one.other_right]
+    return sorted(moved, key=lambda one: -abs(one.base_right - one.other_right) / one.pairs)

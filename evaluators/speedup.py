@@ -14,9 +14,9 @@ DECODING = ("write", "rewrite", "closing")
 
 
 class Work(BaseModel):
-    """What made a run take its ``seconds`` = ``kept`` x ``work`` / ``rate``.
+    """What made a run take its ``seconds`` = ``tracks`` x ``chain`` x ``work`` / ``rate``.
 
-    ``kept``: tokens in committed steps, of all tracks. ``work``: seconds of requests for one of them, in units of
+    ``tracks``: of all samples. ``chain``: tokens in committed steps, of one of them. ``work``: seconds of requests for one of them, in units of
     ``target_token_s``, the target's own seconds for a token that it writes: 1 where the target writes alone and nothing is
     thrown away. ``rate``: such units of work that were done in a second of the run, side by side. ``side_by_side``: requests
     in the engines at a time, on average.
@@ -25,7 +25,8 @@ class Work(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: float
-    kept: int
+    tracks: int
+    chain: float
     work: float
     rate: float
     target_token_s: float
@@ -33,9 +34,10 @@ class Work(BaseModel):
 
 
 class Split(BaseModel):
-    """How many times as fast as the base a run was, ``total`` = ``chains`` x ``speculation`` x ``schedule``; under 1 is slower.
+    """How many times as fast as the base a run was: ``total`` = ``chains`` x ``speculation`` x ``schedule`` x ``tracks``; under 1
+    is slower.
 
-    ``chains``: fewer kept tokens. ``speculation``: less work for a kept token: cheap drafts, less what is thrown away and what
+    ``chains``: fewer kept tokens a track. ``tracks``: fewer of them; 1 where both have as many. ``speculation``: less work for a kept token: cheap drafts, less what is thrown away and what
     scores take. ``schedule``: more work done in a second: more side by side, or by faster engines. ``decode_flops`` and
     ``all_flops``: the base's operations by the run's, None where unknown.
     """
@@ -46,6 +48,7 @@ class Split(BaseModel):
     chains: float
     speculation: float
     schedule: float
+    tracks: float
     decode_flops: float | None
     all_flops: float | None
     base: Work
@@ -59,9 +62,10 @@ def split(base: RunSummary, other: RunSummary) -> Split | None:
         return None
     return Split(
         total=one.seconds / two.seconds,
-        chains=one.kept / two.kept,
+        chains=one.chain / two.chain,
         speculation=one.work / two.work,
         schedule=two.rate / one.rate,
+        tracks=one.tracks / two.tracks,
         decode_flops=_ratio(base.decode_flops, other.decode_flops),
         all_flops=_ratio(base.all_flops, other.all_flops),
         base=one,
@@ -76,12 +80,14 @@ def work(summary: RunSummary) -> Work | None:
     busy_s = sum(phase.engine_s for phase in summary.phases.values())
     wrote = target.generated - target.judge - target.choice if target else 0
     wrote_s = sum(summary.phases[name].engine_s for name in DECODING if name in summary.phases)
-    if not kept or wrote <= 0 or min(wrote_s, busy_s, summary.seconds) <= 0:
+    tracks = sum(len(row.tracks) for row in summary.samples)
+    if not kept or not tracks or wrote <= 0 or min(wrote_s, busy_s, summary.seconds) <= 0:
         return None
     token_s = wrote_s / wrote
     return Work(
         seconds=summary.seconds,
-        kept=kept,
+        tracks=tracks,
+        chain=kept / tracks,
         work=busy_s / token_s / kept,
         rate=busy_s / token_s / summary.seconds,
         target_token_s=token_s,

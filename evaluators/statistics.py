@@ -60,9 +60,9 @@ class Part(NamedTuple):
 def share_interval(parts: Sequence[Part]) -> Interval | None:
     """The interval of a share, 0 to 1; None where there is nothing to count.
 
-    Jeffreys' interval (Brown, Cai, DasGupta 2001, 4.3) for the effective number of samples of Korn and Graubard 1998: the
-    number of independent samples that would vary as the share does from problem to problem, and no more than there are. Where
-    all agree, the variance says nothing, and each problem counts once.
+    Jeffreys' interval (Brown, Cai, DasGupta 2001, 4.3) for the effective number of samples of Korn and Graubard 1998: of
+    independent samples, so many would vary as the share does from problem to problem, less for what few problems tell of that;
+    no more than there are, and no fewer than problems. Where all agree, the variance says nothing, and each problem counts once.
     """
     from scipy import stats
 
@@ -77,7 +77,7 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
         spread = sum((part.top - share * part.bottom) ** 2 for part in parts) / total**2
         quantile: Any = stats.t.ppf
         fewer = (quantile((1 + LEVEL) / 2, max(total - 1, 1)) / quantile((1 + LEVEL) / 2, problems - 1)) ** 2
-        effective = min(total, share * (1 - share) / spread * fewer) if spread else total
+        effective = max(problems, fewer * min(total, share * (1 - share) / spread if spread else total))
     right = share * effective
     distribution: Any = stats.beta(right + 0.5, effective - right + 0.5)
     low = 0.0 if share == 0 else float(distribution.ppf((1 - LEVEL) / 2))
@@ -131,8 +131,8 @@ def sign_flips(differences: Sequence[float]) -> float:
 
     # Those of zero have no sign, and would only make the others' signs too many to try all.
     moved = [difference for difference in differences if difference]
-    if not moved:
-        return 1.0
+    if len(moved) < 2:
+        return 1.0  # one alone is as far from zero with either sign
 
     def mean(values: Any, axis: int) -> Any:
         return np.mean(values, axis=axis)
