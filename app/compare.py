@@ -78,7 +78,7 @@ class _Run:
     def __init__(self, directory: Path, notice: Callable[[str], None]) -> None:
         self.facts = Facts()
         self.directory = directory
-        self.results: RunResults = read_run(directory, notice, facts=self.facts)
+        self.results: RunResults = read_run(directory, notice, reports=False, facts=self.facts)
 
     def side(self) -> Side:
         config, summary = self.facts.config, self.results.summary

@@ -80,12 +80,13 @@ def read_run(
     notice: Callable[[str], None] = lambda _: None,
     *,
     rebuild: bool = False,
+    reports: bool = True,
     facts: Facts | None = None,
 ) -> RunResults:
     """Reads a run from its trace. Raises TraceReadError.
 
     With ``rebuild``, writes its results.jsonl and summary.json again if they are missing or different; without it, only
-    reports that. ``facts``: gets all events, too.
+    reports that, and without ``reports`` not even that. ``facts``: gets all events, too.
     """
     fold = Summary()
     config: dict[str, JsonValue] = {}
@@ -102,7 +103,7 @@ def read_run(
     if summary.status != "finished":
         state = "did not end by itself" if not finished else f"was {summary.status}"
         notice(f"{directory}: the run {state}; evaluated as far as it came")
-    if stale := stale_reports(directory, summary):
+    if reports and (stale := stale_reports(directory, summary)):
         what = "; ".join(stale)
         if not rebuild:
             notice(f"{directory}: {what}; evaluated from the trace. --rebuild writes them anew")
