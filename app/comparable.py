@@ -119,7 +119,9 @@ def remarks(base: Facts, other: Facts) -> list[str]:
     for side, which in ((base, "first"), (other, "second")):
         if side.overrides:
             found.append(f"settings were changed while the {which} run went on: {', '.join(sorted(side.overrides))}")
-    hashes = [data.get("sha256") if isinstance(data := side.config.get("data"), dict) else None for side in (base, other)]
+    hashes = [
+        data.get("sha256") if isinstance(data := side.config.get("data"), dict) else None for side in (base, other)
+    ]
     if None not in hashes and hashes[0] != hashes[1]:
         found.append("the files of the data differ, though not in the problems that are compared")
     return found
@@ -154,12 +156,17 @@ def _problems(base: Facts, other: Facts) -> Changes:
     one, two = ({problem for problem, _ in side.samples} for side in (base, other))
     found: Changes = {}
     if one != two:
-        sides = [f"{len(mine)} of {side.config.get('dataset')}{_only(mine - both)}"
-                 for side, mine, both in ((base, one, two), (other, two, one))]
+        sides = [
+            f"{len(mine)} of {side.config.get('dataset')}{_only(mine - both)}"
+            for side, mine, both in ((base, one, two), (other, two, one))
+        ]
         found[PROBLEMS] = f"{sides[0]}; {len(one & two)} are in both", sides[1]
     changed = sorted(name for name in one & two if base.problems.get(name) != other.problems.get(name))
     if changed:
-        found[DATA] = f"{len(one & two)} problems are in both", f"{len(changed)} of them have another text or answer: {_some(changed)}"
+        found[DATA] = (
+            f"{len(one & two)} problems are in both",
+            f"{len(changed)} of them have another text or answer: {_some(changed)}",
+        )
     return found
 
 

@@ -115,7 +115,9 @@ def compare(
     """
     directories = [_one_run(folder) for folder in folders]
     if len(directories) < 2:
-        raise ResultsError("Two runs are needed for a comparison: give the folders of both, the one to compare with first.")
+        raise ResultsError(
+            "Two runs are needed for a comparison: give the folders of both, the one to compare with first."
+        )
     if len({directory.resolve() for directory in directories}) < len(directories):
         raise ResultsError("A run is named twice. Give the folders of different runs.")
     base, *others = [_read(directory, notice) for directory in directories]
@@ -129,7 +131,9 @@ def _one_run(folder: Path) -> Path:
     found = find_runs([folder])
     if len(found) > 1:
         names = ", ".join(map(str, found[:3])) + (", ..." if len(found) > 3 else "")
-        raise ResultsError(f"{folder} holds {len(found)} runs ({names}). Name one of them: a comparison is of single runs.")
+        raise ResultsError(
+            f"{folder} holds {len(found)} runs ({names}). Name one of them: a comparison is of single runs."
+        )
     return found[0]
 
 
@@ -151,7 +155,9 @@ def _against(base: _Run, other: _Run, *, common: bool, allowed: set[str]) -> Aga
     samples = of_both(base.facts, other.facts)
     if found.keys() & set(ON_COMMON):
         if not samples:
-            raise ResultsError(f"{base.directory} and {other.directory} have no problem in common that is the same in both.")
+            raise ResultsError(
+                f"{base.directory} and {other.directory} have no problem in common that is the same in both."
+            )
         notices.append(
             f"only what both have is compared: {len(samples)} samples of {len({name for name, _ in samples})} problems, of "
             f"{len(base.facts.samples)} and {len(other.facts.samples)} samples"
@@ -207,5 +213,3 @@ def _refuse(base: Path, other: Path, refused: Changes) -> None:
         f"{quote(str(base))} and {quote(str(other))} are not comparable.\n"
         f"{table(refused, ('', base.name or str(base), other.name or str(other)))}\n{'; '.join(advice)}."
     )
-
-

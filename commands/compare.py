@@ -32,7 +32,9 @@ COSTS = {
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="A B...", help="Folders of runs; each is compared with the first.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="A B...", help="Folders of runs; each is compared with the first.")
+    ],
     common: Annotated[
         bool, typer.Option("--common", help="If problems or repeats differ, compare those that both runs have.")
     ] = False,
@@ -105,7 +107,9 @@ def _points(text: str) -> float:
     """A margin of accuracy, 0 to 1. Raises UsageError."""
     found = _POINTS.fullmatch(text)
     if found is None or not 0 <= float(found[1]) <= 100:
-        raise UsageError(f"--fail-if-worse {text!r} is no number of points. Give points of accuracy, such as 1pt or 0.5pt.")
+        raise UsageError(
+            f"--fail-if-worse {text!r} is no number of points. Give points of accuracy, such as 1pt or 0.5pt."
+        )
     return float(found[1]) / 100
 
 
@@ -215,9 +219,8 @@ def _said(accuracy: Accuracy, letter: str) -> Iterator[str]:
     repeats = accuracy.problems < accuracy.pairs
     tests = f"p = {accuracy.mcnemar:.3g} (exact McNemar)"
     if repeats:
-        tests = (
-            f"p = {accuracy.p:.3g} by problem (signs flipped); {accuracy.mcnemar:.3g} if repeats were problems (exact McNemar)"
-        )
+        alone = f"{accuracy.mcnemar:.3g} if repeats were problems (exact McNemar)"
+        tests = f"p = {accuracy.p:.3g} by problem (signs flipped); {alone}"
     yield f"chance       {tests}"
     change = accuracy.difference
     if change.low > 0 or change.high < 0:
@@ -252,17 +255,13 @@ def _speed(one: Against, letter: str) -> Iterator[str]:
 
 def _causes(split: Split) -> Iterator[str]:
     base, other = split.base, split.other
+    work, rate = f"{base.work:.2f} -> {other.work:.2f}", f"{base.rate:,.1f} -> {other.rate:,.1f}"
+    at_once = f"{base.side_by_side:.1f} -> {other.side_by_side:.1f}"
     yield f"             {split.chains:5.2f}x  shorter chains: {base.chain:,.0f} -> {other.chain:,.0f} kept tokens a track"
     if base.tracks != other.tracks:
         yield f"           x {split.tracks:5.2f}x  fewer tracks: {base.tracks} -> {other.tracks}"
-    yield (
-        f"           x {split.speculation:5.2f}x  speculation: {base.work:.2f} -> {other.work:.2f} target tokens' work for a kept "
-        "one"
-    )
-    yield (
-        f"           x {split.schedule:5.2f}x  schedule: {base.rate:,.1f} -> {other.rate:,.1f} target tokens' work a second, "
-        f"{base.side_by_side:.1f} -> {other.side_by_side:.1f} at once"
-    )
+    yield f"           x {split.speculation:5.2f}x  speculation: {work} target tokens' work for a kept one"
+    yield f"           x {split.schedule:5.2f}x  schedule: {rate} target tokens' work a second, {at_once} at once"
 
 
 def _differing(found: tuple[Differing, ...], letter: str) -> Iterator[str]:

@@ -69,7 +69,8 @@ class CostRatio(_Model):
 
 class Differing(_Model):
     """A problem that one side has right more often than the other, of ``pairs``; those that differ most come first. The answers
-    stand in the order of repeats."""
+    stand in the order of repeats.
+    """
 
     problem: str
     pairs: int

@@ -16,10 +16,10 @@ DECODING = ("write", "rewrite", "closing")
 class Work(BaseModel):
     """What made a run take its ``seconds`` = ``tracks`` x ``chain`` x ``work`` / ``rate``.
 
-    ``tracks``: of all samples. ``chain``: tokens in committed steps, of one of them. ``work``: seconds of requests for one of them, in units of
-    ``target_token_s``, the target's own seconds for a token that it writes: 1 where the target writes alone and nothing is
-    thrown away. ``rate``: such units of work that were done in a second of the run, side by side. ``side_by_side``: requests
-    in the engines at a time, on average.
+    ``tracks``: of all samples. ``chain``: tokens in committed steps, of one of them. ``work``: seconds of requests for one such
+    token, in units of ``target_token_s``, the target's own seconds for a token that it writes: 1 where the target writes alone
+    and nothing is thrown away. ``rate``: such units of work that were done in a second of the run, side by side.
+    ``side_by_side``: requests in the engines at a time, on average.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,9 +37,9 @@ class Split(BaseModel):
     """How many times as fast as the base a run was: ``total`` = ``chains`` x ``speculation`` x ``schedule`` x ``tracks``; under 1
     is slower.
 
-    ``chains``: fewer kept tokens a track. ``tracks``: fewer of them; 1 where both have as many. ``speculation``: less work for a kept token: cheap drafts, less what is thrown away and what
-    scores take. ``schedule``: more work done in a second: more side by side, or by faster engines. ``decode_flops`` and
-    ``all_flops``: the base's operations by the run's, None where unknown.
+    ``chains``: fewer kept tokens a track. ``speculation``: less work for a kept token: cheap drafts, less what is thrown away
+    and what scores take. ``schedule``: more work done in a second: more side by side, or by faster engines. ``tracks``: fewer of
+    them; 1 where both have as many. ``decode_flops`` and ``all_flops``: the base's operations by the run's, None where unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

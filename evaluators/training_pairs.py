@@ -74,7 +74,9 @@ class _Track:
     """What a track has written, and its drafts; ``now``: the one that is not decided."""
 
     def __init__(self, started: TrackStarted, asked: ProblemStarted | None) -> None:
-        self.state = hashlib.sha256(repr((sorted(started.prompt_ids.items()), sorted(started.opening_ids.items()))).encode())
+        self.state = hashlib.sha256(
+            repr((sorted(started.prompt_ids.items()), sorted(started.opening_ids.items()))).encode()
+        )
         self.texts: list[str] = []
         self.written: StepWritten | StepDrafted | None = None
         self.now: dict[str, object] | None = None
@@ -193,6 +195,4 @@ def _ended(tracks: dict[str, _Track], outcome: str | None, winners: Collection[s
         track.end("dropped")
         agrees = None if outcome is None else name in winners
         for row in track.rows:
-            yield PairRow.model_validate(
-                {**row, "track_answer": track.answer, "agrees": agrees, "outcome": outcome}
-            )
+            yield PairRow.model_validate({**row, "track_answer": track.answer, "agrees": agrees, "outcome": outcome})

@@ -78,7 +78,9 @@ def write(
         sample: dict[str, Any] = {"problem": f"p{first + number // repeats}", "repeat": number % repeats}
         step: dict[str, Any] = {**sample, "track": "A", "step": 0}
         answer = "4" if letter == "r" else "5"
-        operation = Operation(id=f"{number}", engine="t", seed=None, prompt_tokens=10, output_tokens=tokens, engine_s=2.0)
+        operation = Operation(
+            id=f"{number}", engine="t", seed=None, prompt_tokens=10, output_tokens=tokens, engine_s=2.0
+        )
         events += [
             ProblemStarted(**sample, text=f"What is {first + number // repeats}?", gold=gold),
             TrackStarted(**sample, track="A", hint="", prompt_ids={}),
@@ -103,16 +105,28 @@ def changed(role: str, **facts: Any) -> dict[str, Any]:
 
 
 INCOMPARABLE: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "fewer problems": ({"rights": RIGHT[:5]}, ["problems", "10 of d.jsonl", "5 only here: p5, p6, p7", "5 are in both"], "--common"),
+    "fewer problems": (
+        {"rights": RIGHT[:5]},
+        ["problems", "10 of d.jsonl", "5 only here: p5, p6, p7", "5 are in both"],
+        "--common",
+    ),
     "other problems": ({"first": 5}, ["problems", "5 only here: p10", "5 are in both"], "--common"),
     "fewer repeats": (
         {"rights": RIGHT[:5]},
         ["repeats", "2 of each problem (0, 1)", "1 of each problem (0)", "5 samples are in both"],
         "--common",
     ),
-    "another answer under the same id": ({"gold": "5"}, ["data", "10 of them have another text or answer: p0, p1, p2"], "--common"),
+    "another answer under the same id": (
+        {"gold": "5"},
+        ["data", "10 of them have another text or answer: p0, p1, p2"],
+        "--common",
+    ),
     "another budget": ({"recipe": {"token_budget": 1024}}, ["token_budget", "512", "1024"], "--allow token-budget"),
-    "another target": ({"target": "u", "models": changed("target", tensors="f" * 64)}, ["target", "t", "u"], "--allow target"),
+    "another target": (
+        {"target": "u", "models": changed("target", tensors="f" * 64)},
+        ["target", "t", "u"],
+        "--allow target",
+    ),
     "other weights under the same name": (
         {"models": changed("target", tensors="f" * 64)},
         ["target's weights", "aaaaaaaaaaaaaaaa", "ffffffffffffffff"],
@@ -314,7 +328,9 @@ def test_evals_ratios_are_refused_between_other_problems(tmp_path: Path) -> None
     write(tmp_path / "b", "rrw" * 10, repeats=3, strategy="speculative", draft="s")
     done = invoke("eval", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "ratios      none to a, which is of other work (problems: 5 of d.jsonl; 5 are in both beside 10" in done.stdout
+    assert (
+        "ratios      none to a, which is of other work (problems: 5 of d.jsonl; 5 are in both beside 10" in done.stdout
+    )
     assert "x)" not in done.stdout
     (_, one) = json.loads(invoke("eval", ".", "--json", cwd=tmp_path).stdout)["evaluations"]
     assert one["compared"]["decode_flops"] is None

@@ -178,7 +178,9 @@ def covered(kind: str, problems: int, repeats: int, draws: int, seed: int) -> fl
         return 1 / (1 + np.exp(hard)), 1 / (1 + np.exp(hard + random.normal(0, 0.7, many) - 0.3))
 
     ones, others = chances(4_000_000)
-    truth = {"accuracy": float(ones.mean()), "difference": float((others - ones).mean()), "ratio": 0.7, "mean": 100.0}[kind]
+    truth = {"accuracy": float(ones.mean()), "difference": float((others - ones).mean()), "ratio": 0.7, "mean": 100.0}[
+        kind
+    ]
     held = 0
     for _ in range(draws):
         if kind in ("ratio", "mean"):
@@ -215,4 +217,4 @@ if __name__ == "__main__":
     for many in (20, 30, 60, 200):
         for which in ("accuracy", "difference", "ratio", "mean"):
             for each in (1, 3):
-                print(f"{which:<11}{many:>5} x {each}  {covered(which, many, each, 2_000, 7):.1%}", flush=True)  # noqa: T201
+                print(f"{which:<11}{many:>5} x {each}  {covered(which, many, each, 2_000, 7):.1%}", flush=True)
