@@ -60,7 +60,7 @@ class Part(NamedTuple):
 def share_interval(parts: Sequence[Part]) -> Interval | None:
     """The interval of a share, 0 to 1; None where there is nothing to count.
 
-    Jeffreys' interval (Brown, Cai, DasGupta 2001, 4.3) for the effective number of samples of Korn and Graubard 1998: of
+    Jeffreys' interval (Brown, Cai, DasGupta 2001) for the effective number of samples of Korn and Graubard 1998: of
     independent samples, so many would vary as the share does from problem to problem, less for what few problems tell of that;
     no more than there are, and no fewer than problems. Where all agree, the variance says nothing, and each problem counts once.
     """
@@ -88,7 +88,7 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
 def mean_interval(parts: Sequence[Part]) -> Interval | None:
     """The interval of a mean that is not below zero, such as of seconds; None for fewer than two problems.
 
-    Student's, with the standard error of a ratio of sums over problems (Cochran 1977, 6.3; Miller 2024, arXiv 2411.00640, for
+    Student's, with the standard error of a ratio of sums over problems (Cochran 1977, chapter 6; Miller 2024, arXiv 2411.00640, for
     questions in clusters).
     """
     from scipy import stats
@@ -121,7 +121,7 @@ def mcnemar(only_one: int, only_other: int) -> float:
 
 
 def sign_flips(differences: Sequence[float]) -> float:
-    """The two-sided p-value of differences, one a problem: each is as likely to have the other sign (Fisher 1935, 21).
+    """The two-sided p-value of differences, one a problem: each is as likely to have the other sign (Fisher 1935).
 
     What McNemar's exact test is for pairs of single samples; a problem's repeats are no pairs of their own. All signs, or
     9,999 draws of them where there are more.
@@ -181,7 +181,7 @@ def ratio_interval(parts: Sequence[Part]) -> Interval | None:
 
 def _bootstrap(parts: Sequence[Part]) -> tuple[float, float]:
     """The percentile interval of a ratio of sums, made wider for few problems as Student's is: the expanded percentile
-    interval of Hesterberg 2015 (The American Statistician 69, 371), 3.3. Both sums of a problem are drawn together.
+    interval of Hesterberg 2015 (The American Statistician 69, 371). Both sums of a problem are drawn together.
     """
     import numpy as np
     from scipy import stats
@@ -214,7 +214,7 @@ def problems_to_settle(parts: Sequence[Part], effect: float) -> int | None:
     """How many problems would show an effect of this size, with a chance of 80 %, if they differ as these do; None without an
     effect or a difference.
 
-    The paired test of a mean: (z of the level + z of the power)^2 x variance / effect^2 (Cohen 1988, 2.4; Miller 2024, 5).
+    The paired test of a mean: (z of the level + z of the power)^2 x variance / effect^2 (Cohen 1988, 2.4; Miller 2024).
     ``parts``: a problem's difference, and its number of pairs.
     """
     from scipy import stats
