@@ -6,6 +6,7 @@ takes half a second, which a list of runs or a help text need not wait for.
 
 from __future__ import annotations
 
+from importlib import import_module
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +58,11 @@ class Part(NamedTuple):
     bottom: float
 
 
+def _scipy() -> Any:
+    """Its statistics, whose types say nothing; imported by the first who asks."""
+    return import_module("scipy.stats")
+
+
 def share_interval(parts: Sequence[Part]) -> Interval | None:
     """The interval of a share, 0 to 1; None where there is nothing to count.
 
@@ -64,8 +70,6 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
     independent samples, so many would vary as the share does from problem to problem, less for what few problems tell of that;
     no more than there are, and no fewer than problems. Where all agree, the variance says nothing, and each problem counts once.
     """
-    from scipy import stats
-
     parts = [part for part in parts if part.bottom]
     if not parts:
         return None
@@ -75,11 +79,11 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
     if problems > 1 and 0 < share < 1:
         # The mean of squares and not their sum over one less: samples that stand alone then count as they are many.
         spread = sum((part.top - share * part.bottom) ** 2 for part in parts) / total**2
-        quantile: Any = stats.t.ppf
+        quantile = _scipy().t.ppf
         fewer = (quantile((1 + LEVEL) / 2, max(total - 1, 1)) / quantile((1 + LEVEL) / 2, problems - 1)) ** 2
         effective = max(problems, fewer * min(total, share * (1 - share) / spread if spread else total))
     right = share * effective
-    distribution: Any = stats.beta(right + 0.5, effective - right + 0.5)
+    distribution = _scipy().beta(right + 0.5, effective - right + 0.5)
     low = 0.0 if share == 0 else float(distribution.ppf((1 - LEVEL) / 2))
     high = 1.0 if share == 1 else float(distribution.ppf((1 + LEVEL) / 2))
     return Interval(value=share, low=min(low, share), high=max(high, share))
@@ -88,23 +92,19 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
 def mean_interval(parts: Sequence[Part]) -> Interval | None:
     """The interval of a mean that is not below zero, such as of seconds; None for fewer than two problems.
 
-    Student's, with the standard error of a ratio of sums over problems (Cochran 1977, chapter 6; Miller 2024, arXiv 2411.00640, for
-    questions in clusters).
+    Student's, with the standard error of a ratio of sums over problems (Cochran 1977, chapter 6; Miller 2024, arXiv 2411.00640,
+    for questions in clusters).
     """
-    from scipy import stats
-
     parts = [part for part in parts if part.bottom]
     if len(parts) < 2:
         return None
     total = sum(part.bottom for part in parts)
     mean = sum(part.top for part in parts) / total
     residuals = [part.top - mean * part.bottom for part in parts]
-    sem: Any = stats.sem
-    error = float(sem(residuals)) / (total / len(parts))
+    error = float(_scipy().sem(residuals)) / (total / len(parts))
     if error == 0:
         return Interval(value=mean, low=mean, high=mean)
-    distribution: Any = stats.t
-    low, high = distribution.interval(LEVEL, len(parts) - 1, loc=mean, scale=error)
+    low, high = _scipy().t.interval(LEVEL, len(parts) - 1, loc=mean, scale=error)
     return Interval(value=mean, low=max(0.0, float(low)), high=float(high))
 
 
@@ -112,12 +112,9 @@ def mcnemar(only_one: int, only_other: int) -> float:
     """The two-sided p-value of the exact test: of the pairs in which one alone is right, each is as likely the one as the
     other (McNemar 1947; the exact form is a binomial test). 1 where there is no such pair.
     """
-    from scipy import stats
-
     if not only_one + only_other:
         return 1.0
-    binomial: Any = stats.binomtest
-    return float(binomial(only_one, only_one + only_other, 0.5).pvalue)
+    return float(_scipy().binomtest(only_one, only_one + only_other, 0.5).pvalue)
 
 
 def sign_flips(differences: Sequence[float]) -> float:
@@ -127,20 +124,18 @@ def sign_flips(differences: Sequence[float]) -> float:
     9,999 draws of them where there are more.
     """
     import numpy as np
-    from scipy import stats
 
     # Those of zero have no sign, and would only make the others' signs too many to try all.
     moved = [difference for difference in differences if difference]
     if len(moved) < 2:
         return 1.0  # one alone is as far from zero with either sign
 
-    def mean(values: Any, axis: int) -> Any:
-        return np.mean(values, axis=axis)
+    def mean(one: Any, other: Any, axis: int) -> Any:
+        return np.mean(one - other, axis=axis)
 
-    test: Any = stats.permutation_test
-    found = test(
+    found = _scipy().permutation_test(
         (np.array(moved), np.zeros(len(moved))),
-        lambda one, other, axis: mean(one, axis) - mean(other, axis),
+        mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
@@ -184,19 +179,16 @@ def _bootstrap(parts: Sequence[Part]) -> tuple[float, float]:
     interval of Hesterberg 2015 (The American Statistician 69, 371). Both sums of a problem are drawn together.
     """
     import numpy as np
-    from scipy import stats
 
     tops, bottoms = (np.array(values, dtype=float) for values in zip(*parts, strict=True))
     many = len(parts)
-    quantile: Any = stats.t.ppf
-    below: Any = stats.norm.cdf
-    tail = float(below(-((many / (many - 1)) ** 0.5) * quantile((1 + LEVEL) / 2, many - 1)))
+    stats = _scipy()
+    tail = float(stats.norm.cdf(-((many / (many - 1)) ** 0.5) * stats.t.ppf((1 + LEVEL) / 2, many - 1)))
 
     def ratio(top: Any, bottom: Any, axis: int) -> Any:
         return np.sum(top, axis=axis) / np.sum(bottom, axis=axis)
 
-    draw: Any = stats.bootstrap
-    found = draw(
+    found = stats.bootstrap(
         (tops, bottoms),
         ratio,
         paired=True,
@@ -217,14 +209,12 @@ def problems_to_settle(parts: Sequence[Part], effect: float) -> int | None:
     The paired test of a mean: (z of the level + z of the power)^2 x variance / effect^2 (Cohen 1988, 2.4; Miller 2024).
     ``parts``: a problem's difference, and its number of pairs.
     """
-    from scipy import stats
-
     parts = [part for part in parts if part.bottom]
     if not effect or len(parts) < 2:
         return None
     mean_size = sum(part.bottom for part in parts) / len(parts)
     mean = sum(part.top for part in parts) / (mean_size * len(parts))
     variance = sum(((part.top - mean * part.bottom) / mean_size) ** 2 for part in parts) / (len(parts) - 1)
-    quantile: Any = stats.norm.ppf
+    quantile = _scipy().norm.ppf
     wanted = (float(quantile((1 + LEVEL) / 2)) + float(quantile(POWER))) ** 2 * variance / effect**2
     return max(2, ceil(wanted)) if variance else None

@@ -151,7 +151,7 @@ def test_runs_that_are_not_comparable_are_refused_with_what_differs(tmp_path: Pa
     options, said, advice = INCOMPARABLE[what]
     repeated = what == "fewer repeats"
     base = write(tmp_path / "base", RIGHT, repeats=2 if repeated else 1)
-    other = write(tmp_path / "other", **{"repeats": 1, **options})
+    other = write(tmp_path / "other", **options)
     with pytest.raises(ResultsError) as raised:
         compare([base, other])
     assert "are not comparable" in str(raised.value)
@@ -214,7 +214,7 @@ def test_times_of_other_machines_are_left_out(tmp_path: Path, options: dict[str,
 
 
 def test_virtual_times_are_those_of_no_machine(tmp_path: Path) -> None:
-    level = {"reproducibility": "simulated: byte for byte"}
+    level: dict[str, Any] = {"reproducibility": "simulated: byte for byte"}
     runs = [write(tmp_path / "a", **level), write(tmp_path / "b", machine={**MACHINE, "cores": 4}, **level)]
     (found,) = compare(runs).others
     assert found.virtual

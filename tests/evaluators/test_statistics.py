@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from speclrm.evaluators.intervals import intervals
 from speclrm.evaluators.metrics import SampleRow
@@ -22,13 +22,14 @@ from speclrm.evaluators.statistics import (
     sign_flips,
 )
 
-SCIPY: Any = stats
+SCIPY: Any = import_module("scipy.stats")
 TABLE = [(0, 0), (1, 0), (0, 5), (1, 9), (3, 3), (12, 4), (40, 61), (7, 0)]
 
 
 def samples(*rights: str, **figures: Any) -> list[SampleRow]:
     """A row for each letter of each problem: r right, w wrong, - ungraded."""
     outcomes: dict[str, Any] = {"r": "correct", "w": "wrong", "-": "ungraded"}
+    figures = {"seconds": 0.0, **figures}
     return [
         SampleRow(
             problem=str(number),
@@ -40,7 +41,7 @@ def samples(*rights: str, **figures: Any) -> list[SampleRow]:
             votes=(),
             tracks=(),
             tokens=0,
-            **{"seconds": 0.0, **figures},
+            **figures,
         )
         for number, letters in enumerate(rights)
         for repeat, letter in enumerate(letters)
@@ -171,7 +172,7 @@ def test_so_many_problems_settle_a_difference() -> None:
 
 def covered(kind: str, problems: int, repeats: int, draws: int, seed: int) -> float:
     """How often the interval holds the truth, in draws of a world whose truth is known."""
-    random = np.random.default_rng(seed)
+    random: Any = np.random.default_rng(seed)
 
     def chances(many: int) -> tuple[Any, Any]:
         hard = random.normal(0, 1.5, many) - 0.4
@@ -194,11 +195,13 @@ def covered(kind: str, problems: int, repeats: int, draws: int, seed: int) -> fl
                 else mean_interval([Part(one, repeats) for one in below])
             )
         else:
-            a, b = (random.binomial(repeats, chance) for chance in chances(problems))
+            one, other = chances(problems)
+            a: Any = random.binomial(repeats, one)
+            b: Any = random.binomial(repeats, other)
             found = (
-                difference_interval([Part(float(one), repeats) for one in b - a])
+                difference_interval([Part(float(moved), repeats) for moved in b - a])
                 if kind == "difference"
-                else share_interval([Part(float(one), repeats) for one in a])
+                else share_interval([Part(float(right), repeats) for right in a])
             )
         assert found is not None
         held += found.low <= truth <= found.high
