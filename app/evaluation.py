@@ -6,11 +6,13 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from speclrm.app.comparable import Facts, other_means, together
 from speclrm.app.run_filter import Wanted
 from speclrm.app.settings_diff import changed_models, key
 from speclrm.evaluators.compare import compared
 from speclrm.evaluators.evaluation import Evaluation, RunResults, evaluate, grouped
 from speclrm.evaluators.grading import Grader, plainly_same
+from speclrm.evaluators.intervals import with_intervals
 from speclrm.evaluators.metrics import Summary
 from speclrm.evaluators.report import stale_reports, write_reports
 from speclrm.runtime.errors import ResultsError, TraceReadError
@@ -73,11 +75,18 @@ def read_config(directory: Path) -> dict[str, JsonValue]:
     return {}
 
 
-def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *, rebuild: bool = False) -> RunResults:
+def read_run(
+    directory: Path,
+    notice: Callable[[str], None] = lambda _: None,
+    *,
+    rebuild: bool = False,
+    reports: bool = True,
+    facts: Facts | None = None,
+) -> RunResults:
     """Reads a run from its trace. Raises TraceReadError.
 
     With ``rebuild``, writes its results.jsonl and summary.json again if they are missing or different; without it, only
-    reports that.
+    reports that, and without ``reports`` not even that. ``facts``: gets all events, too.
     """
     fold = Summary()
     config: dict[str, JsonValue] = {}
@@ -85,14 +94,16 @@ def read_run(directory: Path, notice: Callable[[str], None] = lambda _: None, *,
         if isinstance(event, RunStarted):
             config = config or event.config
         fold.add(event)
-    summary = fold.summary()
+        if facts is not None:
+            facts.add(event)
+    summary = with_intervals(fold.summary())
     if not summary.run:
         raise ResultsError(f"{directory / TRACE_FILE} is empty: the run ended before anything was written. Remove it.")
     finished = summary.status != "running"
     if summary.status != "finished":
         state = "did not end by itself" if not finished else f"was {summary.status}"
         notice(f"{directory}: the run {state}; evaluated as far as it came")
-    if stale := stale_reports(directory, summary):
+    if reports and (stale := stale_reports(directory, summary)):
         what = "; ".join(stale)
         if not rebuild:
             notice(f"{directory}: {what}; evaluated from the trace. --rebuild writes them anew")
@@ -124,6 +135,7 @@ async def evaluate_runs(
     """
     wanted = wanted or Wanted()
     chosen: list[RunResults] = []
+    facts: dict[str, Facts] = {}
     others: Counter[str] = Counter()
     for directory in find_runs(folders):
         try:
@@ -131,7 +143,8 @@ async def evaluate_runs(
             if config and not wanted.takes(config):
                 others[_label(config)] += 1
             else:
-                chosen.append(read_run(directory, notice, rebuild=rebuild))
+                facts[str(directory)] = Facts()
+                chosen.append(read_run(directory, notice, rebuild=rebuild, facts=facts[str(directory)]))
         except TraceReadError as error:
             raise TraceReadError(f"{error} Move {directory} away, or name the other runs one by one.") from None
     there = "; ".join(f"{label} ({count})" if count > 1 else label for label, count in sorted(others.items()))
@@ -166,7 +179,13 @@ async def evaluate_runs(
                     "independent of each other, so pass@k and majority say less than they seem to"
                 )
         found = [await evaluate(group, same) for group in groups]
-        return compared(found, [key(group[0].config, "task") for group in groups])
+        sides = [together([facts[run.directory] for run in group]) for group in groups]
+
+        def refused(one: int, base: int) -> str | None:
+            differing = other_means(sides[base], sides[one])
+            return "; ".join(f"{name}: {old} beside {new}" for name, (old, new) in differing.items()) or None
+
+        return compared(found, [key(group[0].config, "task") for group in groups], refused)
 
 
 def _by_models(group: Sequence[RunResults], notice: Callable[[str], None]) -> list[list[RunResults]]:

@@ -77,7 +77,10 @@ async def merge(output: Path, directories: Sequence[Path], *, override: bool = F
     _check_complete(shards)
     differences = _differences(shards)
     if differences and not override:
-        told = "\n".join(f"{directory}:\n{table(found, 'first shard', 'here')}" for directory, found in differences.items())
+        told = "\n".join(
+            f"{directory}:\n{table(found, ('setting', 'first shard', 'here'))}"
+            for directory, found in differences.items()
+        )
         raise ResultsError(
             f"The shards were run otherwise than {shards[0].directory}, so they are no parts of one run.\n{told}\n"
             "Run them alike, or give --override, which merges them and records the differences."

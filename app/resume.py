@@ -13,6 +13,7 @@ from speclrm.app.sinks import named_sinks
 from speclrm.app.summary_sink import SummarySink
 from speclrm.app.weights import weights
 from speclrm.evaluators import report
+from speclrm.evaluators.intervals import with_intervals
 from speclrm.runtime.errors import ResumeError
 from speclrm.runtime.events import ProblemStarted
 from speclrm.runtime.machine.hardware import read_devices
@@ -72,7 +73,7 @@ async def resume(
                 sink = SummarySink()
                 for event in read_trace(directory / TRACE_FILE):
                     sink.add(event)
-                summary = sink.summary()
+                summary = with_intervals(sink.summary())
                 if report.stale_reports(directory, summary):  # the disk may have been full at the run's end
                     report.write_reports(directory, summary)
                 return RunReport(directory=directory, summary=summary, done_before=True)

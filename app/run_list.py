@@ -10,7 +10,8 @@ from pydantic import Field
 
 from speclrm.app.evaluation import TRACES
 from speclrm.app.options import Options
-from speclrm.evaluators.metrics import RunSummary, SampleRow, Summary, accuracy_interval
+from speclrm.evaluators.intervals import with_intervals
+from speclrm.evaluators.metrics import RunSummary, SampleRow, Summary
 from speclrm.evaluators.report import RESULTS_FILE, SUMMARY_FILE
 from speclrm.runtime.errors import ResultsError, SpecLRMError
 from speclrm.runtime.events import RunStarted
@@ -76,6 +77,7 @@ def _listed(directory: Path) -> ListedRun:
         started, config = _beginning(directory)
         known |= {"started": started, **_asked(config)}
         summary, rows = _summary(directory)
+        interval = summary.intervals and summary.intervals.accuracy
         status = summary.status
         if status == "running" and not is_held(directory):
             status = "broken off"
@@ -87,7 +89,7 @@ def _listed(directory: Path) -> ListedRun:
                 "error": summary.error,
                 "samples": len(rows),
                 "accuracy": summary.accuracy,
-                "interval": accuracy_interval(rows),
+                "interval": interval and (interval.low, interval.high),
                 "tokens": tokens,
                 "seconds": summary.seconds,
             }
@@ -128,11 +130,12 @@ def _summary(directory: Path) -> tuple[RunSummary, tuple[SampleRow, ...]]:
             lines = (directory / RESULTS_FILE).read_bytes().splitlines()
             rows = tuple(SampleRow.model_validate_json(line) for line in lines)
             if summary.status != "running" and len(rows) == sum(summary.outcomes.values()):
-                return summary, rows
+                # A summary of an older version has no intervals; its samples stand in the other file.
+                return with_intervals(summary.model_copy(update={"samples": rows})), rows
     except (OSError, ValueError):
         pass  # missing, or not what this version writes: the trace has all of it
     fold = Summary()
     for event in read_trace(directory / TRACE_FILE):
         fold.add(event)
-    summary = fold.summary()
+    summary = with_intervals(fold.summary())
     return summary, summary.samples

@@ -17,6 +17,7 @@ from speclrm.app.provenance import provenance
 from speclrm.app.resolve import Resolved, resolved
 from speclrm.app.sinks import named_sinks
 from speclrm.evaluators import report
+from speclrm.evaluators.intervals import with_intervals
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.errors import SpecLRMError
 from speclrm.runtime.trace import run_directory
@@ -118,7 +119,7 @@ async def _write_reports(directory: Path) -> RunSummary:
         return bool(part)
 
     def write() -> RunSummary:
-        summary = fold.summary()
+        summary = with_intervals(fold.summary())
         if summary.run:  # else not one event came to the disk, and there is nothing to derive anything from
             report.write_reports(directory, summary)
         return summary

@@ -81,6 +81,33 @@ def key(config: Mapping[str, JsonValue], *effects: Effect) -> str:
     return json.dumps(values, sort_keys=True)
 
 
+def recipe(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The options of a run's strategy, those that are not recorded at their defaults."""
+    recorded = config.get("recipe")
+    return _recipe_defaults() | (recorded if isinstance(recorded, dict) else {})
+
+
+def differing(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue], *effects: Effect) -> Changes:
+    """The settings with these effects that differ, the recipe left out, each with its two values."""
+    defaults = _defaults()
+    found: Changes = {}
+    for name in having(*effects):
+        values = [config.get(name) for config in (one, other)]
+        old, new = (defaults.get(name) if value is None else value for value in values)
+        if name != "recipe" and json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+            found[name] = old, new
+    return found
+
+
+def same_model(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue], role: str) -> bool:
+    """Whether all that is known of a role's models is equal, and something is, whatever they are called."""
+    facts: list[dict[str, JsonValue]] = []
+    for config in (one, other):
+        known = _by_role(config, MODELS).get(role)
+        facts.append({name: known[name] for name in MODEL_FACTS if name in known} if isinstance(known, dict) else {})
+    return bool(facts[0]) and facts[0] == facts[1]
+
+
 def digest(problems: Sequence[Problem]) -> dict[str, JsonValue]:
     """Returns a digest of the problems: equal for equal lists only."""
     state = hashlib.sha256()
@@ -189,10 +216,10 @@ def refuse_models(directory: Path, found: Changes) -> NoReturn:
     )
 
 
-def table(found: Changes, old: str = "recorded", new: str = "asked") -> str:
-    """Returns the changes as lines of three columns. ``old``, ``new``: the heads of the values."""
-    rows = [("setting", old, new)]
-    rows += [(name, _cell(one), _cell(other)) for name, (one, other) in found.items()]
+def table(found: Changes, head: tuple[str, str, str] = ("setting", "recorded", "asked")) -> str:
+    """Returns the changes as lines of three columns."""
+    rows = [head]
+    rows += [(name, _cell(old), _cell(new)) for name, (old, new) in found.items()]
     widths = [max(len(row[place]) for row in rows) for place in range(3)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -479,7 +479,7 @@ def figures(summary: RunSummary) -> list[str]:
     lines: list[str] = []
     if summary.accuracy is not None:
         graded = sum(count for name, count in summary.outcomes.items() if name != "ungraded")
-        lines.append(f"accuracy    {summary.accuracy:.1%} of {graded} samples ({outcomes})")
+        lines.append(f"accuracy    {summary.accuracy:.1%} of {graded} samples ({outcomes}){_within(summary)}")
     else:
         lines.append(f"outcomes    {outcomes or 'none'}")
     if summary.acceptance is not None:
@@ -508,7 +508,7 @@ def figures(summary: RunSummary) -> list[str]:
         f"{name} {phase.engine_s:.1f} s in {phase.requests} requests ({phase.mean_s:.2f} s each; queued {phase.queue_s:.1f})"
         for name, phase in summary.phases.items()
     )
-    lines.append(f"time        {summary.seconds:.1f} s; requests, side by side: {phases}")
+    lines.append(f"time        {summary.seconds:.1f} s{_each(summary)}; requests, side by side: {phases}")
     if summary.chain_length is not None:
         chains = f"{summary.chain_length:.1f} tokens kept by {summary.chains} tracks with an answer, on average"
         share = "" if summary.draft_share is None else f"; {summary.draft_share:.1%} of all kept by the draft"
@@ -520,6 +520,18 @@ def figures(summary: RunSummary) -> list[str]:
     if summary.stood_up:
         lines.append(f"room        tracks gave theirs to older ones {summary.stood_up} times")
     return lines
+
+
+def _within(summary: RunSummary) -> str:
+    """The 95 % interval of the accuracy, by problem."""
+    found = summary.intervals and summary.intervals.accuracy
+    return f"; 95 % interval {found.low:.0%} to {found.high:.0%}" if found else ""
+
+
+def _each(summary: RunSummary) -> str:
+    """The mean of a sample with its interval, where there is one."""
+    found = summary.intervals and summary.intervals.seconds
+    return f", a sample {found.value:.1f} s ({found.low:.1f} to {found.high:.1f})" if found else ""
 
 
 def _ledger_table(summary: RunSummary) -> Table:

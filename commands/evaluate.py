@@ -154,9 +154,32 @@ def _details(one: Evaluation) -> list[str]:
         lines.append(f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average")
     if one.decode_flops is not None and one.all_flops is not None:
         lines.append(f"FLOPs       {one.decode_flops:.3g} to decode, {one.all_flops:.3g} with what was read of prompts")
-    if one.compared is not None:
+    lines += _intervals(one)
+    if one.compared is not None and one.compared.refused is not None:
+        lines.append(
+            f"ratios      none to {one.compared.to}, which is of other work ({one.compared.refused}). `speclrm compare` of the "
+            "two with --common compares what both have"
+        )
+    elif one.compared is not None:
         lines.append(f"ratios      to {one.compared.to}")
     return lines
+
+
+def _intervals(one: Evaluation) -> list[str]:
+    """Shows the 95 % intervals of the figures above."""
+    if one.intervals is None:
+        return []
+    k, chance = max(one.pass_at_intervals.items(), default=(1, None))
+    shares = {
+        "accuracy": one.intervals.accuracy,
+        f"pass@{k}": chance if k > 1 else None,
+        "majority": one.majority_interval if k > 1 else None,
+        "acceptance": one.intervals.acceptance,
+    }
+    means = {"tokens a sample": one.intervals.tokens, "seconds a sample": one.intervals.seconds}
+    said = [f"{name} {found.low:.0%} to {found.high:.0%}" for name, found in shares.items() if found is not None]
+    said += [f"{found.low:,.0f} to {found.high:,.0f} {name}" for name, found in means.items() if found is not None]
+    return [f"{name:<12}{', '.join(part)}" for name, part in (("95 %", said[:4]), ("", said[4:])) if part]
 
 
 def _some(pass_at: dict[int, float]) -> list[tuple[int, float]]:

@@ -13,6 +13,7 @@ from speclrm import __version__
 from speclrm.commands import (
     bench,
     calibrate,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -70,6 +71,7 @@ for name, function in {
     "runs": runs.runs,
     "merge": merge.merge,
     "eval": evaluate.evaluate,
+    "compare": compare.compare,
     "grade": grade.grade,
     "calibrate": calibrate.calibrate,
     "demo": demo.demo,

@@ -204,6 +204,32 @@ def export(
     guard(start)
 
 
+@trace_app.command("pairs")
+@configurable("trace-pairs")
+def pairs(
+    run: Source,
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="New .parquet file.")],
+    problem: Problem = None,
+    repeat: Repeat = None,
+    track: Track = None,
+    skip_unknown: SkipUnknown = False,
+) -> None:
+    """Write a table of drafts for training: context, draft, rewrite, score, digit probabilities, outcome, as Parquet."""
+
+    def start() -> None:
+        from speclrm.evaluators.export import export as write
+
+        if output.suffix != ".parquet":
+            raise UsageError(f"{output}: pairs have lists of numbers in them. Choose a name that ends in .parquet.")
+        events = _events(run, skip_unknown=skip_unknown)
+        if track is not None:  # the events of whole samples have no track
+            events = (event for event in events if getattr(event, "track", track) == track)
+        count = write(_chosen(events, problem, repeat, None, None), output, "pairs")
+        say(f"{output}: {count} drafts")
+
+    guard(start)
+
+
 @trace_app.command("anomalies")
 @configurable("trace-anomalies")
 def anomalies(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from speclrm.evaluators.evaluation import Comparison
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from speclrm.evaluators.evaluation import Evaluation
 
@@ -15,25 +15,33 @@ BASELINES = ("baseline", "parallel")
 """Strategies in which the target thinks alone."""
 
 
-def compared(evaluations: Sequence[Evaluation], tasks: Sequence[str] | None = None) -> list[Evaluation]:
+def compared(
+    evaluations: Sequence[Evaluation],
+    tasks: Sequence[str] | None = None,
+    refused: Callable[[int, int], str | None] = lambda one, other: None,
+) -> list[Evaluation]:
     """Returns the evaluations, each beside the first of a baseline with the same task, if there is one.
 
     ``tasks``: a key for each evaluation, equal for those that can be set side by side; by default dataset and target.
+    ``refused``: why an evaluation and its baseline, by their places, are not of the same work; None if they are.
     """
     keys = tasks or [f"{one.dataset} {one.target}" for one in evaluations]
-    first: dict[str, Evaluation] = {}
-    for key, one in zip(keys, evaluations, strict=True):
+    first: dict[str, int] = {}
+    for place, (key, one) in enumerate(zip(keys, evaluations, strict=True)):
         if one.strategy in BASELINES:
-            first.setdefault(key, one)
-    return [
-        one
-        if (other := first.get(key)) is None or other is one
-        else one.model_copy(update={"compared": _compare(one, other)})
-        for key, one in zip(keys, evaluations, strict=True)
-    ]
+            first.setdefault(key, place)
+    found: list[Evaluation] = []
+    for place, (key, one) in enumerate(zip(keys, evaluations, strict=True)):
+        base = first.get(key, place)
+        if base != place:
+            one = one.model_copy(update={"compared": _compare(one, evaluations[base], refused(place, base))})
+        found.append(one)
+    return found
 
 
-def _compare(one: Evaluation, other: Evaluation) -> Comparison:
+def _compare(one: Evaluation, other: Evaluation, refused: str | None) -> Comparison:
+    if refused is not None:
+        return Comparison(to=other.runs[0], chain_length=None, decode_flops=None, all_flops=None, refused=refused)
     whole = not one.unfinished and not other.unfinished
     return Comparison(
         to=other.runs[0],

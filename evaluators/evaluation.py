@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from speclrm.evaluators.intervals import intervals
 from speclrm.evaluators.metrics import pass_at_k
+from speclrm.evaluators.statistics import Interval, Intervals, Part, share_interval
 from speclrm.runtime.ledger import PhaseTime, TokenCounts
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class RepeatAccuracy(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell.
+    """Ratios to the baseline ``to``; under 1 is less than it took. None where one side does not tell, and all of them where
+    ``refused`` says why the two are not of the same work.
 
     ``chain_length``: of the mean lengths. ``decode_flops``, ``all_flops``: a sample; None also where a run is unfinished,
     whose operations belong to samples that are not counted.
@@ -59,6 +62,7 @@ class Comparison(BaseModel):
     chain_length: float | None
     decode_flops: float | None
     all_flops: float | None
+    refused: str | None = None
 
 
 class Evaluation(BaseModel):
@@ -70,7 +74,7 @@ class Evaluation(BaseModel):
     ``rewrite_rate``: rewritten among decided steps; ``track_rewrite_rate``: the mean of the tracks' own rates, as SSR's
     code reports it. ``scores``: how many scores rounded to 0..9. ``chain_length``, over ``chains`` tracks, and the
     floating-point operations as in a run's summary; these are None where a run does not tell a model's size. ``compared``:
-    beside a baseline among what was evaluated together.
+    beside a baseline among what was evaluated together. Intervals: 95 %, by problem over its samples (docs/statistics.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +111,9 @@ class Evaluation(BaseModel):
     decode_flops: int | None
     all_flops: int | None
     compared: Comparison | None = None
+    intervals: Intervals | None = None
+    pass_at_intervals: dict[int, Interval] = {}
+    majority_interval: Interval | None = None
 
 
 def grouped(runs: Iterable[RunResults], key: Callable[[dict[str, JsonValue]], str]) -> list[list[RunResults]]:
@@ -122,9 +129,12 @@ async def evaluate(runs: Sequence[RunResults], same: Callable[[str, str], Awaita
     rows = [row for run in runs for row in run.summary.samples]
     graded = [row for row in rows if row.outcome != "ungraded"]
     correct = [row for row in graded if row.outcome == "correct"]
-    by_problem: dict[str, list[SampleRow]] = defaultdict(list)
+    grouped_rows: dict[str, list[SampleRow]] = defaultdict(list)
     for row in graded:
-        by_problem[row.problem].append(row)
+        grouped_rows[row.problem].append(row)
+    by_problem = list(grouped_rows.values())
+    majorities = [await _majority(some, same) for some in by_problem]
+    pass_at = _pass_at(by_problem)
     config = runs[0].config
     summaries = [run.summary for run in runs]
     accepted = sum(summary.accepted for summary in summaries)
@@ -148,8 +158,8 @@ async def evaluate(runs: Sequence[RunResults], same: Callable[[str, str], Awaita
         accuracy=len(correct) / len(graded) if graded else None,
         by_repeat=_by_repeat(graded),
         solved=len({row.problem for row in correct}),
-        pass_at=_pass_at(list(by_problem.values())),
-        majority=await _majority(list(by_problem.values()), same),
+        pass_at={k: sum(chances) / len(chances) for k, chances in pass_at.items()},
+        majority=sum(majorities) / len(majorities) if majorities else None,
         acceptance=_weighted([(s.acceptance, s.drafted) for s in summaries]),
         token_acceptance=_weighted([(s.token_acceptance, s.drafted) for s in summaries]),
         rewrite_rate=rewritten / (accepted + rewritten) if accepted + rewritten else None,
@@ -163,6 +173,11 @@ async def evaluate(runs: Sequence[RunResults], same: Callable[[str, str], Awaita
         chain_length=_weighted([(s.chain_length, s.chains) for s in summaries]),
         decode_flops=_sum([summary.decode_flops for summary in summaries]),
         all_flops=_sum([summary.all_flops for summary in summaries]),
+        intervals=intervals(rows) if rows else None,
+        pass_at_intervals={
+            k: found for k, chances in pass_at.items() if (found := share_interval([Part(one, 1) for one in chances]))
+        },
+        majority_interval=share_interval([Part(one, 1) for one in majorities]),
     )
 
 
@@ -177,40 +192,34 @@ def _by_repeat(graded: Sequence[SampleRow]) -> tuple[RepeatAccuracy, ...]:
     )
 
 
-def _pass_at(problems: Sequence[Sequence[SampleRow]]) -> dict[int, float]:
+def _pass_at(problems: Sequence[Sequence[SampleRow]]) -> dict[int, list[float]]:
+    """For each k, the chance of each problem."""
     if not problems:
         return {}
     fewest = min(map(len, problems))
     wanted = [k for k in range(1, fewest + 1) if k <= PASS_AT_MAX or k & (k - 1) == 0]
     return {
-        k: sum(pass_at_k(len(rows), sum(row.outcome == "correct" for row in rows), k) for rows in problems)
-        / len(problems)
-        for k in wanted
+        k: [pass_at_k(len(rows), sum(row.outcome == "correct" for row in rows), k) for rows in problems] for k in wanted
     }
 
 
-async def _majority(
-    problems: Sequence[Sequence[SampleRow]], same: Callable[[str, str], Awaitable[bool]]
-) -> float | None:
-    if not problems:
-        return None
-    total = 0.0
-    for rows in problems:
-        classes: list[list[SampleRow]] = []
-        for row in rows:
-            if row.answer is None:
-                continue
-            for members in classes:
-                if await same(members[0].answer or "", row.answer):
-                    members.append(row)
-                    break
-            else:
-                classes.append([row])
-        most = max(map(len, classes), default=0)
-        leaders = [members for members in classes if len(members) == most]
-        if leaders:
-            total += sum(any(row.outcome == "correct" for row in members) for members in leaders) / len(leaders)
-    return total / len(problems)
+async def _majority(rows: Sequence[SampleRow], same: Callable[[str, str], Awaitable[bool]]) -> float:
+    """Whether the vote over a problem's samples is right, 0 or 1; in between where the leaders are as many."""
+    classes: list[list[SampleRow]] = []
+    for row in rows:
+        if row.answer is None:
+            continue
+        for members in classes:
+            if await same(members[0].answer or "", row.answer):
+                members.append(row)
+                break
+        else:
+            classes.append([row])
+    most = max(map(len, classes), default=0)
+    leaders = [members for members in classes if len(members) == most]
+    if not leaders:
+        return 0.0
+    return sum(any(row.outcome == "correct" for row in members) for members in leaders) / len(leaders)
 
 
 def _weighted(pairs: Sequence[tuple[float | None, int]]) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from speclrm.evaluators.training_pairs import PairRow, pair_rows
 from speclrm.runtime.errors import ResultsError
 from speclrm.runtime.events import (
     OperationDropped,
@@ -27,12 +28,12 @@ from speclrm.runtime.events import (
 from speclrm.runtime.files import reason, remedy, replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from speclrm.runtime.events import Event, Operation
 
-Rows = Literal["steps", "samples"]
+Rows = Literal["steps", "samples", "pairs"]
 ROWS_AT_ONCE = 1_000
 """Rows of a Parquet row group: what is held in memory."""
 _FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")
@@ -90,7 +91,7 @@ class SampleRow(BaseModel):
 
 
 FATES = {"draft": "accepted", "rewrite": "rewritten", "write": "written", "closing": "closing"}
-MODELS: dict[Rows, type[BaseModel]] = {"steps": StepRow, "samples": SampleRow}
+MODELS: dict[Rows, type[BaseModel]] = {"steps": StepRow, "samples": SampleRow, "pairs": PairRow}
 
 
 class _Open:
@@ -212,7 +213,12 @@ def export(events: Iterable[Event], path: Path, rows: Rows) -> int:
     """
     if path.exists():
         raise ResultsError(f"{path} exists and is not written over. Remove it or choose another name.")
-    table = step_rows(events) if rows == "steps" else sample_rows(events)
+    make: dict[Rows, Callable[[Iterable[Event]], Iterator[BaseModel]]] = {
+        "steps": step_rows,
+        "samples": sample_rows,
+        "pairs": pair_rows,
+    }
+    table = make[rows](events)
     count = 0
     try:
         with replaced(path) as fresh, closing(_writer(path.suffix, fresh, MODELS[rows])) as writer:
@@ -267,7 +273,14 @@ class _Parquet:
         except ImportError:
             raise ResultsError("Parquet files need pyarrow. Install speclrm[parquet], or write a .csv file.") from None
         self._arrow: Any = arrow
-        types = {"float": self._arrow.float64(), "int": self._arrow.int64(), "str": self._arrow.string()}
+        numbers = self._arrow.float64()
+        types = {
+            "tuple[float": self._arrow.list_(numbers),
+            "float": numbers,
+            "bool": self._arrow.bool_(),
+            "int": self._arrow.int64(),
+            "str": self._arrow.string(),
+        }
         columns = [
             (name, next(kind for word, kind in types.items() if word in str(field.annotation)))
             for name, field in model.model_fields.items()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import comb, sqrt
-from statistics import NormalDist
+from math import comb
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from speclrm.evaluators.statistics import Intervals
 from speclrm.runtime.events import (
     Event,
     ModeChanged,
@@ -49,7 +49,11 @@ class TrackRow(_Model):
 
 
 class SampleRow(_Model):
-    """One line of ``results.jsonl``. ``votes``: answers with the tracks that gave them, as grouped by the vote."""
+    """One line of ``results.jsonl``. ``votes``: answers with the tracks that gave them, as grouped by the vote.
+
+    ``tokens``: in committed steps; ``generated``: all that its requests came to, by role. ``accepted`` and ``rejected`` drafts,
+    and floating-point operations, as in the summary.
+    """
 
     schema_version: int = SCHEMA_VERSION
     problem: str
@@ -62,6 +66,11 @@ class SampleRow(_Model):
     tracks: tuple[TrackRow, ...]
     tokens: int
     seconds: float
+    generated: dict[str, int] = Field(default_factory=dict)
+    accepted: int = 0
+    rejected: int = 0
+    decode_flops: int | None = None
+    all_flops: int | None = None
 
 
 class ModeCounts(_Model):
@@ -85,7 +94,8 @@ class RunSummary(_Model):
     ``discarded_drafts``: the share of the draft's tokens that was thrown away, 0 to 1; ``draft_share``: of all kept tokens
     those by the draft. ``chains``: tracks with an answer; ``chain_length``: their mean tokens generated and kept. ``flops``:
     by role, where the parameters are known; ``decode_flops`` and ``all_flops``: of both, None where one is not known.
-    ``stood_up``: how often a track gave its room to older ones. Formulas: docs/ledger.md.
+    ``stood_up``: how often a track gave its room to older ones. Formulas: docs/ledger.md. ``intervals``: in what is written
+    and shown at a run's end (docs/statistics.md).
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -121,6 +131,7 @@ class RunSummary(_Model):
     flops: dict[str, FlopCounts] = {}
     decode_flops: int | None = None
     all_flops: int | None = None
+    intervals: Intervals | None = None
 
     @property
     def tokens_per_s(self) -> dict[str, float]:
@@ -136,6 +147,7 @@ class Summary:
         self._rows: dict[tuple[str, int], SampleRow] = {}
         self._errors: dict[tuple[str, int, str], str] = {}
         self._ledger = Ledger()
+        self._costs: dict[tuple[str, int], Ledger] = {}
         self._count: Counter[str] = Counter()
         self._scores = [0] * 10
         self._mass = 0.0
@@ -155,6 +167,9 @@ class Summary:
             sample = event.problem, event.repeat
             state = self.states.get(sample) or SampleState(event.problem, event.repeat)
             self.states[sample] = apply(state, event)
+            if (costs := self._costs.get(sample)) is None:
+                costs = self._costs[sample] = Ledger()
+            costs.add(event)
             self._fold(event, sample)
 
     def _fold(self, event: SampleEvent, sample: tuple[str, int]) -> None:
@@ -192,6 +207,8 @@ class Summary:
 
     def _row(self, state: SampleState, event: SampleFinished) -> SampleRow:
         key = event.problem, event.repeat
+        costs = self._costs.pop(key)  # a sample is over with this
+        steps, flops = costs.steps(), costs.all_flops(self._ledger.parameters)
         return SampleRow(
             problem=event.problem,
             repeat=event.repeat,
@@ -203,6 +220,11 @@ class Summary:
             tracks=tuple(_track_row(track, self._errors.get((*key, track.track))) for track in state.tracks.values()),
             tokens=sum(track.tokens for track in state.tracks.values()),
             seconds=event.seconds,
+            generated={role: counts.generated for role, counts in costs.tokens().items()},
+            accepted=steps.accepted,
+            rejected=steps.rejected,
+            decode_flops=flops and flops.decode,
+            all_flops=flops and flops.all,
         )
 
     def row(self, problem: str, repeat: int) -> SampleRow:
@@ -293,32 +315,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs at least {k} samples of each problem; there are {samples}")
     return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def accuracy_interval(rows: Iterable[SampleRow]) -> tuple[float, float] | None:
-    """The 95 % interval of the accuracy of samples, 0 to 1, or None where none is graded. Samples of one problem count as what
-    they tell of it, and not as so many problems.
-
-    Wilson's score interval (Wilson 1927, as in Brown, Cai, DasGupta 2001) with the effective number of samples: p (1 - p)
-    over the variance of a ratio of cluster totals (Cochran 1977, 6.3; Miller 2024, arXiv 2411.00640), and no more than there
-    are. Where all samples agree, the variance says nothing, and each problem counts once.
-    """
-    clusters: dict[str, list[int]] = {}
-    for row in rows:
-        if row.outcome != "ungraded":
-            cluster = clusters.setdefault(row.problem, [0, 0])
-            cluster[0] += row.outcome == "correct"
-            cluster[1] += 1
-    if not clusters:
-        return None
-    total, many = sum(count for _, count in clusters.values()), len(clusters)
-    p = sum(right for right, _ in clusters.values()) / total
-    spread = sum((right - p * count) ** 2 for right, count in clusters.values()) / total**2
-    n = float(many) if p in (0, 1) else min(float(total), p * (1 - p) / spread if spread else total)
-    z = NormalDist().inv_cdf(0.975)
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _track_row(track: TrackState, error: str | None) -> TrackRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speclrm.evaluators.intervals import with_intervals
 from speclrm.runtime.errors import ResultsError
 from speclrm.runtime.files import reason, remedy, write_whole
 
@@ -47,5 +48,5 @@ def stale_reports(directory: Path, summary: RunSummary) -> list[str]:
 def _texts(summary: RunSummary) -> dict[str, str]:
     return {
         RESULTS_FILE: "".join(row.model_dump_json() + "\n" for row in summary.samples),
-        SUMMARY_FILE: summary.model_dump_json(indent=2, exclude={"samples"}) + "\n",
+        SUMMARY_FILE: with_intervals(summary).model_dump_json(indent=2, exclude={"samples"}) + "\n",
     }

@@ -31,7 +31,7 @@ from speclrm.runtime.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from speclrm.runtime.events import Operation, TrackEvent
 
@@ -333,18 +333,20 @@ class Ledger:
         """The mean of the generated and kept tokens of tracks that ended with an answer."""
         return self._chain_tokens / self.chains if self.chains else None
 
-    def flops(self) -> dict[str, FlopCounts]:
-        """Returns the FLOPs by role, for those whose number of parameters is known."""
+    @property
+    def parameters(self) -> dict[str, int]:
+        """The number of parameters of each role's model, where it is known."""
         known = {role: facts.parameters for role, facts in self._facts.items()}
-        return {
-            role: FlopCounts.of(counts, parameters)
-            for role, counts in self.tokens().items()
-            if (parameters := known.get(role)) is not None
-        }
+        return {role: parameters for role, parameters in known.items() if parameters is not None}
 
-    def all_flops(self) -> FlopCounts | None:
+    def flops(self, parameters: Mapping[str, int] | None = None) -> dict[str, FlopCounts]:
+        """Returns the FLOPs by role, for those whose number of parameters is known: by the run's beginning, unless they are given."""
+        known = self.parameters if parameters is None else parameters
+        return {role: FlopCounts.of(counts, known[role]) for role, counts in self.tokens().items() if role in known}
+
+    def all_flops(self, parameters: Mapping[str, int] | None = None) -> FlopCounts | None:
         """Returns the FLOPs of all roles together; None if one of them has an unknown number of parameters."""
-        flops = self.flops()
+        flops = self.flops(parameters)
         if not flops or not flops.keys() >= self._tokens.keys():
             return None
         return FlopCounts(decode=sum(one.decode for one in flops.values()), all=sum(one.all for one in flops.values()))

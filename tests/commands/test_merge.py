@@ -42,7 +42,9 @@ def merged(folder: Path, *names: str, words: tuple[str, ...] = ()) -> tuple[int,
 
 def rows(folder: Path) -> list[dict[str, object]]:
     found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    for row in found:  # between equal votes the order of the tracks' ends decides, which hangs on what else is in progress
+    for (
+        row
+    ) in found:  # between equal votes the order of the tracks' ends decides, which hangs on what else is in progress
         del row["seconds"], row["winner"], row["votes"]
         row["tracks"].sort(key=lambda track: track["track"])
     return sorted(found, key=lambda row: (row["problem"], row["repeat"]))
