@@ -29,8 +29,8 @@ GRADED_AHEAD = 256
 
 
 class GradedRow(BaseModel):
-    """``row``: from 1, in the order of the file. ``answer``: as found in the text, or None. ``gold``: None where the row has none,
-    which is then ``ungraded``.
+    """``row``: from 1, in the order of the file. ``answer``: as found in the text, or None. ``gold``: None where the row has
+    none, which is then ``ungraded``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
