@@ -29,7 +29,9 @@ GRADED_AHEAD = 256
 
 
 class GradedRow(BaseModel):
-    """``row``: from 1, in the order of the file. ``answer``: as found in the text, or None."""
+    """``row``: from 1, in the order of the file. ``answer``: as found in the text, or None. ``gold``: None where the row has
+    none, which is then ``ungraded``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +39,7 @@ class GradedRow(BaseModel):
     id: str | None
     outcome: Outcome
     answer: str | None
-    gold: str
+    gold: str | None
 
 
 async def grade_file(
@@ -52,6 +54,7 @@ async def grade_file(
 
     Raises:
         DatasetError: the file or a row cannot be read, or a column is missing; the rows graded so far have been passed on.
+            Or no row has a right answer.
     """
     async with AsyncExitStack() as stack:
         rows = _gradable(path, text_column, gold_column)
@@ -60,13 +63,19 @@ async def grade_file(
             raise DatasetError(f"{path} holds no row.")
         grader = await stack.enter_async_context(Grader(workers=max(1, len(os.sched_getaffinity(0)))))
 
-        async def judge(number: int, name: str | None, text: str, gold: str) -> GradedRow:
+        async def judge(number: int, name: str | None, text: str, gold: str | None) -> GradedRow:
             answer = (text.strip() or None) if answers_only else find_answer(text)
-            outcome: Outcome = "no_answer"
-            if answer is not None:
+            outcome: Outcome = "no_answer" if gold is not None else "ungraded"
+            if gold is not None and answer is not None:
                 outcome = await grader.grade(answer, Problem(str(number), "", gold))
             return GradedRow(row=number, id=name, outcome=outcome, answer=answer, gold=gold)
 
+        def passed_on(row: GradedRow) -> None:
+            nonlocal graded
+            graded = graded or row.gold is not None
+            take(row)
+
+        graded = False
         broken: DatasetError | None = None
         async with asyncio.TaskGroup() as group:
             waiting: deque[asyncio.Task[GradedRow]] = deque()
@@ -74,16 +83,21 @@ async def grade_file(
                 for row in chain([first], rows):
                     waiting.append(group.create_task(judge(*row)))
                     if len(waiting) >= GRADED_AHEAD:
-                        take(await waiting.popleft())
+                        passed_on(await waiting.popleft())
             except DatasetError as error:
                 broken = error  # raised once the rows before it have been passed on
             while waiting:
-                take(await waiting.popleft())
+                passed_on(await waiting.popleft())
     if broken is not None:
         raise broken
+    if not graded:
+        raise DatasetError(
+            f"{path}: no row was graded, because {gold_column!r} is empty in each. Name the column with the right answers "
+            "with --gold-column."
+        )
 
 
-def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[int, str | None, str, str]]:
+def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[int, str | None, str, str | None]]:
     for number, (place, row) in enumerate(read_rows(path), start=1):
         for column in (text_column, gold_column):
             if column not in row:
@@ -97,8 +111,4 @@ def _gradable(path: Path, text_column: str, gold_column: str) -> Iterator[tuple[
             name = text_of(row, ID_COLUMNS)
         except DatasetError as error:
             raise DatasetError(f"{path} {place}: {error}.") from None
-        if gold is None:
-            raise DatasetError(
-                f"{path} {place}: {gold_column!r} is empty. Each row needs a right answer to be graded by."
-            )
         yield number, name, text, gold

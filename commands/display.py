@@ -10,8 +10,6 @@ import json
 import re
 import sys
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,32 +20,18 @@ from rich.table import Table
 from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
-from speclrm.runtime.events import (
-    OperationDropped,
-    ProblemStarted,
-    RunStarted,
-    SampleEvent,
-    SampleFinished,
-    StepCommitted,
-    StepDrafted,
-    StepScored,
-    StepWritten,
-    TrackFinished,
-    TrackResumed,
-    TrackStarted,
-)
+from speclrm.runtime.engines.simulated.presets import is_simulated
+from speclrm.runtime.events import RunStarted, SampleFinished
 from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.console import ConsoleOptions, RenderableType
 
-    from speclrm.runtime.events import Event, Operation
+    from speclrm.commands.monitor import Monitor
+    from speclrm.runtime.events import Event
 
-WINDOW_S = 10.0
-"""Seconds over which tokens per second are measured."""
-SLICE_S = 0.25
 REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
 ROWS_MAX = 8
@@ -91,211 +75,8 @@ class Terminal(Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-@dataclass(slots=True)
-class _Track:
-    """``written``: the text of the step that is not committed yet."""
-
-    steps: int = 0
-    tokens: int = 0
-    score: float | None = None
-    text: str = ""
-    written: str = ""
-    finished: bool = False
-
-
-@dataclass(slots=True)
-class _Sample:
-    """An unfinished sample. ``ended``: how many of its tracks are; ``tokens``: of the others."""
-
-    gold: str | None = None
-    tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
-    ended: int = 0
-    tokens: int = 0
-
-
-class Monitor:
-    """A sink that follows a run and tells its state. Times are real seconds.
-
-    An event costs the same however long the run is, and so does the state: everything shown is kept in that form.
-    Finished samples are only counted. If events are missing, figures are wrong by these and no more.
-    """
-
-    def __init__(self) -> None:
-        self.stage = "starting"
-        self.total: int | None = None
-        self._started: float | None = None
-        self._begun = time.monotonic()
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps: Counter[str] = Counter()
-        """Committed ones, by who wrote them: ``draft``, ``rewrite``, ``write``, ``closing``."""
-        self.outcomes: Counter[str] = Counter()
-        self.tracks = 0
-        self.ended = 0
-        """Finished tracks."""
-        self.busy: dict[tuple[str, int, str], _Track] = {}
-        """Unfinished tracks, in the order of their starts."""
-        self._samples: dict[tuple[str, int], _Sample] = {}
-        self._rates = _Rates()
-        self._ended_tokens = 0
-        # Sums over samples that are not finished, each divided by the number of its tracks.
-        self._ended_part = self._busy_part = self._token_part = 0.0
-
-    # As a sink.
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
-            self._clear()
-            self._started = time.monotonic()
-        match event:
-            case StepDrafted() | StepWritten():
-                if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
-                    track.written = event.text
-                self._rates.add("draft" if isinstance(event, StepDrafted) else "target", event.operations)
-            case StepScored():
-                self._rates.add("target", event.operations)
-            case StepCommitted():
-                self._commit(event)
-            case OperationDropped():
-                self._rates.add(event.role, (event.operation,))
-            case SampleEvent():
-                self._change(event)
-            case _:
-                pass
-
-    def _commit(self, event: StepCommitted) -> None:
-        self.steps[event.origin] += 1
-        track = self.busy.get((event.problem, event.repeat, event.track))
-        sample = self._samples.get((event.problem, event.repeat))
-        if track is None or sample is None:
-            return
-        track.steps += 1
-        track.tokens += event.tokens
-        track.score, track.text, track.written = event.score, track.written, ""
-        sample.tokens += event.tokens
-        self._token_part += event.tokens / len(sample.tracks)
-
-    def _change(self, event: SampleEvent) -> None:
-        """Updates a sample or the set of its tracks."""
-        sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
-        self._count(sample, -1)
-        match event:
-            case ProblemStarted():
-                sample.gold = event.gold
-            case TrackStarted():
-                sample.tracks[event.track] = self.busy[event.problem, event.repeat, event.track] = _Track()
-                self.tracks += 1
-            case TrackFinished():
-                track = self.busy.pop((event.problem, event.repeat, event.track), None)
-                if track is not None:
-                    self._end(sample, track, 1)
-            case TrackResumed():
-                track = sample.tracks.get(event.track)
-                if track is not None and track.finished:
-                    self.busy[event.problem, event.repeat, event.track] = track
-                    self._end(sample, track, -1)
-            case SampleFinished():
-                self.outcomes[event.outcome] += 1
-                del self._samples[event.problem, event.repeat]
-                for name in sample.tracks:
-                    self.busy.pop((event.problem, event.repeat, name), None)  # whose end was missed
-                return
-            case _:
-                pass
-        self._count(sample, 1)
-
-    def _end(self, sample: _Sample, track: _Track, by: int) -> None:
-        """Notes that the track ended (1) or continues after all (-1)."""
-        track.finished = by > 0
-        sample.ended += by
-        sample.tokens -= by * track.tokens
-        self.ended += by
-        self._ended_tokens += by * track.tokens
-
-    def _count(self, sample: _Sample, by: int) -> None:
-        if tracks := len(sample.tracks):
-            self._ended_part += by * sample.ended / tracks
-            self._busy_part += by * (tracks - sample.ended) / tracks
-            self._token_part += by * sample.tokens / tracks
-
-    async def room(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-    # What a display reads.
-
-    def notify(self, what: str, done: float | None, total: float | None) -> None:
-        self.stage = what + (f" {done / total:.0%}" if done is not None and total else "")
-
-    def plan(self, samples: int) -> None:
-        self.total = samples
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - (self._started or self._begun)
-
-    @property
-    def running(self) -> bool:
-        return self._started is not None
-
-    @property
-    def finished(self) -> int:
-        """Number of finished samples."""
-        return self.outcomes.total()
-
-    def gold(self, problem: str, repeat: int) -> str | None:
-        """Returns the gold answer of an unfinished sample."""
-        sample = self._samples.get((problem, repeat))
-        return None if sample is None else sample.gold
-
-    def rates(self) -> dict[str, float]:
-        """Returns the generated tokens per second of each model, over the last seconds."""
-        span = max(1.0, min(WINDOW_S, self.elapsed_s))
-        return {role: tokens / span for role, tokens in self._rates.tokens().items()}
-
-    def left_s(self) -> float | None:
-        """Estimates the seconds to go; None until something is known.
-
-        A running sample counts by the progress of its tracks, measured by the tokens that finished tracks took; all
-        running tracks together count as nine tenths at most.
-        """
-        if self.total is None or self.ended < 2:
-            return None
-        typical = max(1.0, self._ended_tokens / self.ended)
-        done = self.finished + self._ended_part + min(0.9 * self._busy_part, self._token_part / typical)
-        if done <= 0:
-            return None
-        return self.elapsed_s * max(0.0, self.total - done) / done
-
-
-class _Rates:
-    """Counts tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
-
-    def __init__(self) -> None:
-        self._slices: deque[tuple[int, dict[str, int]]] = deque()
-
-    def add(self, role: str, operations: Sequence[Operation]) -> None:
-        number = int(time.monotonic() / SLICE_S)
-        if not self._slices or self._slices[-1][0] != number:
-            self._slices.append((number, {"draft": 0, "target": 0}))
-            while self._slices[0][0] <= number - WINDOW_S / SLICE_S:
-                self._slices.popleft()
-        tokens = self._slices[-1][1]
-        for operation in operations:
-            tokens[role] += operation.output_tokens
-
-    def tokens(self) -> dict[str, int]:
-        first = int(time.monotonic() / SLICE_S) - WINDOW_S / SLICE_S
-        slices = [tokens for number, tokens in tuple(self._slices) if number > first]
-        found = {role: sum(tokens[role] for tokens in slices) for role in ("draft", "target")}
-        return {role: tokens for role, tokens in found.items() if tokens}
-
-
 def headline(monitor: Monitor) -> str:
-    """Returns one line: how many problems are done, the results so far, the speed, and the time left."""
+    """Returns one line: how many problems are done, the results so far, the speed, and the time left. What is virtual says so."""
     if not monitor.running:
         return f"{monitor.stage} ({_seconds(monitor.elapsed_s)})"
     accepted, rewritten, written = (monitor.steps[origin] for origin in ("draft", "rewrite", "write"))
@@ -308,10 +89,12 @@ def headline(monitor: Monitor) -> str:
         parts.append(f"accepted {accepted} rewritten {rewritten} ({accepted / decided:.0%} kept)")
     elif written:
         parts.append(f"{written} steps")
-    parts += [f"{role} {rate:.0f} tok/s" for role, rate in sorted(monitor.rates().items())]
+    second = "virtual s" if monitor.virtual else "s"
+    parts += [f"{role} {rate:.0f} tok/{second}" for role, rate in sorted(monitor.rates().items())]
     left = monitor.left_s()
-    parts.append(f"{_seconds(monitor.elapsed_s)}, {'estimating' if left is None else f'about {_seconds(left)} left'}")
-    return " · ".join(parts)
+    passed = _seconds(monitor.elapsed_s) + (" of virtual time" if monitor.virtual else "")
+    told = "estimating" if left is None else f"about {_seconds(round(left))}{' of it' if monitor.virtual else ''} left"
+    return " · ".join([*parts, f"{passed}, {told}"])
 
 
 def _seconds(seconds: float) -> str:
@@ -451,8 +234,9 @@ def print_report(console: Console, summary: RunSummary, title: str = "") -> None
 
 def _samples_table(summary: RunSummary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("problem", "answer", "gold", "outcome", "votes", "tracks ended", "tokens", "seconds"):
-        table.add_column(name, justify="right" if name in ("tokens", "seconds") else "left", overflow="fold")
+    seconds = "virtual s" if _virtual(summary) else "seconds"
+    for name in ("problem", "answer", "gold", "outcome", "votes", "tracks ended", "tokens", seconds):
+        table.add_column(name, justify="right" if name in ("tokens", seconds) else "left", overflow="fold")
     for row in summary.samples[:REPORT_ROWS_MAX]:
         winner = next((names for _, names in row.votes if row.winner in names), ())
         ends: dict[str, int] = {}
@@ -508,7 +292,8 @@ def figures(summary: RunSummary) -> list[str]:
         f"{name} {phase.engine_s:.1f} s in {phase.requests} requests ({phase.mean_s:.2f} s each; queued {phase.queue_s:.1f})"
         for name, phase in summary.phases.items()
     )
-    lines.append(f"time        {summary.seconds:.1f} s{_each(summary)}; requests, side by side: {phases}")
+    kind = " of virtual time" if _virtual(summary) else ""
+    lines.append(f"time        {summary.seconds:.1f} s{kind}{_each(summary)}; requests, side by side: {phases}")
     if summary.chain_length is not None:
         chains = f"{summary.chain_length:.1f} tokens kept by {summary.chains} tracks with an answer, on average"
         share = "" if summary.draft_share is None else f"; {summary.draft_share:.1%} of all kept by the draft"
@@ -549,7 +334,10 @@ def _ledger_table(summary: RunSummary) -> Table:
 def _ledger_rows(summary: RunSummary) -> Iterator[tuple[str, list[str]]]:
     rates = summary.tokens_per_s
     yield "generated", [f"{counts.generated}" for counts in summary.tokens.values()]
-    yield "a second", [f"{rates[role]:.1f}" if role in rates else "" for role in summary.tokens]
+    yield (
+        "a virtual second" if _virtual(summary) else "a second",
+        [f"{rates[role]:.1f}" if role in rates else "" for role in summary.tokens],
+    )
     for fate in ("kept", "rejected", "dropped", "useless", "judge", "choice"):
         yield f"  {fate}", [f"{count}" if (count := getattr(one, fate)) else "" for one in summary.tokens.values()]
     yield "discarded", [_share(counts.discarded) for counts in summary.tokens.values()]
@@ -565,6 +353,11 @@ def _ledger_rows(summary: RunSummary) -> Iterator[tuple[str, list[str]]]:
     yield "  though a track was ready", [_share(engine.idle_ready) for engine in engines]
     yield "mean batch", ["" if engine.batch is None else f"{engine.batch:.1f}" for engine in engines]
     yield "preemptions", [f"{engine.preemptions}" if engine.preemptions else "" for engine in engines]
+
+
+def _virtual(summary: RunSummary) -> bool:
+    """Whether the run's engines were simulated, so that its times are virtual."""
+    return any(use.facts is not None and is_simulated(use.facts.name) for use in summary.engines.values())
 
 
 def _share(value: float | None) -> str:

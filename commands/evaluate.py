@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from speclrm.app.run_filter import Wanted
 from speclrm.commands.errors import guard, say
 from speclrm.commands.from_options import complete_dataset
 from speclrm.commands.screen import run_async, stdout
+from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from speclrm.evaluators.evaluation import Evaluation
 
+WIDTH = 100
+"""Characters that a line has at most, but for paths, which stay whole."""
 OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "grader_failed", "ungraded", "error")
 
 
@@ -76,7 +80,9 @@ def evaluate_into(folders: Sequence[Path], wanted: Wanted, *, json: bool, rebuil
 
             print_json({"notices": notices, "evaluations": [one.model_dump(mode="json") for one in found]})
         else:
-            _print_evaluations(stdout(), found)
+            console = stdout()
+            console.width = min(console.width, WIDTH)
+            _print_evaluations(console, found)
 
     guard(start)
 
@@ -88,34 +94,16 @@ def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "strategy",
-        "dataset",
-        "models",
-        "runs",
-        "samples",
-        "accuracy",
-        "pass@k",
-        "majority",
-        "outcomes",
-        "time",
-        "chain",
-        "FLOPs",
-    ):
+    for name in ("strategy", "dataset", "samples", "accuracy", "majority", "time", "chain", "FLOPs"):
         table.add_column(name, overflow="fold")
     for one in found:
-        models = one.target if one.draft is None else f"{one.target} + {one.draft}"
         table.add_row(
             one.strategy,
             one.dataset,
-            models,
-            str(len(one.runs)),
             f"{one.samples} of {one.problems} problems",
             _percent(one.accuracy),
-            ", ".join(f"{k}: {value:.1%}" for k, value in _some(one.pass_at)),
             _percent(one.majority),
-            ", ".join(f"{one.outcomes[name]} {name}" for name in OUTCOMES if name in one.outcomes),
-            f"{one.seconds:.0f} s",
+            f"{one.seconds:.0f} {'virtual s' if is_simulated(one.target) else 's'}",
             _chain(one),
             _flops(one),
         )
@@ -123,12 +111,22 @@ def _print_evaluations(console: Console, found: Sequence[Evaluation]) -> None:
     for one in found:
         console.print()
         for line in _details(one):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            folded = textwrap.fill(
+                line, WIDTH, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+            )
+            console.print(folded, markup=False, highlight=False, soft_wrap=True)
 
 
 def _details(one: Evaluation) -> list[str]:
     budget = one.recipe.get("token_budget")
-    lines = [f"{one.strategy} on {one.dataset}, budget {budget} tokens a track: {', '.join(one.runs)}"]
+    models = one.target if one.draft is None else f"{one.target} + {one.draft}"
+    lines = [
+        f"{one.strategy} on {one.dataset} by {models}, budget {budget} tokens a track",
+        f"runs        {', '.join(one.runs)}",
+        "outcomes    " + ", ".join(f"{one.outcomes[name]} {name}" for name in OUTCOMES if name in one.outcomes),
+    ]
+    if one.pass_at:
+        lines.append("pass@k      " + ", ".join(f"{k}: {value:.1%}" for k, value in _some(one.pass_at)))
     if one.reproduce_fault:
         lines.append(f"faults      {', '.join(one.reproduce_fault)}")
     if one.by_repeat:
@@ -151,7 +149,10 @@ def _details(one: Evaluation) -> list[str]:
             f"{role:<12}{counts.generated} tokens generated: {fates}; prompts {counts.prompt}, of that cached {counts.cached}"
         )
     if one.sample_seconds is not None:
-        lines.append(f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average")
+        virtual = "; virtual seconds" if is_simulated(one.target) else ""
+        lines.append(
+            f"time        {one.seconds:.1f} s of runs, {one.sample_seconds:.1f} s a sample on average{virtual}"
+        )
     if one.decode_flops is not None and one.all_flops is not None:
         lines.append(f"FLOPs       {one.decode_flops:.3g} to decode, {one.all_flops:.3g} with what was read of prompts")
     lines += _intervals(one)

@@ -19,7 +19,10 @@ def grade(
     answers_only: Annotated[bool, typer.Option("--answers-only", help="Take each text as the answer itself.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row, in order.")] = False,
 ) -> None:
-    """Grade the outputs of any tool: correct, wrong, no_answer or grader_failed for each row."""
+    """Grade the outputs of any tool: correct, wrong, no_answer or grader_failed for each row.
+
+    A row without a right answer is ungraded, and does not count.
+    """
 
     def start() -> None:
         from collections import Counter
@@ -35,14 +38,18 @@ def grade(
             outcomes[row.outcome] += 1
             if json:
                 print_json(row.model_dump(mode="json"))
+            elif row.gold is None:
+                say(f"row {row.row}: ungraded: {gold_column!r} is empty")
             elif row.outcome != "correct":
                 answer = "no answer" if row.answer is None else harmless(row.answer)
                 say(f"row {row.row}: {row.outcome}: {answer}, gold {harmless(row.gold)}")
 
         run_async(lambda: grading.grade_file(file, text_column, gold_column, take, answers_only=answers_only))
-        total = sum(outcomes.values())
+        total = outcomes.total()
+        graded = total - outcomes["ungraded"]
         if not json:
             counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
-            say(f"{total} rows: {counts}; accuracy {outcomes['correct'] / total:.1%}")
+            of = "" if graded == total else f" of {graded} graded rows"
+            say(f"{total} rows: {counts}; accuracy {outcomes['correct'] / graded:.1%}{of}")
 
     guard(start)

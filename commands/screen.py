@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from speclrm.app.engines import MakeEngines
-    from speclrm.commands.display import Monitor
+    from speclrm.commands.monitor import Monitor
     from speclrm.commands.screen_options import DisplayKind, LogLevel
     from speclrm.runtime.protocols import Sink
 
@@ -49,8 +49,9 @@ class Screen:
     """The display during a run: the sinks that follow it, the progress of its stages, and the place of diagnostics."""
 
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
-        from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView, Terminal
+        from speclrm.commands.display import JsonView, LiveView, PlainView, Terminal
         from speclrm.commands.logs import Unfailing, configure
+        from speclrm.commands.monitor import Monitor
 
         self.console = Terminal(file=cast("Any", Unfailing(sys.stderr)))
         self.kind: DisplayKind = kind or ("rich" if self.console.is_terminal else "plain")

@@ -20,6 +20,7 @@ from speclrm.runtime.events import (
     OperationDropped,
     RoleName,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepCommitted,
     StepDrafted,
@@ -128,12 +129,13 @@ class FlopCounts(_Model):
 
 
 class EngineUse(_Model):
-    """The time of a role's engines by use. Shares, 0 to 1, are of the run's seconds and the mean of the role's
-    engines; None if unknown.
+    """The time of a role's engines by use. Shares, 0 to 1, are of the seconds of attempts that ended by themselves, and the
+    mean of the role's engines; None if unknown. An attempt that was killed told nothing of its engines.
 
     ``idle``: without work. ``idle_ready``: without work though a track was ready to send some. ``batch``: requests in
-    an iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place.
-    ``output_tokens``: by the engines' own count, over attempts that ended by themselves.
+    an iteration, on average. ``preemptions``, ``waited_s`` (of all operations, for a place): of the same attempts.
+    ``cache_hit``: of prompt tokens. ``operations``, ``output_tokens``: by the engines' own count, and for an attempt
+    that was killed by what its events tell.
     """
 
     facts: EngineFacts | None = None
@@ -192,6 +194,12 @@ class Ledger:
         self._facts: dict[str, EngineFacts] = {}
         self._busy_s: dict[str, float] = defaultdict(float)
         self._used: dict[str, _Used] = defaultdict(_Used)
+        self._began_s: float | None = None
+        """Run time at which the attempt began that has not ended; None once it has."""
+        self._reported_s = 0.0
+        """Seconds of attempts that ended by themselves."""
+        self._told: dict[str, Counter[str]] = defaultdict(Counter)
+        """Operations and their output tokens in the attempt that has not ended, by role."""
         self.seconds = 0.0
         """Run time so far."""
         self.chains = 0
@@ -234,6 +242,10 @@ class Ledger:
                 self._take_up(_track(event))
             case RunStarted():
                 self._facts = dict(event.engines)
+                self._began_s = event.t
+            case RunResumed():
+                self._cut_short()
+                self._began_s = event.t
             case RunFinished():
                 self._end(event)
             case _:
@@ -289,20 +301,33 @@ class Ledger:
 
     def _spend(self, role: str, purpose: str, operations: Sequence[Operation]) -> int:
         """Books the operations and returns how many tokens they generated."""
-        counts, phase = self._tokens[role], self._phases[purpose]
+        counts, phase, told = self._tokens[role], self._phases[purpose], self._told[role]
         spent = 0
         for operation in operations:
             spent += operation.output_tokens
+            told["operations"] += operation.prompt_tokens > 0
             counts["prompt"] += operation.prompt_tokens
             counts["cached"] += operation.cached_tokens
             phase[0] += operation.prompt_tokens > 0  # only the first share of a request carries its prompt
             phase[1] += operation.queue_s
             phase[2] += operation.engine_s
         counts["generated"] += spent
+        told["output_tokens"] += spent
         return spent
+
+    def _cut_short(self) -> None:
+        """Counts what an attempt without an end did, as far as its events tell."""
+        if self._began_s is not None:
+            for role, told in self._told.items():
+                self._used[role].operations += told["operations"]
+                self._used[role].output_tokens += told["output_tokens"]
+        self._told.clear()
 
     def _end(self, event: RunFinished) -> None:
         self.seconds = event.seconds
+        self._reported_s += event.seconds - (self._began_s or 0.0)
+        self._began_s = None
+        self._told.clear()
         for key in list(self._pending):
             self._lapse(key)
         self.stood_up += event.stood_up
@@ -340,7 +365,7 @@ class Ledger:
         return {role: parameters for role, parameters in known.items() if parameters is not None}
 
     def flops(self, parameters: Mapping[str, int] | None = None) -> dict[str, FlopCounts]:
-        """Returns the FLOPs by role, for those whose number of parameters is known: by the run's beginning, unless they are given."""
+        """Returns the FLOPs by role, for those whose number of parameters is given, or else known from the run's beginning."""
         known = self.parameters if parameters is None else parameters
         return {role: FlopCounts.of(counts, known[role]) for role, counts in self.tokens().items() if role in known}
 
@@ -359,7 +384,7 @@ class Ledger:
 
     def _use(self, role: str, counts: TokenCounts) -> EngineUse:
         busy_s = self._busy_s.get(role)
-        idle = None if busy_s is None else self._share(self.seconds - busy_s)
+        idle = None if busy_s is None else self._share(self._reported_s - busy_s)
         facts = self._facts.get(role)
         if role not in self._used:
             return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle)
@@ -378,7 +403,8 @@ class Ledger:
 
     def _share(self, seconds: float) -> float | None:
         # Sums of rounded times may be a microsecond off.
-        return round(min(1.0, max(0.0, seconds / self.seconds)), 6) if self.seconds > 0 else None
+        whole = self._reported_s
+        return round(min(1.0, max(0.0, seconds / whole)), 6) if whole > 0 else None
 
 
 def _track(event: TrackEvent) -> _Track:

@@ -25,13 +25,15 @@ STRATEGIES: dict[str, tuple[type[Family], Recipe]] = {
     "speculative": (Speculative, Recipe(tracks=3, plan="drawn")),
     "speculative-methods": (Speculative, Recipe(tracks=3, plan="chosen")),
 }
-ALIASES = {
-    "direct": "baseline",
-    "majority": "parallel",
-    "ssr": "speculative",
-    "ssr-m": "speculative-methods",
-    "specreason": "speculative",
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "direct": ("baseline", {}),
+    "majority": ("parallel", {}),
+    "ssr": ("speculative", {}),
+    "ssr-m": ("speculative-methods", {}),
+    # One chain without hints, as in the paper: arXiv 2504.07891, section 3.
+    "specreason": ("speculative", {"tracks": 1, "plan": "plain"}),
 }
+"""Other names of strategies, with what each sets differently."""
 ORIGINAL: dict[str, Any] = {
     "prompt_style": "raw",
     "closing": False,
@@ -74,7 +76,7 @@ def strategy(
         return family(
             Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given}),
             find_answer,
-            ALIASES.get(name, name),
+            ALIASES.get(name, (name,))[0],
             finished_answer=finished_answer,
         )
     except ValidationError as error:
@@ -100,12 +102,13 @@ def names() -> list[str]:
 
 
 def _entry(name: str) -> tuple[type[Family], Recipe]:
-    known = ALIASES.get(name, name)
+    known, changes = ALIASES.get(name, (name, {}))
     found = plugins.find(GROUP, "strategy", name, [*STRATEGIES, *ALIASES])
     if found is not None:
         return _family(*found)
     if known in STRATEGIES:
-        return STRATEGIES[known]
+        family, recipe = STRATEGIES[known]
+        return family, recipe.model_copy(update=changes)
     close = difflib.get_close_matches(known, names(), n=1)
     meant = f" Did you mean {close[0]}?" if close else ""
     raise SettingsError(

@@ -1,4 +1,4 @@
-"""One pair of real engines for the whole suite: they take half a minute to start."""
+"""What holds for every test, and one pair of real engines for the whole suite: they take half a minute to start."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from speclrm.runtime.engines.vllm import VllmEngine
@@ -26,6 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if find_spec("vllm") is None:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that runs in this process sets up logging for the whole of it: no later test may find that."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from rich.console import Console
 from speclrm import api
 from speclrm.app.options import RunOptions
 from speclrm.benchmarks.null_engine import EmptyEngine
-from speclrm.commands.display import Monitor, PlainView
+from speclrm.commands.display import PlainView
+from speclrm.commands.monitor import Monitor
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import VirtualTimeLoop
 from speclrm.runtime.engine import EngineStats, Request

@@ -242,6 +242,18 @@ def test_eval_prints_one_table_and_the_details(tmp_path: Path) -> None:
     assert "`speclrm eval runs`" in done.stderr
 
 
+def test_the_table_and_the_details_of_eval_fit_in_100_columns(tmp_path: Path) -> None:
+    for number in range(6):
+        answers = {("p", repeat): "4" for repeat in range(8)}
+        folder = tmp_path / "runs" / f"a-run-with-a-long-name-{number}"
+        make_run(folder, answers, name="speculative" if number % 2 else "parallel", draft="org/Draft-with-name-1.5B")
+    for columns in ("", "80", "300"):
+        done = speclrm("eval", "runs", cwd=tmp_path, COLUMNS=columns)
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "outcomes    " in done.stdout
+
+
 def test_eval_tells_how_chains_compare_with_the_baseline(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a", {("p", 0): "4"}, name="speculative", draft="org/Draft")
     make_run(tmp_path / "runs" / "b", {("p", 0): "4"})
@@ -304,6 +316,27 @@ def test_grade_says_one_thing_a_row_in_order(tmp_path: Path) -> None:
     assert "4 rows: 1 correct, 1 wrong, 1 no_answer, 1 grader_failed; accuracy 25.0%" in plain.stdout
 
 
+def test_rows_without_a_right_answer_are_named_and_do_not_count(tmp_path: Path) -> None:
+    rows = [
+        ROWS[0],
+        {"id": "e", "output": "\\boxed{3}", "gold": ""},
+        {"id": "f", "output": "no", "gold": None},
+        ROWS[1],
+    ]
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = speclrm("grade", "out.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "empty" in line] == [
+        "row 2: ungraded: 'gold' is empty",
+        "row 3: ungraded: 'gold' is empty",
+    ]
+    assert "4 rows: 1 correct, 1 wrong, 2 ungraded; accuracy 50.0% of 2 graded rows" in done.stdout
+    done = speclrm("grade", "out.jsonl", "--json", cwd=tmp_path)
+    graded = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["outcome"] for row in graded] == ["correct", "ungraded", "ungraded", "wrong"]
+    assert (graded[1]["answer"], graded[1]["gold"]) == ("3", None)
+
+
 def test_answers_alone_are_graded_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text('said,right\n1/2,0.5\n"1,000",1000\n,3\n')
     done = speclrm(
@@ -317,7 +350,7 @@ def test_answers_alone_are_graded_as_they_are(tmp_path: Path) -> None:
     ("content", "arguments", "message"),
     [
         ('{"output": "x"}\n', (), "line 1: no column 'gold'; the row has 'output'. Name the columns with"),
-        ('{"output": "x", "gold": ""}\n', (), "line 1: 'gold' is empty"),
+        ('{"output": "x", "gold": ""}\n' * 2, ("--json",), "no row was graded, because 'gold' is empty in each"),
         ('{"output": ["x"], "gold": "1"}\n', (), "line 1: 'output' is list, not text or a number"),
         ("", (), "holds no row"),
         ('{"output": "\\\\boxed{1}", "gold": "1"}\n{"output": "x"}\n', ("--json",), "line 2: no column 'gold'"),

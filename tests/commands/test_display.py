@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 from support import make_strategy, play, work
 
-from speclrm.commands import display
-from speclrm.commands.display import JsonView, LiveView, Monitor, PlainView, headline, print_report
+from speclrm.commands import monitor as monitoring
+from speclrm.commands.display import JsonView, LiveView, PlainView, headline, print_report
+from speclrm.commands.monitor import Monitor
 from speclrm.evaluators.metrics import ModeCounts, RunSummary, Summary
 from speclrm.runtime.engines.scripted import by_step
 from speclrm.runtime.events import (
+    EngineFacts,
     ProblemStarted,
+    RunFinished,
     RunStarted,
     SampleFinished,
     StepCommitted,
     StepDrafted,
     TrackFinished,
-    TrackResumed,
     TrackStarted,
 )
 from speclrm.runtime.ledger import EngineUse, FlopCounts, TokenCounts
@@ -158,50 +161,79 @@ def finished(track: str, reason: str = "answer") -> TrackFinished:
     return TrackFinished(problem="p", repeat=0, track=track, reason=reason, answer="4", tokens=0)  # type: ignore[arg-type]
 
 
-def test_the_time_that_is_left_follows_from_how_far_the_tracks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+def at(t: float, *events: Event) -> list[Event]:
+    return [event.model_copy(update={"t": t}) for event in events]
+
+
+def run_started(engine: str = "target") -> RunStarted:
+    facts = {"target": EngineFacts(name=engine, max_num_seqs=1)}
+    return RunStarted(run="r", started="", config={}, versions={}, machine={}, engines=facts)
+
+
+def test_the_time_that_is_left_counts_down_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [500.0]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
     monitor = Monitor()
     monitor.plan(2)
-    told: list[float | None] = []
-
-    def tell(*events: Event) -> None:
-        for event in events:
-            monitor.emit(event)
-        told.append(monitor.left_s())
-
-    tell(
-        RunStarted(run="r", started="", config={}, versions={}, machine={}),
-        ProblemStarted(problem="p", repeat=0, text="", gold=None),
-        *map(started, "abcd"),
-        *step("a", 0, 100),
-        *step("b", 0, 100),
-        *step("c", 0, 25),
-    )
-    now[0] = 90.0
-    tell(finished("a"))
-    tell(finished("b"))  # two of four, and a quarter of one more: 0.5625 of a sample in 90 s
-    tell(*step("c", 1, 75), *step("d", 0, 400))  # those that go on count for nine tenths at most
-    tell(finished("c", "cancelled"), TrackResumed(problem="p", repeat=0, track="c"))
-    tell(finished("c"), finished("d"))
-    tell(SampleFinished(problem="p", repeat=0, answer="4", winner="a", outcome="ungraded", seconds=90.0))
-    assert told == [None, None, *map(pytest.approx, (230.0, 90 * 1.05 / 0.95, 90 * 1.05 / 0.95, 90.0, 90.0))]
+    assert monitor.left_s() is None
+    for event in [
+        *at(0.0, run_started(), ProblemStarted(problem="p", repeat=0, text="", gold=None), *map(started, "ab")),
+        *at(10.0, *step("a", 0, 100), *step("b", 0, 50)),
+    ]:
+        monitor.emit(event)
+    assert monitor.left_s() is None  # no track has ended
+    monitor.emit(*at(10.0, finished("a")))
+    first = monitor.left_s()
+    assert first is not None
+    now[0] += 1.0
+    assert monitor.left_s() == pytest.approx(first - 1.0)
+    assert monitor.elapsed_s == pytest.approx(11.0)
 
 
-def test_rates_are_of_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_of_the_last_seconds_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    events = events_of(3)
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    events = [event for event in events_of(3) if not isinstance(event, RunStarted)]
+    last = events[-1].t
     monitor = Monitor()
-    for event in events:
+    for event in (run_started(), *events):
         monitor.emit(event)
     now[0] += 4
     drafted = sum(
         operation.output_tokens for event in events if isinstance(event, StepDrafted) for operation in event.operations
     )
-    assert monitor.rates()["draft"] == pytest.approx(drafted / 4)
-    now[0] += display.WINDOW_S
+    assert monitor.rates()["draft"] == pytest.approx(drafted / (last + 4))
+    now[0] += monitoring.WINDOW_S
     assert monitor.rates() == {}
+
+
+def test_what_is_virtual_says_so_and_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for real in (0.0, 1000.0):
+        now = [0.0]
+        monkeypatch.setattr(monitoring.time, "monotonic", lambda now=now: now[0])
+        monitor = Monitor()
+        monitor.plan(4)
+        for event in (run_started("sim/qwq-32b"), *events_of(3)[1:]):
+            now[0] += real
+            monitor.emit(event)
+        said.append(headline(monitor))
+    assert said[0] == said[1]
+    assert re.search(r"draft \d+ tok/virtual s .* target \d+ tok/virtual s", said[0])
+    assert re.search(r"0:\d\d of virtual time, about \d:\d\d of it left$", said[0])
+
+
+def test_after_a_resume_the_past_counts_by_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: 1e6)
+    events = [event for event in events_of(3) if not isinstance(event, RunFinished)]
+    scale = 1000.0 / events[-1].t
+    monitor = Monitor()
+    for event in events:  # all at once, as a resumed run shows its past
+        monitor.emit(event.model_copy(update={"t": event.t * scale}))
+    assert monitor.elapsed_s == pytest.approx(1000.0)
+    rate = sum(monitor.rates().values())
+    whole = sum(op.output_tokens for event in events for op in getattr(event, "operations", ()))
+    assert rate * monitoring.WINDOW_S < whole / 5
 
 
 def test_a_display_that_missed_events_goes_on() -> None:

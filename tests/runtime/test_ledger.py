@@ -27,6 +27,7 @@ from speclrm.runtime.events import (
     Operation,
     OperationDropped,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepCommitted,
     StepDrafted,
@@ -225,6 +226,32 @@ def test_engines_are_told_by_what_they_did_not_do() -> None:
     assert fold.stood_up == 2
     before_the_end = ledger(RUN[:-1]).engines()["draft"]
     assert (before_the_end.idle, before_the_end.idle_ready, before_the_end.batch) == (None, None, None)
+
+
+def test_shares_of_a_resumed_run_are_of_the_attempts_that_told_of_their_engines() -> None:
+    """An attempt of 70 s that was killed told nothing. Its engine was not idle for that."""
+
+    def scored(t: float) -> StepScored:
+        one = Operation(id="p/0/M1/0/score", engine="t", seed=0, prompt_tokens=50, output_tokens=1)
+        where: Any = {"problem": "p", "repeat": 0, "track": "M1", "step": 0}
+        return StepScored(**where, t=t, value=9.0, mass=1.0, digits=(), operations=(one,))
+
+    report = EngineReport(
+        idle_ready_s=0.3, iterations=10, batched=20, preemptions=0, operations=1, waited_s=0, output_tokens=1
+    )
+    fold = ledger(
+        [
+            RunStarted(t=0.0, run="r", started="", config={}, versions={}, machine={}),
+            scored(70.0),
+            RunResumed(t=70.0, started="", config={}, versions={}, machine={}),
+            scored(80.0),
+            RunFinished(t=100.0, status="finished", seconds=100.0, busy_s={"target": 27.0}, engines={"target": report}),
+        ]
+    )
+    use = fold.engines()["target"]
+    assert (use.idle, use.idle_ready) == (pytest.approx(0.1), pytest.approx(0.01))
+    assert (use.operations, use.output_tokens) == (2, 2)
+    assert fold.seconds == 100.0
 
 
 def test_a_run_that_breaks_off_loses_the_steps_it_was_on() -> None:

@@ -92,6 +92,14 @@ def test_a_drafts_own_confidence_decides_or_leaves_it_to_the_scorer(
     assert gate.verdict(Confidence(tokens, mean, entropy), whole=whole) == verdict
 
 
+def test_specreason_is_one_track_without_a_method_and_takes_options_like_any_other() -> None:
+    one = strategy("specreason", boxed)
+    assert (one.name, one.recipe.tracks, one.recipe.plan) == ("speculative", 1, "plain")
+    assert one.recipe == strategy("speculative", boxed, tracks=1, plan="plain").recipe
+    assert strategy("specreason", boxed, tracks=4).recipe.tracks == 4
+    assert strategy("ssr", boxed).recipe == strategy("speculative", boxed).recipe
+
+
 def test_thresholds_have_the_scale_of_their_scorer() -> None:
     assert strategy("speculative", boxed).recipe.score_threshold == 7.0
     assert strategy("speculative", boxed, scorer="likelihood").recipe.score_threshold == -1.0

@@ -13,6 +13,7 @@ import pytest
 
 from speclrm.app import trace_check
 from speclrm.app.evaluation import evaluate_runs
+from speclrm.benchmarks.studies import kills
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.trace.journal import Journal
 from speclrm.runtime.trace.reader import read_run
@@ -82,3 +83,10 @@ def test_a_run_killed_at_any_moment_leaves_a_trace_that_checks_up_to_its_end(tmp
 
     assert run_virtual(resume()) == sum(1 for _ in read_run(folder)) == report.events
     assert len(segments(trace)) == segments(trace)[-1].number
+
+
+@pytest.mark.timeout(300)
+def test_killed_and_resumed_runs_have_the_figures_of_an_undisturbed_one(tmp_path: Path) -> None:
+    lines = kills.compare("speculative", problems=2, runs=2, kills=2, seed=3, folder=tmp_path)
+    assert all(kills.SAME in line for line in lines), lines
+    assert any("killed 2 times" in line for line in lines)

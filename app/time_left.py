@@ -1,0 +1,363 @@
+"""Estimates how long a run will still take: a fold over its events.
+
+The schedule that is left is drawn a number of times: what running tracks lack of the lengths that they may have, and the
+samples that have not begun, each in the place that gets free first. The median of the draws is the estimate.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from speclrm.app.track_lengths import Law, Lengths
+from speclrm.runtime.events import (
+    RunResumed,
+    RunStarted,
+    SampleEvent,
+    SampleFinished,
+    StepCommitted,
+    TrackFinished,
+    TrackResumed,
+    TrackStarted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import JsonValue
+
+    from speclrm.runtime.events import Event
+
+DRAWS = 24
+TRACKS_DRAWN_MAX = 3_000
+"""Draws are fewer where more tracks than this would be drawn in all."""
+WAVES = 4
+"""Samples that have not begun are drawn one by one for so many turns of all places; those before them count by their mean."""
+FRESH = 0.02
+"""Share of the last estimate for which it is only counted down."""
+COMMITS = 400.0
+"""The speed is that of about the last so many steps."""
+SLOW_WEIGHT = 4.0
+"""For how many samples it counts that all are equally fast."""
+OWN_TOKENS = 100.0
+"""Tokens of a sample after which its own speed counts as much as that of all."""
+CUT = ("budget", "step_limit", "stopped", "cancelled", "error")
+"""Reasons for which a track ends before its own end."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """``since``, ``crowd``: run time, and the integral of the number of running tracks, at its last step's end."""
+
+    since: float
+    crowd: float
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Sample:
+    running: dict[str, _Track] = field(default_factory=dict[str, _Track])
+    ended: dict[str, int] = field(default_factory=dict[str, int])
+    cut: set[str] = field(default_factory=set[str])
+    """Ended tracks that had not come to their own end."""
+    tokens: int = 0
+    spent_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Speed:
+    """Seconds a token of one track, as a line over the number of running tracks: decaying sums, weighted by tokens."""
+
+    w: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def add(self, tokens: float, seconds: float, tracks: float) -> None:
+        keep = 1 - 1 / COMMITS
+        each = seconds / tokens
+        self.w = self.w * keep + tokens
+        self.x = self.x * keep + tokens * tracks
+        self.y = self.y * keep + tokens * each
+        self.xx = self.xx * keep + tokens * tracks * tracks
+        self.xy = self.xy * keep + tokens * tracks * each
+
+    def line(self) -> tuple[float, float]:
+        """Returns a and b of ``a + b * tracks``, both at least 0. The slope is drawn to 0 unless the numbers differ."""
+        x, y = self.x / self.w, self.y / self.w
+        spread = self.xx / self.w - x * x
+        slope = (self.xy / self.w - x * y) / (spread + (0.1 * x) ** 2)
+        slope = min(max(0.0, slope), y / x)
+        return y - slope * x, slope
+
+
+@dataclass(slots=True)
+class _Slowness:
+    """Logarithms of how much slower samples were than the mean."""
+
+    count: int = 0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.squares += value * value
+
+    @property
+    def spread(self) -> float:
+        return min(1.0, math.sqrt(self.squares / (self.count + SLOW_WEIGHT)))
+
+
+class TimeLeft:
+    """``add`` each event; ``left_s`` at any time. The state and the cost of an estimate grow with what runs at once, not with
+    the run.
+    """
+
+    def __init__(self, samples: int | None = None) -> None:
+        self.samples = samples
+        self._clear()
+
+    def _clear(self) -> None:
+        self._places: int | None = None
+        self._tracks = 1
+        self._budget: int | None = None
+        self._fast: int | None = None
+        self._running: dict[tuple[str, int], _Sample] = {}
+        self._done = 0
+        self._count = 0
+        self._crowd = 0.0
+        self._crowd_s = 0.0
+        self._lengths = Lengths()
+        self._needed: Counter[int] = Counter()  # ends of tracks until a sample's
+        self._speed = _Speed()
+        self._slow = _Slowness()
+        self._steps, self._step_tokens = 0, 0
+        self._changed = True
+        self._last: tuple[float, float] | None = None
+        """The last estimate, with its time."""
+
+    # --------------------------------------------------------------------------------------------------------- the fold
+
+    def add(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self._clear()
+                self._configure(event.config)
+            case RunResumed():
+                self._configure(event.config)
+                self._restart(event.t)
+            case SampleFinished():
+                self._end_sample(event)
+            case SampleEvent():
+                self._follow(event)
+            case _:
+                pass
+
+    def _configure(self, config: Mapping[str, JsonValue]) -> None:
+        recipe = config.get("recipe")
+        options = recipe if isinstance(recipe, dict) else {}
+        self._places = _number(config.get("concurrency"))
+        self._tracks = _number(options.get("tracks")) or 1
+        self._budget = _number(options.get("token_budget"))
+        self._fast = _number(options.get("fast"))
+
+    def _restart(self, now: float) -> None:
+        """Steps that were under way at the break take their time anew."""
+        self._pass(now)
+        for sample in self._running.values():
+            for track in sample.running.values():
+                track.since, track.crowd = now, self._crowd
+
+    def _follow(self, event: SampleEvent) -> None:
+        sample = self._running.setdefault((event.problem, event.repeat), _Sample())
+        match event:
+            case TrackStarted():
+                self._start(sample, event.track, event.t, 0)
+            case TrackResumed():
+                if event.track in sample.ended:
+                    self._start(sample, event.track, event.t, sample.ended.pop(event.track))
+                    sample.cut.discard(event.track)
+            case StepCommitted():
+                self._commit(sample, event)
+            case TrackFinished():
+                if (track := sample.running.pop(event.track, None)) is not None:
+                    self._pass(event.t)
+                    self._count -= 1
+                    sample.ended[event.track] = track.tokens
+                    if event.reason in CUT:
+                        sample.cut.add(event.track)
+                    self._changed = True
+            case _:
+                pass
+
+    def _start(self, sample: _Sample, name: str, now: float, tokens: int) -> None:
+        self._pass(now)
+        self._count += name not in sample.running
+        sample.running[name] = _Track(now, self._crowd, tokens)
+        self._changed = True
+
+    def _commit(self, sample: _Sample, event: StepCommitted) -> None:
+        track = sample.running.get(event.track)
+        if track is None or not event.tokens:
+            return
+        self._pass(event.t)
+        seconds = event.t - track.since
+        crowd = (self._crowd - track.crowd) / seconds if seconds > 0 else self._count
+        self._speed.add(event.tokens, seconds, crowd)
+        track.tokens += event.tokens
+        sample.spent_s += seconds
+        sample.tokens += event.tokens
+        track.since, track.crowd = event.t, self._crowd
+        self._steps += 1
+        self._step_tokens += event.tokens
+        self._changed = True
+
+    def _end_sample(self, event: SampleFinished) -> None:
+        sample = self._running.pop((event.problem, event.repeat), _Sample())
+        self._pass(event.t)
+        self._count -= len(sample.running)  # whose ends were missed
+        self._done += 1
+        self._changed = True
+        self._book(self._lengths, sample)
+        self._needed[max(1, len(sample.ended) - len(sample.cut))] += 1
+        if sample.tokens and self._speed.y > 0:
+            slow = math.log(max(1e-9, sample.spent_s / sample.tokens * self._speed.w / self._speed.y))
+            self._slow.add(slow)
+
+    def _book(self, lengths: Lengths, sample: _Sample) -> None:
+        """Notes the lengths of a sample's ended tracks."""
+        ended = {name: tokens for name, tokens in sample.ended.items() if tokens}
+        lengths.group([tokens for name, tokens in ended.items() if name not in sample.cut])
+        for name, tokens in ended.items():
+            if name in sample.cut:
+                lengths.add_cut(tokens)
+            else:
+                lengths.add(tokens)
+
+    def _pass(self, now: float) -> None:
+        """Lets time pass for the count of running tracks."""
+        self._crowd += self._count * max(0.0, now - self._crowd_s)
+        self._crowd_s = max(now, self._crowd_s)
+
+    # ------------------------------------------------------------------------------------------------------ the estimate
+
+    def left_s(self, now: float) -> float | None:
+        """Estimates the seconds from ``now``, in run time; None until something is known."""
+        if self._last is not None:
+            at, value = self._last
+            if now - at < FRESH * value or not (self._changed or now - at > value):
+                return max(0.0, value - (now - at))
+        found = self._estimate(now)
+        if found is not None:
+            self._last, self._changed = (now, found), False
+        return found
+
+    def _estimate(self, now: float) -> float | None:
+        """Draws what is left.
+
+        All tracks get slower together the more there are, so their work is counted in the tokens of a track that is alone:
+        time is then linear in the last end (the part that does not depend on their number) and in the sum of all work.
+        """
+        ended = self._done or any(sample.ended for sample in self._running.values())
+        if self.samples is None or not ended or self._speed.y <= 0:
+            return None
+        fixed, crowded = self._speed.line()
+        pace = self._speed.y / self._speed.w
+        law = self._law()
+        todo = max(0, self.samples - self._done - len(self._running))
+        places = max(1, min(self._places or len(self._running) or 1, self.samples))
+        drawn = min(todo, WAVES * places)
+        tracks = self._count + drawn * self._tracks
+        draws = max(4, min(DRAWS, TRACKS_DRAWN_MAX // max(1, tracks)))
+        draw = random.Random(0)
+        results: list[float] = []
+        for _ in range(draws):
+            work = 0.0
+            ends: list[float] = []
+            for sample in self._running.values():
+                end, spent = self._rest(sample, now, pace, law, draw)
+                ends.append(end)
+                work += spent
+            new: list[float] = []
+            for _ in range(drawn):
+                end, spent = self._new(law, draw)
+                new.append(end)
+                work += spent
+            ends += [0.0] * (places - len(ends))
+            if todo > drawn:
+                early = sum(new) / len(new) * (todo - drawn) / places
+                ends = [end + early for end in ends]
+                work *= 1 + (todo - drawn) / drawn
+            heapify(ends)
+            last = max(ends)
+            for length in new:
+                end = ends[0] + length
+                last = max(last, end)
+                heapreplace(ends, end)
+            results.append(fixed * last + crowded * work)
+        return median(results)
+
+    def _law(self) -> Law:
+        """The law of lengths from all that is known now."""
+        lengths = self._lengths.copy()
+        for sample in self._running.values():
+            self._book(lengths, sample)
+            for track in sample.running.values():
+                lengths.add_cut(track.tokens)
+        return lengths.law(self._budget)
+
+    def _rest(self, sample: _Sample, now: float, pace: float, law: Law, draw: random.Random) -> tuple[float, float]:
+        """Draws what a running sample lacks: the tokens until its end, and those of all its tracks. A slow track's tokens
+        count for more.
+        """
+        if not sample.running:
+            return 0.0, 0.0
+        # What its ended tracks say of the sample, as the mean of a normal variable that was seen with an error.
+        values = [law.put(tokens) for tokens in sample.ended.values() if tokens]
+        if values and law.shared > 0:
+            trust = law.shared**2 / (law.shared**2 + law.own**2 / len(values))
+            centre = law.mean + trust * (sum(values) / len(values) - law.mean)
+            common = draw.gauss(centre, law.shared * math.sqrt(1 - trust))
+        else:
+            common = draw.gauss(law.mean, law.shared)
+        step = self._step_tokens / max(1, self._steps)
+        slow = (sample.spent_s + OWN_TOKENS * pace) / ((sample.tokens + OWN_TOKENS) * pace)
+        rests: list[float] = []
+        for track in sample.running.values():
+            begun = min(step, (now - track.since) / (pace * slow))
+            so_far = track.tokens + begun
+            length = law.longer(common, so_far, draw)
+            if self._budget:
+                length = min(length, max(self._budget, so_far))
+            rests.append(slow * (length - so_far))
+        return self._early(rests, len(sample.ended), draw)
+
+    def _new(self, law: Law, draw: random.Random) -> tuple[float, float]:
+        """Draws a sample that has not begun."""
+        common = draw.gauss(law.mean, law.shared)
+        limit = self._budget or math.inf
+        lengths = [min(limit, law.back(draw.gauss(common, law.own))) for _ in range(self._tracks)]
+        spread = self._slow.spread
+        slow = math.exp(draw.gauss(-spread * spread / 2, spread))
+        end, spent = self._early(lengths, 0, draw)
+        return slow * end, slow * spent
+
+    def _early(self, rests: list[float], ended: int, draw: random.Random) -> tuple[float, float]:
+        """Returns when a sample ends whose tracks lack this much, and what they all need until then. ``ended``: others of it."""
+        if not self._fast:
+            return max(rests), sum(rests)
+        needed = 1
+        if self._needed:
+            needed = draw.choices(list(self._needed), list(self._needed.values()))[0]
+        ordered = sorted(rests)
+        end = ordered[min(len(ordered), max(1, needed - ended)) - 1]
+        return end, sum(min(rest, end) for rest in rests)
+
+
+def _number(value: JsonValue) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,220 @@
+"""Follows a run and tells its state, for displays."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from speclrm.app.time_left import TimeLeft
+from speclrm.runtime.engines.simulated.presets import is_simulated
+from speclrm.runtime.events import (
+    OperationDropped,
+    ProblemStarted,
+    RunStarted,
+    SampleEvent,
+    SampleFinished,
+    StepCommitted,
+    StepDrafted,
+    StepScored,
+    StepWritten,
+    TrackFinished,
+    TrackResumed,
+    TrackStarted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from speclrm.runtime.events import Event, Operation
+
+WINDOW_S = 10.0
+"""Seconds over which tokens per second are measured."""
+SLICE_S = 0.25
+
+
+@dataclass(slots=True)
+class _Track:
+    """``written``: the text of the step that is not committed yet."""
+
+    steps: int = 0
+    tokens: int = 0
+    score: float | None = None
+    text: str = ""
+    written: str = ""
+    finished: bool = False
+
+
+@dataclass(slots=True)
+class _Sample:
+    """An unfinished sample."""
+
+    gold: str | None = None
+    tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
+
+
+class Monitor:
+    """A sink that follows a run and tells its state.
+
+    Times are those of the run, as its events carry them: real seconds without breaks between attempts, and virtual ones for
+    simulated engines. An event costs the same however long the run is, and so does the state: everything shown is kept in
+    that form. Finished samples are only counted. If events are missing, figures are wrong by these and no more.
+    """
+
+    def __init__(self) -> None:
+        self.stage = "starting"
+        self.total: int | None = None
+        self._begun = time.monotonic()
+        self._started = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.steps: Counter[str] = Counter()
+        """Committed ones, by who wrote them: ``draft``, ``rewrite``, ``write``, ``closing``."""
+        self.outcomes: Counter[str] = Counter()
+        self.tracks = 0
+        self.ended = 0
+        """Finished tracks."""
+        self.busy: dict[tuple[str, int, str], _Track] = {}
+        """Unfinished tracks, in the order of their starts."""
+        self._samples: dict[tuple[str, int], _Sample] = {}
+        self._rates = _Rates()
+        self._left = TimeLeft()
+        self.virtual = False
+        """Whether the engines are simulated, so that times are virtual."""
+        self._last_t, self._seen = 0.0, time.monotonic()
+
+    # As a sink.
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._clear()
+            self.virtual = any(is_simulated(facts.name) for facts in event.engines.values())
+        self._started = True
+        self._last_t, self._seen = event.t, time.monotonic()
+        self._left.add(event)
+        match event:
+            case StepDrafted() | StepWritten():
+                if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
+                    track.written = event.text
+                self._rates.add(event.t, "draft" if isinstance(event, StepDrafted) else "target", event.operations)
+            case StepScored():
+                self._rates.add(event.t, "target", event.operations)
+            case StepCommitted():
+                self._commit(event)
+            case OperationDropped():
+                self._rates.add(event.t, event.role, (event.operation,))
+            case SampleEvent():
+                self._change(event)
+            case _:
+                pass
+
+    def _commit(self, event: StepCommitted) -> None:
+        self.steps[event.origin] += 1
+        track = self.busy.get((event.problem, event.repeat, event.track))
+        if track is None:
+            return
+        track.steps += 1
+        track.tokens += event.tokens
+        track.score, track.text, track.written = event.score, track.written, ""
+
+    def _change(self, event: SampleEvent) -> None:
+        """Updates a sample or the set of its tracks."""
+        sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
+        match event:
+            case ProblemStarted():
+                sample.gold = event.gold
+            case TrackStarted():
+                sample.tracks[event.track] = self.busy[event.problem, event.repeat, event.track] = _Track()
+                self.tracks += 1
+            case TrackFinished():
+                track = self.busy.pop((event.problem, event.repeat, event.track), None)
+                if track is not None:
+                    track.finished = True
+                    self.ended += 1
+            case TrackResumed():
+                track = sample.tracks.get(event.track)
+                if track is not None and track.finished:
+                    self.busy[event.problem, event.repeat, event.track] = track
+                    track.finished = False
+                    self.ended -= 1
+            case SampleFinished():
+                self.outcomes[event.outcome] += 1
+                del self._samples[event.problem, event.repeat]
+                for name in sample.tracks:
+                    self.busy.pop((event.problem, event.repeat, name), None)  # whose end was missed
+                return
+            case _:
+                pass
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+    # What a display reads.
+
+    def notify(self, what: str, done: float | None, total: float | None) -> None:
+        self.stage = what + (f" {done / total:.0%}" if done is not None and total else "")
+
+    def plan(self, samples: int) -> None:
+        self.total = samples
+
+    @property
+    def elapsed_s(self) -> float:
+        """Returns the run's seconds so far; before it has begun, those of its preparation."""
+        if not self._started:
+            return time.monotonic() - self._begun
+        return self._last_t if self.virtual else self._last_t + time.monotonic() - self._seen
+
+    @property
+    def running(self) -> bool:
+        return self._started
+
+    @property
+    def finished(self) -> int:
+        """Number of finished samples."""
+        return self.outcomes.total()
+
+    def gold(self, problem: str, repeat: int) -> str | None:
+        """Returns the gold answer of an unfinished sample."""
+        sample = self._samples.get((problem, repeat))
+        return None if sample is None else sample.gold
+
+    def rates(self) -> dict[str, float]:
+        """Returns the generated tokens per second of each model, over the last seconds."""
+        now = self.elapsed_s
+        span = max(1.0, min(WINDOW_S, now))
+        return {role: tokens / span for role, tokens in self._rates.tokens(now).items()}
+
+    def left_s(self) -> float | None:
+        """Estimates the seconds to go; None until something is known."""
+        if not self._started:
+            return None
+        self._left.samples = self.total
+        return self._left.left_s(self.elapsed_s)
+
+
+class _Rates:
+    """Counts tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
+
+    def __init__(self) -> None:
+        self._slices: deque[tuple[int, dict[str, int]]] = deque()
+
+    def add(self, t: float, role: str, operations: Sequence[Operation]) -> None:
+        number = int(t / SLICE_S)
+        if not self._slices or self._slices[-1][0] != number:
+            self._slices.append((number, {"draft": 0, "target": 0}))
+            while self._slices[0][0] <= number - WINDOW_S / SLICE_S:
+                self._slices.popleft()
+        tokens = self._slices[-1][1]
+        for operation in operations:
+            tokens[role] += operation.output_tokens
+
+    def tokens(self, now: float) -> dict[str, int]:
+        first = int(now / SLICE_S) - WINDOW_S / SLICE_S
+        slices = [tokens for number, tokens in tuple(self._slices) if number > first]
+        found = {role: sum(tokens[role] for tokens in slices) for role in ("draft", "target")}
+        return {role: tokens for role, tokens in found.items() if tokens}

@@ -1,0 +1,133 @@
+"""How long a run will still take, told while it goes, under virtual time."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import pytest
+
+from speclrm.app.time_left import TimeLeft
+from speclrm.app.track_lengths import Lengths
+from speclrm.benchmarks.studies.time_left import GOAL, Case, Messages, simulate
+from speclrm.runtime.events import (
+    ProblemStarted,
+    RunResumed,
+    RunStarted,
+    SampleFinished,
+    StepCommitted,
+    TrackFinished,
+    TrackStarted,
+)
+
+if TYPE_CHECKING:
+    from speclrm.runtime.events import Event
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("baseline", 40, 5, options={"token_budget": 1000}),
+        Case("parallel", 24, 4, options={"tracks": 2, "token_budget": 1000}),
+        Case("speculative", 24, 4, options={"tracks": 2, "token_budget": 1000}),
+    ],
+    ids=lambda case: case.strategy,
+)
+def test_nine_in_ten_messages_after_a_fifth_of_a_run_are_within_30_percent(case: Case) -> None:
+    messages = Messages()
+    for seed in range(4):
+        messages.read(simulate(case, seed, steps=12.0))
+    assert len(messages.ratios) > 50
+    assert messages.share >= GOAL, messages.line(case.strategy)
+    assert messages.none == 0
+
+
+def test_short_tracks_that_end_first_do_not_stand_for_all() -> None:
+    """Two of 20 tracks ended after 10 tokens, and the others have 100 so far: what is left is not next to nothing."""
+    lengths = Lengths()
+    for _ in range(2):
+        lengths.add(10)
+    for _ in range(18):
+        lengths.add_cut(100)
+    law = lengths.law(None)
+    assert law.back(law.mean) > 100
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_the_law_of_lengths_is_found_from_lengths_of_which_a_third_was_cut_off(power: float) -> None:
+    draw = random.Random(5)
+    true = [math.exp(draw.gauss(5, 0.6)) if not power else draw.gauss(200, 60) for _ in range(600)]
+    lengths = Lengths()
+    cut = sorted(true)[400]
+    for length in map(int, true):
+        if length > cut:
+            lengths.add_cut(cut)
+        else:
+            lengths.add(max(1, length))
+    law = lengths.law(None)
+    drawn = [law.back(draw.gauss(draw.gauss(law.mean, law.shared), law.own)) for _ in range(4000)]
+    assert mean(drawn) == pytest.approx(mean(true), rel=0.08)
+
+
+def sample(number: int, start: float, tokens: int, end: float | None) -> list[Event]:
+    """A sample of one track that writes its tokens in one step."""
+    where = {"problem": f"p{number}", "repeat": 0}
+    events: list[Event] = [
+        ProblemStarted(**where, t=start, text="", gold=None),  # type: ignore[arg-type]
+        TrackStarted(**where, t=start, track="M1", hint="", prompt_ids={}),  # type: ignore[arg-type]
+    ]
+    if end is not None:
+        events += [
+            StepCommitted(**where, t=end, track="M1", step=0, origin="write", tokens=tokens, score=None),  # type: ignore[arg-type]
+            TrackFinished(**where, t=end, track="M1", reason="answer", answer="4", tokens=tokens),  # type: ignore[arg-type]
+            SampleFinished(**where, t=end, answer="4", winner="M1", outcome="correct", seconds=end - start),  # type: ignore[arg-type]
+        ]
+    return events
+
+
+def started(concurrency: int) -> RunStarted:
+    return RunStarted(run="r", started="", config={"concurrency": concurrency}, versions={}, machine={})
+
+
+def test_equal_samples_one_after_the_other_take_what_their_number_says() -> None:
+    left = TimeLeft(50)
+    left.add(started(1))
+    for number in range(20):
+        for event in sample(number, 10.0 * number, 100, 10.0 * number + 10):
+            left.add(event)
+    assert left.left_s(200.0) == pytest.approx(300.0, rel=0.1)
+    assert left.left_s(203.0) == pytest.approx(297.0, rel=0.1)  # it counts down where nothing happens
+
+
+def test_what_a_break_took_is_no_work() -> None:
+    def told(resumed: bool) -> float | None:
+        left = TimeLeft(50)
+        left.add(started(1))
+        for number in range(20):
+            for event in sample(number, 10.0 * number, 100, 10.0 * number + 10):
+                left.add(event)
+        for event in sample(20, 200.0, 100, None):
+            left.add(event)
+        if resumed:
+            left.add(RunResumed(t=209.0, started="", config={"concurrency": 1}, versions={}, machine={}))
+        now = 209.0 if resumed else 200.0
+        for event in sample(20, now, 100, now + 10)[2:]:
+            left.add(event)
+        return left.left_s(now + 10)
+
+    assert told(resumed=True) == pytest.approx(told(resumed=False), rel=0.02)
+
+
+def test_nothing_is_told_before_a_track_has_ended_or_without_the_number_of_samples() -> None:
+    left = TimeLeft(3)
+    assert left.left_s(0.0) is None
+    left.add(started(1))
+    for event in sample(0, 0.0, 100, 10.0)[:3]:
+        left.add(event)
+    assert left.left_s(10.0) is None
+    left.add(sample(0, 0.0, 100, 10.0)[3])
+    assert left.left_s(10.0) is not None
+    left.samples = None
+    assert TimeLeft(None).left_s(10.0) is None
