@@ -18,7 +18,6 @@ from speclrm.app.track_lengths import Law, Lengths
 from speclrm.runtime.events import (
     RunResumed,
     RunStarted,
-    SampleEvent,
     SampleFinished,
     StepCommitted,
     TrackFinished,
@@ -153,7 +152,7 @@ class TimeLeft:
                 self._restart(event.t)
             case SampleFinished():
                 self._end_sample(event)
-            case SampleEvent():
+            case StepCommitted() | TrackStarted() | TrackFinished() | TrackResumed():
                 self._follow(event)
             case _:
                 pass
@@ -173,8 +172,10 @@ class TimeLeft:
             for track in sample.running.values():
                 track.since, track.crowd = now, self._crowd
 
-    def _follow(self, event: SampleEvent) -> None:
-        sample = self._running.setdefault((event.problem, event.repeat), _Sample())
+    def _follow(self, event: StepCommitted | TrackStarted | TrackFinished | TrackResumed) -> None:
+        key = event.problem, event.repeat
+        if (sample := self._running.get(key)) is None:
+            sample = self._running[key] = _Sample()
         match event:
             case TrackStarted():
                 self._start(sample, event.track, event.t, 0)
@@ -192,8 +193,6 @@ class TimeLeft:
                     if event.reason in CUT:
                         sample.cut.add(event.track)
                     self._changed = True
-            case _:
-                pass
 
     def _start(self, sample: _Sample, name: str, now: float, tokens: int) -> None:
         self._pass(now)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WINDOW_S = 10.0
 """Seconds over which tokens per second are measured."""
 SLICE_S = 0.25
+ESTIMATE_SHARE = 0.002
+"""Share of the time, 0 to 1, that estimates of the time left may take."""
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class Monitor:
         self.virtual = False
         """Whether the engines are simulated, so that times are virtual."""
         self._last_t, self._seen = 0.0, time.monotonic()
+        self._estimate_s: float | None = None
+        self._estimate_t = self._next_estimate = 0.0
 
     # As a sink.
 
@@ -121,7 +125,9 @@ class Monitor:
 
     def _change(self, event: SampleEvent) -> None:
         """Updates a sample or the set of its tracks."""
-        sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
+        key = event.problem, event.repeat
+        if (sample := self._samples.get(key)) is None:
+            sample = self._samples[key] = _Sample()
         match event:
             case ProblemStarted():
                 sample.gold = event.gold
@@ -190,11 +196,20 @@ class Monitor:
         return {role: tokens / span for role, tokens in self._rates.tokens(now).items()}
 
     def left_s(self) -> float | None:
-        """Estimates the seconds to go; None until something is known."""
+        """Estimates the seconds to go; None until something is known.
+
+        An estimate is used, less the time since then, until making estimates has taken no more than ``ESTIMATE_SHARE`` of
+        the time: a display must not hold its run up.
+        """
         if not self._started:
             return None
-        self._left.samples = self.total
-        return self._left.left_s(self.elapsed_s)
+        now = self.elapsed_s
+        if self._estimate_s is None or time.monotonic() >= self._next_estimate:
+            self._left.samples = self.total
+            began = time.thread_time()
+            self._estimate_s, self._estimate_t = self._left.left_s(now), now
+            self._next_estimate = time.monotonic() + (time.thread_time() - began) / ESTIMATE_SHARE
+        return None if self._estimate_s is None else max(0.0, self._estimate_s - (now - self._estimate_t))
 
 
 class _Rates:

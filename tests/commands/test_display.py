@@ -305,3 +305,22 @@ def test_what_a_trace_does_not_tell_has_no_line() -> None:
     assert "generated 6" in lines
     for word in ("useless", "FLOPs", "idle", "batch", "modes", "room", "chains"):
         assert not [line for line in lines if word in line], word
+
+
+def test_estimates_take_their_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, spent, made = [0.0], [0.0], list[float]()
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(monitoring.time, "thread_time", lambda: spent[0])
+
+    def estimate(_: object, at_s: float) -> float:
+        made.append(at_s)
+        spent[0] += 0.02
+        return 100.0
+
+    monkeypatch.setattr(monitoring.TimeLeft, "left_s", estimate)
+    monitor = Monitor()
+    monitor.emit(*at(0.0, run_started()))
+    for _ in range(1000):
+        now[0] += 0.1
+        assert monitor.left_s() is not None
+    assert 1 <= len(made) <= 100 * monitoring.ESTIMATE_SHARE / 0.02 + 1
