@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK ?= locks/cpu.txt
+# Processes in which the fast tests run.
+WORKERS ?= logical
 # Where the index in use has no CPU build of torch: the address of PyTorch's own CPU index.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -41,7 +43,7 @@ types: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: setup ## Tests on scripted engines
-	@$(BIN)/python -m pytest -q -m "not engine and not models and not slow"
+	@$(BIN)/python -m pytest -q -m "not engine and not models and not slow" -n $(WORKERS) --dist loadfile
 
 test-engine: setup ## Tests on the real vLLM with tiny random models
 	@$(BIN)/python -m pytest -q -m engine
