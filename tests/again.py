@@ -163,12 +163,17 @@ def lines_of(directory: Path) -> list[str]:
     return fold.lines
 
 
+COSTS = ("seconds", "generated", "decode_flops", "all_flops")
+"""Fields of a row that say what a sample took: a break costs more."""
+
+
 def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue]]:
-    """Results without their seconds; votes in the order of their tracks, since who ends first is a matter of time."""
+    """Results without what they took, of which a break costs more; votes in the order of their tracks, since who ends first is a matter of time."""
     rows: dict[tuple[str, int], dict[str, JsonValue]] = {}
     for line in lines:
         row = json.loads(line)
-        del row["seconds"]
+        for cost in COSTS:
+            del row[cost]
         best = max((track["mean_score"] or 0.0 for track in row["tracks"]), default=0.0)
         if sum((track["mean_score"] or 0.0) == best for track in row["tracks"]) > 1:
             del row["winner"]  # of equals the one that came first

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from again import COSTS
 from attack.attempts import Fault
 from attack.cuts import events_of
 from attack.drawn import equality_of, generator
@@ -75,7 +76,8 @@ def finished(*arguments: str, cwd: Path) -> tuple[int, str]:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     for row in rows:
-        del row["seconds"]
+        for cost in COSTS:
+            del row[cost]
     return sorted(rows, key=lambda row: (row["problem"], row["repeat"]))
 
 
