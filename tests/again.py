@@ -168,7 +168,7 @@ COSTS = ("seconds", "generated", "decode_flops", "all_flops")
 
 
 def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue]]:
-    """Results without what they took, of which a break costs more; votes in the order of their tracks, since who ends first is a matter of time."""
+    """Results without what they took; votes in the order of their tracks, since who ends first is a matter of time."""
     rows: dict[tuple[str, int], dict[str, JsonValue]] = {}
     for line in lines:
         row = json.loads(line)
