@@ -207,9 +207,10 @@ def _refuse(base: Path, other: Path, refused: Changes) -> None:
     advice: list[str] = []
     if refused.keys() & set(ON_COMMON):
         advice.append("--common compares what both have")
-    if names := sorted({_named(name) for name in refused if name not in ON_COMMON}):
-        advice.append(f"--allow {','.join(names)} compares all the same, if that is what you want to compare")
+    if allowing := sorted({_named(name) for name in refused if name not in ON_COMMON}):
+        advice.append(f"--allow {','.join(allowing)} compares all the same, if that is what you want to compare")
+    names = (base.name, other.name) if base.name != other.name else (str(base), str(other))
     raise ResultsError(
         f"{quote(str(base))} and {quote(str(other))} are not comparable.\n"
-        f"{table(refused, ('', base.name or str(base), other.name or str(other)))}\n{'; '.join(advice)}."
+        f"{table(refused, ('', *names))}\n{'; '.join(advice)}."
     )

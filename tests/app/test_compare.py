@@ -58,6 +58,8 @@ def write(
     tokens: int = 100,
     machine: Mapping[str, Any] = MACHINE,
     resumed_on: Mapping[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    speclrm: str = "0.1.0",
     finished: bool = True,
     **config: Any,
 ) -> Path:
@@ -67,13 +69,15 @@ def write(
             run=folder.name,
             started="2026-01-01T00:00:00+00:00",
             config=CONFIG | config,
-            versions={"speclrm": "0.1.0"},
+            versions={"speclrm": speclrm},
             machine=dict(machine),
             engines={"target": EngineFacts(name="t", parameters=10, max_num_seqs=4)},
         )
     ]
-    if resumed_on is not None:
-        events.append(RunResumed(started="", config={}, versions={"speclrm": "0.1.0"}, machine=dict(resumed_on)))
+    if resumed_on is not None or overrides is not None:
+        on = dict(resumed_on or machine)
+        versions = {"speclrm": speclrm}
+        events.append(RunResumed(started="", config={}, versions=versions, machine=on, overrides=overrides or {}))
     for number, letter in enumerate(rights):
         sample: dict[str, Any] = {"problem": f"p{first + number // repeats}", "repeat": number % repeats}
         step: dict[str, Any] = {**sample, "track": "A", "step": 0}
@@ -360,3 +364,16 @@ def test_evals_ratios_are_given_for_other_repeats_of_the_same_problems(tmp_path:
     found = json.loads(invoke("eval", ".", "--json", cwd=tmp_path).stdout)["evaluations"][1]
     assert found["compared"]["refused"] is None
     assert found["compared"]["decode_flops"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": {"file": "d.jsonl", "sha256": "0" * 64}}, "the files of the data differ, though not in the problems"),
+        ({"speclrm": "0.2.0"}, "answers were graded by other versions of speclrm: 0.1.0 beside 0.2.0"),
+        ({"overrides": {"top_p": (0.9, 0.8)}}, "settings were changed while the second run went on: top_p"),
+    ],
+)
+def test_what_makes_comparable_runs_less_alike_is_noted(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    (found,) = compare([write(tmp_path / "a"), write(tmp_path / "b", **options)]).others
+    assert [said in text for text in found.notices] == [True]

@@ -266,6 +266,7 @@ def test_eval_tells_how_chains_compare_with_the_baseline(tmp_path: Path) -> None
         "chain_length": pytest.approx(drafted["chain_length"] / alone["chain_length"]),
         "decode_flops": None,
         "all_flops": None,
+        "refused": None,
     }
     done = speclrm("eval", "runs", cwd=tmp_path, COLUMNS="200")
     assert f"{drafted['chain_length']:.0f} ({drafted['compared']['chain_length']:.2f}x)" in done.stdout

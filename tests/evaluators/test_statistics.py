@@ -116,19 +116,24 @@ def test_repeats_of_one_problem_are_no_further_problems() -> None:
     assert high > 0.8  # one problem says little
 
 
-def test_means_have_students_interval_over_problems() -> None:
+def test_means_have_students_interval_of_the_logarithm_over_problems() -> None:
     seconds = [1.0, 2.0, 4.0, 8.0]
     rows = [row for number, one in enumerate(seconds) for row in samples(*["r"] * 4, seconds=one)[number : number + 1]]
-    wanted = SCIPY.ttest_1samp(seconds, 0).confidence_interval(0.95)
+    error = SCIPY.sem(seconds) / 3.75
+    wanted = np.exp(SCIPY.t(3, loc=np.log(3.75), scale=error).interval(0.95))
     found = intervals(rows).seconds
     assert found is not None
-    assert (found.value, found.low, found.high) == pytest.approx((3.75, max(0, wanted.low), wanted.high), abs=1e-9)
+    assert (found.value, found.low, found.high) == pytest.approx((3.75, *wanted), abs=1e-9)
     doubled = [row.model_copy(update={"repeat": repeat}) for row in rows for repeat in range(2)]
     again = intervals(doubled).seconds
     assert again is not None
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
     assert mean_interval([Part(3, 1)]) is None
     assert mean_interval([Part(3, 1), Part(6, 2)]) == Interval(value=3, low=3, high=3)
+    assert mean_interval([Part(0, 1), Part(0, 1)]) == Interval(value=0, low=0, high=0)
+    vast = mean_interval([Part(1e-9, 1), Part(1e9, 1)])
+    assert vast is not None
+    assert vast.low <= vast.value <= vast.high < float("inf")
 
 
 def test_the_acceptance_is_of_drafts_and_the_tokens_of_all_models() -> None:
