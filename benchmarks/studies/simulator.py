@@ -136,7 +136,9 @@ def main() -> None:
     if options.threshold is None:
         from speclrm.app.thresholds import kept_threshold
 
-        options.threshold = kept_threshold(target, draft, scorer="judge", judge="auto", method="average")
+        options.threshold = kept_threshold(target, draft, scorer="judge", judge="auto", method="average").threshold
+        if options.threshold is None:
+            raise SystemExit("The calibration found no safe threshold; give --threshold a number.")
     runs = [Run(**row) for row in json.loads(options.json.read_text())] if options.json.exists() else []
     if options.real:
         asyncio.run(add_real_runs(options, target, draft, runs))
