@@ -11,7 +11,7 @@ import pytest
 from cli_runner import Done, invoke
 
 from speclrm.app.safe_threshold import Promise, candidates, find_promise, lost_max, problems_min, upper_bound
-from speclrm.benchmarks.studies.safe_threshold import WITHIN, WORLDS, row
+from speclrm.benchmarks.studies.safe_threshold import WORLDS, row
 from speclrm.runtime.engines.simulated.engine import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, write_preset
 
@@ -92,14 +92,14 @@ def test_too_few_problems_promise_nothing_and_nothing_is_drafted_for_them() -> N
     assert "it takes 45 that it solves" in promise.reason
 
 
-# Of 40 seeds, 10 % may lose more than was promised by chance: more than 8 of them have a probability of 2 %.
+# One in ten may lose more than was promised. If it were just so many, 9 or more of 40 would have a probability of 1.6 %.
 @pytest.mark.parametrize("name", ["a good judge", "losses as large as the risk"])
 def test_what_is_promised_holds_on_problems_that_were_not_seen(name: str) -> None:
     told = row(WORLDS[name], range(40), 0.05, 0.9, 80)
     assert told.found > 0.2
     assert told.lost <= 0.05
     assert told.over <= 0.2
-    assert told.far <= WITHIN
+    assert told.far <= 0.1
 
 
 def test_a_judge_that_hardly_tells_is_promised_nothing_but_by_chance() -> None:
