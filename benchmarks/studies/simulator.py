@@ -1,6 +1,7 @@
 """Compares the simulator with real runs on this machine, on problems that its calibration did not see.
 
-    speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --checks 0 --preset-file preset.json
+    speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --checks 0 \\
+        --preset-file preset.json
     python benchmarks/studies/simulator.py --preset preset.json --real 5 --json simulator.json
 
 Each round solves the same problems with drafts and with the target alone, in one start of the engines; ``--json`` keeps

@@ -112,14 +112,16 @@ def calibrated(settings: WorldSettings, folder: Path) -> tuple[Done, Done]:
     fits = {"target": EngineFit(cost=cost), "draft": EngineFit(cost=cost)}
     write_preset(Preset(engines=fits, world=settings), folder / "world.json")  # type: ignore[arg-type]
     common = ("--draft", "sim/world.json", "--dataset", "sim:world.json?size=100", "--display", "none")
-    environment = {"SPECLRM_CACHE_DIR": str(folder / "cache")}
+    cache = str(folder / "cache")
     calibration = invoke(
         *("calibrate", "sim/world.json", *common, "--quick", "--json", "--token-budget", "400"),
         cwd=folder,
-        **environment,
+        SPECLRM_CACHE_DIR=cache,
     )
     auto = ("--score-threshold", "auto", "--score-method", "average", "--limit", "4", "--output-dir", "out")
-    run = invoke("run", "speculative", "--target", "sim/world.json", *common, *auto, cwd=folder, **environment)
+    run = invoke(
+        "run", "speculative", "--target", "sim/world.json", *common, *auto, cwd=folder, SPECLRM_CACHE_DIR=cache
+    )
     return calibration, run
 
 
