@@ -38,6 +38,7 @@ class DemoOptions(BaseModel):
     draft: str = DRAFT
     dataset: str = CALIBRATION_DATASET
     limit: int = 6
+    checks: int = 32
     tracks: int = 3
     token_budget: int = 160
     max_step_tokens: int = 64
@@ -50,6 +51,8 @@ class Comparison(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     calibration: Calibration
+    drafted_under: float
+    """The threshold of the run with drafts. If none is safe, it is drafted all the same, to show what that costs."""
     speculative: RunSummary
     alone: RunSummary
 
@@ -87,24 +90,27 @@ async def compare(
         limit=6,
         tracks=2,
         acceptance=0.5,
+        risk=0.1,
+        checks=options.checks,
         token_budget=min(128, options.token_budget),
         max_step_tokens=options.max_step_tokens,
     )
     tracks = options.limit * options.tracks
     work = Work(tracks, PROMPT_TOKENS, options.token_budget, options.max_step_tokens, suffix_tokens=0)
     async with open_runtime(engines, make_strategy("speculative"), work, (), notify) as runtime:
-        if plan is not None:
-            plan(calibration_options.limit)
-        calibration = await calibrate_in(runtime, calibration_options, sinks)
+        calibration, by_share = await calibrate_in(runtime, calibration_options, sinks, notify=notify, plan=plan)
+        threshold = by_share if calibration.threshold is None else calibration.threshold
         if plan is not None:
             plan(options.limit)
-        with_threshold = recipe | {"speculate": "always", "score_threshold": calibration.threshold}
+        with_threshold = recipe | {"speculate": "always", "score_threshold": threshold}
         drafted = resolve(
             RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common), make=make
         )
         with_drafts = await run_in(runtime, drafted, directory / "speculative", sinks)
         without = await run_in(runtime, alone, directory / "baseline", sinks)
-    return Comparison(calibration=calibration, speculative=with_drafts.summary, alone=without.summary)
+    return Comparison(
+        calibration=calibration, drafted_under=threshold, speculative=with_drafts.summary, alone=without.summary
+    )
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -116,6 +122,11 @@ def verdict(comparison: Comparison) -> list[str]:
         f"target alone  {alone.seconds:6.1f} s, accuracy {alone.accuracy or 0:.0%}, {_committed(alone)} tokens committed, "
         "with as many tracks at once",
     ]
+    if comparison.calibration.threshold is None:
+        lines.append(
+            "`--score-threshold auto` would not draft with this pair. Here steps were drafted under "
+            f"{comparison.drafted_under:.3f} all the same, to show what that costs."
+        )
     if not with_drafts.seconds or not alone.seconds:
         return lines
     if with_drafts.seconds < alone.seconds:

@@ -298,8 +298,25 @@ class CalibrateOptions(EngineOptions):
             "Where the judge's question stands: in a turn of its own, or inline after the step (experimental).", SCORES
         ),
     ] = "auto"
+    risk: Annotated[
+        float,
+        Field(gt=0, lt=1),
+        Option("Share of the target's right answers that drafts may cost under the threshold, 0 to 1.", SCORES),
+    ] = 0.05
+    confidence: Annotated[float, Field(gt=0, lt=1), Option("Confidence with which --risk is kept, 0 to 1.", SCORES)] = (
+        0.9
+    )
+    checks: Annotated[
+        int,
+        Field(ge=0),
+        Option("Problems that --risk is checked on; 0: take the threshold that keeps --acceptance, unchecked.", SCORES),
+    ] = 80
     acceptance: Annotated[
-        float, Field(gt=0, lt=1), Option("Share of draft steps that the threshold should accept.", SCORES)
+        float,
+        Field(gt=0, lt=1),
+        Option(
+            "Share of draft steps accepted while scores are collected, and by the threshold with --checks 0.", SCORES
+        ),
     ] = 0.6
     quick: Annotated[bool, Option("Take fewer measurements of the engines.", RUN)] = False
     preset_file: Annotated[

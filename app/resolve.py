@@ -98,7 +98,7 @@ def resolve(
     Raises:
         UsageError: something asked for cannot be done.
     """
-    strategy = _strategy(options)
+    strategy = _strategy(options, notify)
     if options.compress_trace:
         check_compression()
     drawn = options.seed or 0
@@ -141,7 +141,7 @@ def recorded_strategy(
     return chosen, seed if isinstance(seed, int) else None
 
 
-def _strategy(options: RunOptions) -> Family:
+def _strategy(options: RunOptions, notify: Notify) -> Family:
     given = dict(options.recipe)
     kept = given.get("score_threshold") == "auto"
     if kept:
@@ -156,7 +156,11 @@ def _strategy(options: RunOptions) -> Family:
     if not kept or Role.DRAFT not in chosen.roles:
         return chosen
     recipe = chosen.recipe
-    threshold = kept_threshold(
+    found = kept_threshold(
         options.target or "", options.draft or "", scorer=recipe.scorer, judge=recipe.judge, method=recipe.score_method
     )
-    return make_strategy(options.strategy, **given, score_threshold=threshold)
+    if found.threshold is None:
+        note(notify, f"no step is drafted: {found.said}. To draft all the same, give --score-threshold a number.")
+        return make_strategy(options.strategy, **{**given, "speculate": "never"})
+    note(notify, f"score threshold {found.threshold:.3f}: {found.said}")
+    return make_strategy(options.strategy, **given, score_threshold=found.threshold)

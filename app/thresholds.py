@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from speclrm.app.safe_threshold import Promise
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import Scorer
 from speclrm.runtime.files import write_whole
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class Calibration(BaseModel):
-    """The distribution of a judge's scores, and the threshold drawn from them.
+    """The distribution of a judge's scores, and the threshold.
 
-    ``scores``: of drafted steps, on the scorer's scale, sorted, in contexts as a run with about this threshold has
-    them. ``acceptance``: the share of them that the threshold accepts. ``mass``: the mean probability that the judge
-    gave to digits; far below one, it does not understand the question.
+    ``scores``: of drafted steps, on the scorer's scale, sorted, in contexts as a run with a threshold near the middle has
+    them. ``threshold``: None if none is safe. ``acceptance``: the share of the scores that it accepts, 0 without one.
+    ``promise``: what is known of the threshold's cost; None if it was chosen by the share that it accepts. ``mass``: the mean
+    probability that the judge gave to digits; far below one, it does not understand the question.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,10 +38,18 @@ class Calibration(BaseModel):
     score_method: ScoreMethod
     scorer: Scorer = "judge"
     judge: JudgeLayout = "auto"
-    threshold: float
+    threshold: float | None
     acceptance: float
     scores: tuple[float, ...]
     mass: float
+    promise: Promise | None = None
+
+
+class Kept(NamedTuple):
+    """A threshold that was kept; None if none is safe. ``said``: in words, what is promised, or why there is none."""
+
+    threshold: float | None
+    said: str
 
 
 class JudgeQuality(BaseModel):
@@ -113,6 +123,11 @@ def choose_threshold(scores: Sequence[float], acceptance: float) -> tuple[float,
     return threshold, partial[threshold]
 
 
+def share_above(scores: Sequence[float], threshold: float | None) -> float:
+    """Returns the share of scores (sorted) that the threshold accepts; 0 without one."""
+    return 0.0 if threshold is None else 1 - bisect_left(scores, threshold) / len(scores)
+
+
 def way_of_scoring(scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> str:
     """Names the way of scoring that a threshold holds for: other ways give other numbers."""
     if scorer == "likelihood":
@@ -140,15 +155,15 @@ def keep(calibration: Calibration) -> None:
     write_whole(path, calibration.model_dump_json(indent=2) + "\n")
 
 
-def kept_threshold(target: str, draft: str, *, scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> float:
-    """Returns the threshold that an earlier calibration kept. Raises SettingsError if there is none."""
+def kept_threshold(target: str, draft: str, *, scorer: Scorer, judge: JudgeLayout, method: ScoreMethod) -> Kept:
+    """Returns what an earlier calibration kept. Raises SettingsError if there is none."""
     way = way_of_scoring(scorer, judge, method)
     path = calibration_path(target, draft, way)
     options = "--scorer likelihood" if scorer == "likelihood" else f"--score-method {method}"
     if scorer == "judge" and judge != "auto":
         options += f" --judge {judge}"
     try:
-        return Calibration.model_validate_json(path.read_bytes()).threshold
+        found = Calibration.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise SettingsError(
             f"There is no calibration of {target} with drafts by {draft} and {way} scores. Make one with `speclrm "
@@ -156,3 +171,6 @@ def kept_threshold(target: str, draft: str, *, scorer: Scorer, judge: JudgeLayou
         ) from None
     except ValidationError as error:
         raise SettingsError(f"{path} is not a calibration. Delete it and run `speclrm calibrate` again.") from error
+    if found.promise is not None:
+        return Kept(found.threshold, found.promise.reason)
+    return Kept(found.threshold, f"it keeps {found.acceptance:.0%} of the drafts; what it costs was not checked")

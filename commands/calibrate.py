@@ -31,9 +31,9 @@ def calibrate(
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Measure two engines and how the target scores the draft's steps.
+    """Measure two engines, how the target scores the draft's steps, and which threshold is safe.
 
-    Keeps a threshold for `run --score-threshold auto`,
+    Keeps a threshold for `run --score-threshold auto` that costs at most --risk of the target's right answers,
     and a preset for `--target sim/...` and `--dataset sim:...`.
     """
 
@@ -67,7 +67,8 @@ def calibrate(
             )
             how = "--scorer likelihood" if result.scorer == "likelihood" else f"--score-method {result.score_method}"
             how += "" if result.judge == "auto" else f" --judge {result.judge}"
-            say(f"kept in     {kept}; used by `run --score-threshold auto {how}`")
+            used = "used by" if result.threshold is not None else "with it no step is drafted by"
+            say(f"kept in     {kept}; {used} `run --score-threshold auto {how}`")
             _print_measured(stdout(), report)
 
     guard(start)
@@ -82,9 +83,26 @@ def print_calibration(console: Console, result: Calibration) -> None:
     for line in (
         f"calibration {len(result.scores)} scores of drafted steps, from {result.scores[0]:.2f} to {result.scores[-1]:.2f}, "
         f"rounded {spread}{judged}",
-        f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them",
+        *_threshold_lines(result),
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _threshold_lines(result: Calibration) -> list[str]:
+    promise = result.promise
+    if result.threshold is None:
+        lines = [f"threshold   none: {promise.reason if promise else ''}"]
+    else:
+        lines = [f"threshold   {result.threshold:.3f} keeps {result.acceptance:.0%} of them"]
+        lines.append(f"promise     {promise.reason if promise else 'none: what it costs was not checked'}")
+    if promise is not None:
+        lines.append(f"checked on  {promise.asked} other problems, of which the target alone solved {promise.solved}")
+        for trial in promise.trials:
+            lines.append(
+                f"tried       {trial.threshold:.3f}: {trial.lost} of {trial.problems} answers lost; at most {trial.bound:.1%} "
+                f"with {promise.confidence:.0%} confidence"
+            )
+    return lines
 
 
 def _print_measured(console: Console, report: CalibrationReport) -> None:

@@ -25,8 +25,12 @@ class Speculative(Family):
     """``speculative`` and ``speculative-methods``: draft, score, rewrite, each track independently."""
 
     name: str = "speculative"
-    roles: frozenset[Role] = frozenset({Role.DRAFT, Role.TARGET})
     raw_opening: str = RAW_OPENING
+
+    @property
+    def roles(self) -> frozenset[Role]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A draft model is not loaded where it would never be asked."""
+        return frozenset({Role.TARGET} if self.recipe.speculate == "never" else {Role.DRAFT, Role.TARGET})
 
     async def run_track(self, track: Track) -> FinishReason:
         best = REWRITTEN_SCORES[self.recipe.scorer]

@@ -1,6 +1,7 @@
 """Compares the simulator with real runs on this machine, on problems that its calibration did not see.
 
-    speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --preset-file preset.json
+    speclrm calibrate qwen2.5-coder-0.5b-instruct --draft smollm2-135m-instruct --acceptance 0.5 --checks 0 \\
+        --preset-file preset.json
     python benchmarks/studies/simulator.py --preset preset.json --real 5 --json simulator.json
 
 Each round solves the same problems with drafts and with the target alone, in one start of the engines; ``--json`` keeps
@@ -136,7 +137,9 @@ def main() -> None:
     if options.threshold is None:
         from speclrm.app.thresholds import kept_threshold
 
-        options.threshold = kept_threshold(target, draft, scorer="judge", judge="auto", method="average")
+        options.threshold = kept_threshold(target, draft, scorer="judge", judge="auto", method="average").threshold
+        if options.threshold is None:
+            raise SystemExit("The calibration found no safe threshold; give --threshold a number.")
     runs = [Run(**row) for row in json.loads(options.json.read_text())] if options.json.exists() else []
     if options.real:
         asyncio.run(add_real_runs(options, target, draft, runs))

@@ -209,9 +209,9 @@ def test_rates_are_of_the_last_seconds_of_the_run(monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_virtual_says_so_and_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
     for real in (0.0, 1000.0):
-        now = [0.0]
-        monkeypatch.setattr(monitoring.time, "monotonic", lambda now=now: now[0])
         monitor = Monitor()
         monitor.plan(4)
         for event in (run_started("sim/qwq-32b"), *events_of(3)[1:]):

@@ -232,7 +232,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_calibration_keeps_a_threshold_that_a_run_then_uses(data: Path, tmp_path: Path) -> None:
     common = ["--draft", "d", "--dataset", str(data), "--score-method", "average", "--display", "none"]
-    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", cwd=tmp_path)
+    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", "--checks", "0", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "threshold   8.000 keeps 67%" in first.stdout
     second = speclrm("run", "speculative", "--target", "t", *common, "--score-threshold", "auto", cwd=tmp_path)
@@ -249,7 +249,7 @@ def test_a_threshold_of_likelihoods_is_kept_apart_from_a_judges(data: Path, tmp_
     assert early.returncode == 2
     assert "speclrm calibrate t --draft d --scorer likelihood" in early.stderr
     likelihoods = (-0.5, -2.0, -0.9)
-    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", cwd=tmp_path, scores=likelihoods)
+    first = speclrm("calibrate", "t", *common, "--acceptance", "0.5", "--checks", "0", cwd=tmp_path, scores=likelihoods)
     assert first.returncode == 0, first.stderr
     assert "threshold   -0.900 keeps 67%" in first.stdout
     assert "of the judge" not in first.stdout

@@ -171,18 +171,21 @@ class SimulatedWorld:
 
     def write(self, request: Request) -> Sequence[int]:
         where, step, kind = _parts(request)
+        greedy = request.temperature == 0
         match kind:
             case "choose":
                 return self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L")
             case "closing":
-                return self.tokenizer.encode(f"{self._answer(where, request.prompt_ids)}}}")
+                return self.tokenizer.encode(f"{self._answer(where, request.prompt_ids, greedy=greedy)}}}")
             case "draft":
-                return self._next(where, request.prompt_ids, "draft", good=self.good_draft(where, step))[1]
+                return self._next(where, request.prompt_ids, "draft", good=self.good_draft(where, step), greedy=greedy)[
+                    1
+                ]
             case _:
-                number, ids = self._next(where, request.prompt_ids, "target", good=True)
+                number, ids = self._next(where, request.prompt_ids, "target", good=True, greedy=greedy)
                 if kind == "write":
                     for later in range(number + 1, self._steps(where)):
-                        ids.extend(self._paragraph(where, later, "target", request.prompt_ids, good=True))
+                        ids += self._paragraph(where, later, "target", request.prompt_ids, good=True, greedy=greedy)
                 return ids
 
     def digits(self, request: Request) -> Sequence[float]:
@@ -259,7 +262,9 @@ class SimulatedWorld:
             return max(1, round(_quantile(lengths, draw.random())))
         return 1 + round(draw.expovariate(1 / (mean - 1)))
 
-    def _next(self, where: Place, context: Sequence[int], role: str, *, good: bool) -> tuple[int, list[int]]:
+    def _next(
+        self, where: Place, context: Sequence[int], role: str, *, good: bool, greedy: bool
+    ) -> tuple[int, list[int]]:
         """Returns the number of the paragraph that the context continues with, and what is to be written of it.
 
         A paragraph that was cut is finished as whoever began it would have finished it, so that the cut changes
@@ -268,10 +273,10 @@ class SimulatedWorld:
         number, begun = self._standing(context)
         before = context[: len(context) - len(begun)] if begun else context
         for one in (role, "target" if role == "draft" else "draft") if begun else ():
-            paragraph = self._paragraph(where, number, one, before, good=begun[0] != self._bad[0])
+            paragraph = self._paragraph(where, number, one, before, good=begun[0] != self._bad[0], greedy=greedy)
             if paragraph[: len(begun)] == begun:
                 return number, paragraph[len(begun) :]
-        return number, self._paragraph(where, number, role, context, good=good)
+        return number, self._paragraph(where, number, role, context, good=good, greedy=greedy)
 
     def _standing(self, context: Sequence[int]) -> tuple[int, list[int]]:
         """Returns how many paragraphs are whole, and the ids of one that is not. Reads from the end, where the number
@@ -306,25 +311,30 @@ class SimulatedWorld:
             end = start
         return -1
 
-    def _paragraph(self, where: Place, number: int, role: str, context: Sequence[int], *, good: bool) -> list[int]:
+    def _paragraph(
+        self, where: Place, number: int, role: str, context: Sequence[int], *, good: bool, greedy: bool
+    ) -> list[int]:
         """Returns a whole paragraph. ``context``: what comes before it; ``good``: whether a draft's is; the target's
         always are.
         """
         draw = _generator(self.seed, *where, number, role, "step")
         length = self._length(draw, role)
         if number >= self._steps(where) - 1:
-            box = self.tokenizer.encode(f" \\boxed{{{self._answer(where, context)}}}")
+            box = self.tokenizer.encode(f" \\boxed{{{self._answer(where, context, greedy=greedy)}}}")
             return [*(draw.choice(self._words) for _ in range(length - len(box))), *box]
         mark = self._good if good or role != "draft" else self._bad
         words = (draw.choice(self._words) for _ in range(length - len(mark) - 2))
         # It ends with its number, so no two paragraphs are equal, and the context shows what comes next.
         return [*mark, *words, *self.tokenizer.encode(f" {_letters(number)}"), self._blank_line]
 
-    def _answer(self, where: Place, context: Sequence[int]) -> str:
-        """Draws whether the answer is right, by the problem's own chance; bad paragraphs in the context make it worse."""
+    def _answer(self, where: Place, context: Sequence[int], *, greedy: bool) -> str:
+        """Draws whether the answer is right, by the problem's own chance; bad paragraphs in the context make it worse.
+
+        At temperature 0 all tracks of a problem have the same luck.
+        """
         settings = self.settings
         chance = _generator(self.seed, where[0], "chance").betavariate(settings.solved_alpha, settings.solved_beta)
-        draw = _generator(self.seed, *where, "answer")
+        draw = _generator(self.seed, *(where[:1] if greedy else where), "answer")
         right = draw.random() < chance
         bad = self.tokenizer.decode(context).count(_BAD)
         if right and draw.random() < 1 - (1 - settings.harm) ** bad:
