@@ -14,11 +14,11 @@ from speclrm.app.presets import kept_costs
 from speclrm.app.progress import note
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
-from speclrm.runtime.machine.placement import Placement, place
+from speclrm.runtime.machine.placement import Placement, place, shared
 from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
@@ -121,7 +121,7 @@ class SimulatedEngines:
 
         stack.push_async_callback(close)
         # Answers of the simulated world are numbers; worker processes have no place under virtual time.
-        return Parts(dict(engines), ExactEquivalence())
+        return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         return {role: engine.tokenizer for role, engine in self._make((), shared=False).items()}
@@ -201,7 +201,7 @@ class RealEngines:
             await asyncio.gather(*(engine.aclose() for engine in started.values()))
 
         stack.push_async_callback(close)
-        return Parts(engines, grader)
+        return Parts(engines, grader, slices=shared(self._settings))
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         names = model_names(self._options)

@@ -59,10 +59,14 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a runtime works with. ``engines``: one of each role, or several with the same model."""
+    """What a runtime works with. ``engines``: one of each role, or several with the same model.
+
+    ``slices``: draft and target share a device by time slices, each at about half its speed while both work.
+    """
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
+    slices: bool = False
 
 
 Began = Callable[[int], "tuple[Strategy, int | None]"]
@@ -133,7 +137,9 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max)
+            scheduler = Scheduler(
+                self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices
+            )
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self

@@ -40,10 +40,12 @@ from speclrm.runtime.engines.vllm_processes import (
     start_error,
     with_children,
 )
+from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
 from speclrm.runtime.settings import UNREAD_MAX
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from pydantic import JsonValue
@@ -101,7 +103,9 @@ async def start_engines(
         start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None))
         try:
             for role, (engine, counters) in (await start.engines()).items():
-                started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
+                started[role] = VllmEngine(
+                    settings[role], tokenizers[role], engine, counters, start.watchdog, log_path, start.paces[role]
+                )
             for role, engine in started.items():
                 engine.tell_memory(settings[role].estimate, start.log_offset)
                 await engine.warm_up((warm_up or {}).get(role, ()))
@@ -139,9 +143,14 @@ class _Start:
         self._log_path = log_path
         self._notify = notify
         self._known = engine_cores()
+        self.paces = {role: open_pace(str(self._pace_file(role))) for role in settings}
+        """What each engine's process is told of its pace. It stays in memory when the file is gone."""
         self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
         self._given_up = False
         self._spawning = asyncio.ensure_future(self._spawn())
+
+    def _pace_file(self, role: Role) -> Path:
+        return self._folder / f"pace-{role.value}"
 
     async def engines(self) -> dict[Role, tuple[Any, _Counters]]:
         await asyncio.shield(self._spawning)
@@ -162,7 +171,7 @@ class _Start:
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with environment(own_values(chosen, self._ids[role])):
+                with environment(own_values(chosen, self._ids[role], self._pace_file(role))):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
@@ -362,7 +371,9 @@ class VllmEngine:
         counters: _Counters,
         watchdog: Watchdog,
         log_path: Path,
+        pace: mmap.mmap,
     ) -> None:
+        self._pace = pace
         self.name = settings.name
         self.tokenizer = tokenizer
         self.max_model_len = settings.max_model_len
@@ -382,6 +393,9 @@ class VllmEngine:
         self._closing: asyncio.Task[None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         watchdog.hold()
+
+    def pace(self, interval_s: float) -> None:
+        SECONDS.pack_into(self._pace, 0, interval_s)
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         first = True

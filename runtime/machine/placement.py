@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.machine.hardware import Machine
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.settings import EngineDtype
+    from speclrm.runtime.settings import EngineDtype, EngineSettings
 
 GIB = 1 << 30
 
@@ -62,6 +62,17 @@ def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple
         taken |= set(found[role])
     _check_shares(machine, asked, found)
     return {role: found[role] for role in asked}
+
+
+def shared(settings: Mapping[Role, EngineSettings]) -> bool:
+    """Whether engines work on the same processor cores or on the same GPU."""
+    used = [
+        {("core", one) for one in chosen.cores}
+        if chosen.device == "cpu"
+        else {("gpu", one) for one in chosen.devices or ("0",)}
+        for chosen in settings.values()
+    ]
+    return sum(map(len, used)) > len(set[tuple[str, object]]().union(*used))
 
 
 def _check_devices(role: Role, one: Placement, count: int, there: str) -> None:
