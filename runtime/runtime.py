@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
@@ -451,6 +452,8 @@ class Runtime:
                 await released.wait()
             for number, job in todo:
                 async with places:
+                    if (controller := self.scheduler.controller) is not None:
+                        controller.queued = length_hint(todo)
                     states[number] = await self._sample(job, bus)
 
         async def go_on(number: int, job: Job, again: SamplePlayback) -> None:

@@ -79,10 +79,11 @@ async def start_engines(
     log_path: Path,
     warm_up: Mapping[Role, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``warm_up``: a request of each kind that will come. ``log_path``: the file for the engines' own log. If one fails to
+    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes' environment. ``log_path``: the file for the engines' own log. If one fails to
     start, or the caller is cancelled, no process of any is left.
 
     Raises:
@@ -100,7 +101,7 @@ async def start_engines(
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
         ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
-        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None))
+        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None), variables or {})
         try:
             for role, (engine, counters) in (await start.engines()).items():
                 started[role] = VllmEngine(
@@ -134,7 +135,9 @@ class _Start:
         folder: Path,
         log_path: Path,
         notify: Callable[[str], None],
+        variables: Mapping[str, str],
     ) -> None:
+        self._variables = variables
         self.log_offset = log_path.stat().st_size
         self.watchdog = Watchdog()
         self._settings = settings
@@ -164,7 +167,7 @@ class _Start:
 
     async def _spawn(self) -> None:
         with (
-            environment(common_values(self._folder, self._log_path)),
+            environment(common_values(self._folder, self._log_path) | dict(self._variables)),
             executable(shell_script(self._folder, self._log_path)),
         ):
             for role, chosen in self._settings.items():
@@ -650,6 +653,11 @@ class VllmEngine:
                     process.kill()
             await see_off(processes)
             self._watchdog.release()
+
+    @property
+    def processes(self) -> set[int]:
+        """Its processes that serve requests, without those that they have started."""
+        return {process.pid for process in self._cores()}
 
     def _cores(self) -> set[psutil.Process]:
         found: set[psutil.Process] = set()

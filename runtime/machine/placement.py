@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,15 +65,15 @@ def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple
     return {role: found[role] for role in asked}
 
 
-def shared(settings: Mapping[Role, EngineSettings]) -> bool:
-    """Whether engines work on the same processor cores or on the same GPU."""
-    used = [
-        {("core", one) for one in chosen.cores}
-        if chosen.device == "cpu"
-        else {("gpu", one) for one in chosen.devices or ("0",)}
-        for chosen in settings.values()
-    ]
-    return sum(map(len, used)) > len(set[tuple[str, object]]().union(*used))
+def by_slices(settings: Mapping[Role, EngineSettings]) -> bool:
+    """Whether engines share processor cores, or a GPU by time slices."""
+    used: Counter[str | int] = Counter()
+    for chosen in settings.values():
+        if chosen.device == "cpu":
+            used.update(chosen.cores)
+        elif not chosen.mps:
+            used.update(chosen.devices or ("0",))
+    return any(engines > 1 for engines in used.values())
 
 
 def _check_devices(role: Role, one: Placement, count: int, there: str) -> None:

@@ -151,6 +151,8 @@ class Controller:
         self._drafted = False
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
+        self.queued = 0
+        """Samples that wait for those at work to end."""
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
@@ -370,7 +372,7 @@ class Controller:
             # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
             return self._steps >= self._look_again * tracks and not others
         if self.budget and self._probes >= max(
-            self._settings.probes_min, self._settings.probe_budget * tracks * self._steps_a_track
+            self._settings.probes_min, self._settings.probe_budget * max(self._steps, tracks * self._steps_a_track)
         ):
             return False
         if problem.verdicts + len(problem.probing) < self._settings.probes:
@@ -461,7 +463,7 @@ class Controller:
         change = best >= now_worth * (1 + self._settings.hysteresis)
         hope = min(self._settings.hopeful, self._hoped())
         hoped = self._predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
-        self._hopeless = hoped < self._settings.gain_on and self.threshold > 1
+        self._hopeless = hoped < self._settings.hope_on and self.threshold > 1
         for problem in self._problems.values():
             if change:
                 self._turn(problem)
@@ -483,6 +485,8 @@ class Controller:
     def _tail(self, tracks: float, shape: StepShape, target: EngineCosts, draft: EngineCosts) -> float:
         """By what share the slowest of the tracks is later than the mean one, because its drafts happened to be rejected."""
         steps = self._steps_a_track
+        if self.queued >= len(self._problems):
+            tracks /= max(1, len(self._problems))  # another sample takes the place of the first that ends
         if tracks <= 1 or not steps:
             return 0.0
         accepted = self._kept / self._verdicts
