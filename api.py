@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.protocols import Equivalence, Role
-    from speclrm.runtime.settings import EngineDtype
+    from speclrm.runtime.settings import EngineDtype, Sharing
     from speclrm.runtime.state import SampleState
 
 PROMPT_TOKENS = 1024
@@ -79,6 +79,7 @@ class Runtime(_Runtime):
         gpu_memory_utilization: float | None = None,
         target_gpu_memory_utilization: float | None = None,
         draft_gpu_memory_utilization: float | None = None,
+        share_gpu: Sharing = "auto",
         engine_log: Path | None = None,
         target_args: dict[str, JsonValue] | None = None,
         draft_args: dict[str, JsonValue] | None = None,
@@ -104,6 +105,7 @@ class Runtime(_Runtime):
             gpu_memory_utilization=gpu_memory_utilization,
             target_gpu_memory_utilization=target_gpu_memory_utilization,
             draft_gpu_memory_utilization=draft_gpu_memory_utilization,
+            share_gpu=share_gpu,
             engine_log=engine_log,
             target_args=target_args or {},
             draft_args=draft_args or {},

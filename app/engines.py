@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,11 +15,12 @@ from speclrm.app.presets import kept_costs
 from speclrm.app.progress import note
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
-from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines import mps
+from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.warm_up import of_each_kind
-from speclrm.runtime.errors import ModelError, SettingsError
+from speclrm.runtime.errors import EngineError, ModelError, SettingsError
 from speclrm.runtime.machine.hardware import read_machine
-from speclrm.runtime.machine.placement import Placement, place
+from speclrm.runtime.machine.placement import Placement, by_slices, place
 from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
@@ -121,7 +123,7 @@ class SimulatedEngines:
 
         stack.push_async_callback(close)
         # Answers of the simulated world are numbers; worker processes have no place under virtual time.
-        return Parts(dict(engines), ExactEquivalence())
+        return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         return {role: engine.tokenizer for role, engine in self._make((), shared=False).items()}
@@ -137,6 +139,7 @@ class RealEngines:
         self._settings: dict[Role, EngineSettings] = {}
         self._tokenizers: dict[Role, Tokenizer] = {}
         self._warm_up: dict[Role, list[Request]] = {}
+        self._mps = False
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
@@ -148,7 +151,11 @@ class RealEngines:
         names = model_names(options)
         machine = read_machine()
         placements = {role: placement(options, role) for role in names}
-        place(machine, placements)
+        taken = Counter(device for devices in place(machine, placements).values() for device in devices)
+        both = [machine.gpus[device].id for device, engines in sorted(taken.items()) if engines > 1]
+        self._mps, why = await asyncio.to_thread(mps.choose, options.share_gpu, both)
+        if why:
+            note(notify, why)
         extra = {Role.TARGET: options.target_args, Role.DRAFT: options.draft_args}
         weights = {role: extra[role].get("load_format") != "dummy" for role in names}
         for role, name in names.items():
@@ -184,12 +191,14 @@ class RealEngines:
         notify("starting the graders", None, None)
         _quiet_tracker()
         grader = await stack.enter_async_context(Grader())
+        daemon = await self._daemon(stack, notify) if self._mps else None
         started = await start_engines(
             self._settings,
             self._tokenizers,
             log_path=self._options.engine_log or _new_engine_log(),
             warm_up=self._warm_up,
             notify=lambda what: notify(what, None, None),
+            variables=daemon.environment if daemon is not None else None,
         )
         engines: dict[Role, Engine] = {}
         kept = kept_costs(self._options.target or "", self._options.draft or "", read_machine())
@@ -201,7 +210,35 @@ class RealEngines:
             await asyncio.gather(*(engine.aclose() for engine in started.values()))
 
         stack.push_async_callback(close)
-        return Parts(engines, grader)
+        if daemon is not None:
+            served = await self._served(daemon, set().union(*(one.processes for one in started.values())), notify)
+            self._settings = {
+                role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()
+            }
+        return Parts(engines, grader, slices=by_slices(self._settings))
+
+    async def _daemon(self, stack: AsyncExitStack, notify: Notify) -> mps.Daemon | None:
+        """Starts MPS before the engines; the stack ends it after them."""
+        try:
+            daemon = await asyncio.to_thread(mps.start)
+        except EngineError as error:
+            if self._options.share_gpu == "mps":
+                raise
+            note(notify, f"the engines share a GPU by time slices: {error}")
+            return None
+        stack.push_async_callback(asyncio.to_thread, daemon.end)
+        return daemon
+
+    async def _served(self, daemon: mps.Daemon, processes: set[int], notify: Notify) -> bool:
+        """Whether MPS serves these engines, which it should."""
+        try:
+            await asyncio.to_thread(daemon.check, processes)
+        except EngineError as error:
+            if self._options.share_gpu == "mps":
+                raise
+            note(notify, f"the engines share a GPU by time slices: {error}")
+            return False
+        return True
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         names = model_names(self._options)

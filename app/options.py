@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from speclrm.runtime.events import Scorer
-from speclrm.runtime.settings import CONCURRENCY, EngineDtype
+from speclrm.runtime.settings import CONCURRENCY, EngineDtype, Sharing
 from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
 from speclrm.strategies.prompts import JudgeLayout
 from speclrm.strategies.recipe import Recipe
@@ -112,6 +112,14 @@ class EngineOptions(Options):
         Field(gt=0, le=1),
         Option("Most of each GPU's memory for the draft, 0 to 1.", MODELS, "place", shown="what the work needs"),
     ] = None
+    share_gpu: Annotated[
+        Sharing,
+        Option(
+            "How engines on one GPU share it: side by side (mps), by time slices, or mps where it can be had (auto).",
+            MODELS,
+            "place",
+        ),
+    ] = "auto"
     engine_log: Annotated[
         Path | None, Option("Log file of the engines.", MODELS, "place", shown="a new file in the cache folder")
     ] = None

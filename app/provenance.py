@@ -78,6 +78,7 @@ def _engines(settings: Mapping[Role, EngineSettings]) -> dict[str, JsonValue]:
             "cores": list(one.cores),
             "preload": list(one.preload),
             "arguments": arguments(one),
+            **({"mps": one.mps} if one.device == "cuda" else {}),
         }
         for role, one in settings.items()
     }

@@ -17,7 +17,7 @@ from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
@@ -87,7 +87,7 @@ def simulate(
         engines = simulated_engines(names, world, shared_device=shared)
 
         async def parts(_: contextlib.AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence())
+            return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
 
         async with Runtime(parts) as runtime:
             problems = world.problems(max(1, tracks // each))

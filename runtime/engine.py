@@ -201,6 +201,15 @@ class EngineCosts:
 
 
 @runtime_checkable
+class Paceable(Protocol):
+    """An engine whose iterations can be held apart."""
+
+    def pace(self, interval_s: float) -> None:
+        """Lets each iteration begin at least that many seconds after the one before; 0 for no wait. Takes effect at once."""
+        ...
+
+
+@runtime_checkable
 class KnowsItsCosts(Protocol):
     """An engine of which it is known, before it has worked, what its iterations cost."""
 

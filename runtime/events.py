@@ -458,6 +458,18 @@ class EnginesObserved(EventBase):
     waiting: int = Field(default=0, exclude_if=not_)
 
 
+class DraftPaced(EventBase):
+    """From now on the draft makes ``iterations`` to one of the target while both work on one device; 0: as many as it can.
+
+    ``interval_s``: seconds from the beginning of one iteration to that of the next, at least. ``reason``: one line.
+    """
+
+    kind: Literal["draft_paced"] = "draft_paced"
+    iterations: int
+    interval_s: float
+    reason: str
+
+
 class EngineFailed(EventBase):
     kind: Literal["engine_failed"] = "engine_failed"
     engine: str
@@ -505,6 +517,7 @@ Event = Annotated[
     | SampleFinished
     | ModeChanged
     | EnginesObserved
+    | DraftPaced
     | EngineFailed
     | EngineRecovered
     | RunFinished,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
@@ -62,10 +63,14 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that a runtime works with. ``engines``: one of each role, or several with the same model."""
+    """The parts that a runtime works with. ``engines``: one of each role, or several with the same model.
+
+    ``slices``: draft and target share a device by time slices, each at about half its speed while both work.
+    """
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
+    slices: bool = False
 
 
 Began = Callable[[int], "tuple[Strategy, int | None]"]
@@ -136,7 +141,9 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max)
+            scheduler = Scheduler(
+                self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices
+            )
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self
@@ -448,6 +455,8 @@ class Runtime:
                 await released.wait()
             for number, job in todo:
                 async with places:
+                    if (controller := self.scheduler.controller) is not None:
+                        controller.queued = length_hint(todo)
                     states[number] = await self._sample(job, bus)
 
         async def go_on(number: int, job: Job, again: SamplePlayback) -> None:

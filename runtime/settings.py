@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 EngineDtype = Literal["auto", "bfloat16", "float16", "float32"]
+Sharing = Literal["auto", "mps", "slices"]
+"""How engines share a GPU: side by side by NVIDIA's MPS, by time slices, or side by side where that can be had."""
 CONCURRENCY = 16
 """Default number of samples at work at the same time."""
 UNREAD_MAX = 1024
@@ -43,6 +45,8 @@ class EngineSettings(BaseModel):
     devices: tuple[str, ...] = ()
     tensor_parallel_size: int = Field(default=1, ge=1)
     pipeline_parallel_size: int = Field(default=1, ge=1)
+    mps: bool = False
+    """Whether it works beside the other engine on the same GPU by NVIDIA's MPS, which served it when it was loaded."""
     estimate: dict[str, int] = {}
     enforce_eager: bool = True
     cores: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
@@ -50,7 +50,7 @@ def simulate(
         engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=shared)
 
         async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence())
+            return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
 
         async with Runtime(parts) as runtime:
             problems = world.problems(max(1, tracks // each))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,10 @@ POLL_S = 0.5
 MARK = "SPECLRM_OWNER"
 """An environment variable of all processes that are to end with the owner. It finds those that are too young to have
 been named. vLLM renames the others, which overwrites what /proc shows of their environment."""
+
+_FOLDER = "folder "
+MPS_FOLDER = "speclrm-mps-"
+"""How the names of folders begin that may be left to the reaper (``leave``)."""
 
 Process = tuple[int, int]
 """A pid with its start time in clock ticks, which together identify a process for good."""
@@ -55,6 +60,13 @@ def name(watcher: subprocess.Popen[bytes], pids: set[int]) -> None:
     assert watcher.stdin is not None
     with contextlib.suppress(OSError):
         watcher.stdin.write(lines.encode())  # fewer bytes than a pipe takes at once
+
+
+def leave(watcher: subprocess.Popen[bytes], folder: str) -> None:
+    """Tells the reaper a folder to remove at the end, of those whose names begin with ``MPS_FOLDER``."""
+    assert watcher.stdin is not None
+    with contextlib.suppress(OSError):
+        watcher.stdin.write(f"{_FOLDER}{folder}\n".encode())
 
 
 def _stat(pid: int) -> list[str]:
@@ -123,8 +135,8 @@ def sweep(pids: set[int]) -> None:
                 leftover.unlink()
 
 
-def _named_until_death(owner: int, started: int) -> set[Process]:
-    """Waits for the owner's end and returns the processes that it has named by then."""
+def _named_until_death(owner: int, started: int) -> tuple[set[Process], list[str]]:
+    """Waits for the owner's end and returns the processes that it has named by then, and the folders that it leaves."""
     try:
         handle = os.pidfd_open(owner)
     except OSError:
@@ -144,8 +156,10 @@ def _named_until_death(owner: int, started: int) -> set[Process]:
         os.set_blocking(0, False)
         while piece := os.read(0, 4096):
             text += piece
-    whole = [line.split() for line in text.split(b"\n")[:-1]]
-    return {(int(pid), int(start)) for pid, start in whole}
+    lines = [line.decode(errors="surrogateescape") for line in text.split(b"\n")[:-1]]
+    folders = [line.removeprefix(_FOLDER) for line in lines if line.startswith(_FOLDER)]
+    named = [line.split() for line in lines if not line.startswith(_FOLDER)]
+    return {(int(pid), int(start)) for pid, start in named}, folders
 
 
 def watch(owner: int, started: int) -> None:
@@ -153,7 +167,7 @@ def watch(owner: int, started: int) -> None:
     same pid: it may be dead before this process looks.
     """
     value = f"{owner}:{started}"
-    known = _named_until_death(owner, started)
+    known, folders = _named_until_death(owner, started)
     known |= marked(value)
     known |= descendants({pid for pid, _ in known})
     _signal(known, signal.SIGTERM)
@@ -163,6 +177,9 @@ def watch(owner: int, started: int) -> None:
     known |= descendants({pid for pid, _ in known if _alive((pid, _))}) | marked(value)
     _signal(known, signal.SIGKILL)
     sweep({pid for pid, _ in known})
+    for folder in folders:
+        if Path(folder).name.startswith(MPS_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

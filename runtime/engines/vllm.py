@@ -40,10 +40,12 @@ from speclrm.runtime.engines.vllm_processes import (
     start_error,
     with_children,
 )
+from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
 from speclrm.runtime.settings import UNREAD_MAX
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from pydantic import JsonValue
@@ -77,10 +79,11 @@ async def start_engines(
     log_path: Path,
     warm_up: Mapping[Role, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``warm_up``: a request of each kind that will come. ``log_path``: the file for the engines' own log. If one fails to
+    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes' environment. ``log_path``: the file for the engines' own log. If one fails to
     start, or the caller is cancelled, no process of any is left.
 
     Raises:
@@ -98,10 +101,12 @@ async def start_engines(
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
         ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
-        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None))
+        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None), variables or {})
         try:
             for role, (engine, counters) in (await start.engines()).items():
-                started[role] = VllmEngine(settings[role], tokenizers[role], engine, counters, start.watchdog, log_path)
+                started[role] = VllmEngine(
+                    settings[role], tokenizers[role], engine, counters, start.watchdog, log_path, start.paces[role]
+                )
             for role, engine in started.items():
                 engine.tell_memory(settings[role].estimate, start.log_offset)
                 await engine.warm_up((warm_up or {}).get(role, ()))
@@ -130,7 +135,9 @@ class _Start:
         folder: Path,
         log_path: Path,
         notify: Callable[[str], None],
+        variables: Mapping[str, str],
     ) -> None:
+        self._variables = variables
         self.log_offset = log_path.stat().st_size
         self.watchdog = Watchdog()
         self._settings = settings
@@ -139,9 +146,14 @@ class _Start:
         self._log_path = log_path
         self._notify = notify
         self._known = engine_cores()
+        self.paces = {role: open_pace(str(self._pace_file(role))) for role in settings}
+        """What each engine's process is told of its pace. It stays in memory when the file is gone."""
         self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
         self._given_up = False
         self._spawning = asyncio.ensure_future(self._spawn())
+
+    def _pace_file(self, role: Role) -> Path:
+        return self._folder / f"pace-{role.value}"
 
     async def engines(self) -> dict[Role, tuple[Any, _Counters]]:
         await asyncio.shield(self._spawning)
@@ -155,14 +167,14 @@ class _Start:
 
     async def _spawn(self) -> None:
         with (
-            environment(common_values(self._folder, self._log_path)),
+            environment(common_values(self._folder, self._log_path) | dict(self._variables)),
             executable(shell_script(self._folder, self._log_path)),
         ):
             for role, chosen in self._settings.items():
                 if self._given_up:
                     return
                 self._notify(f"loading {role.value} {chosen.name}")
-                with environment(own_values(chosen, self._ids[role])):
+                with environment(own_values(chosen, self._ids[role], self._pace_file(role))):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
@@ -362,7 +374,9 @@ class VllmEngine:
         counters: _Counters,
         watchdog: Watchdog,
         log_path: Path,
+        pace: mmap.mmap,
     ) -> None:
+        self._pace = pace
         self.name = settings.name
         self.tokenizer = tokenizer
         self.max_model_len = settings.max_model_len
@@ -382,6 +396,9 @@ class VllmEngine:
         self._closing: asyncio.Task[None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         watchdog.hold()
+
+    def pace(self, interval_s: float) -> None:
+        SECONDS.pack_into(self._pace, 0, interval_s)
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         first = True
@@ -636,6 +653,11 @@ class VllmEngine:
                     process.kill()
             await see_off(processes)
             self._watchdog.release()
+
+    @property
+    def processes(self) -> set[int]:
+        """Its processes that serve requests, without those that they have started."""
+        return {process.pid for process in self._cores()}
 
     def _cores(self) -> set[psutil.Process]:
         found: set[psutil.Process] = set()

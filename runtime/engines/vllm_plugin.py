@@ -7,6 +7,9 @@ runs unchanged. The engines' log says what was changed.
   another model's engine refuses it, so their logits become -inf. Once for all requests: a list of allowed ids costs each
   request a row of 150,000.
 
+- The draft's iterations can be held apart while another engine shares the device (``scheduling/pacing.py``). The number of
+  seconds stands in a file that both processes map into their memory, so that saying it costs nothing.
+
 On a CPU, further:
 
 - Readers of the shared-memory queue spin for a second after each message (vLLM 0.32,
@@ -18,14 +21,26 @@ On a CPU, further:
 
 from __future__ import annotations
 
+import mmap
 import os
-from typing import Any
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ASKED = "SPECLRM_CPU_ENGINE"
 """The environment variable that is 1 in the processes that are to be changed. A user who sets it to 0 gets vLLM as it is."""
 IDS = "SPECLRM_IDS"
 """In the environment: how many ids the tokenizer has, from 0 on."""
+PACE = "SPECLRM_PACE"
+"""In the environment: the file with the seconds from the beginning of one iteration to that of the next, one double."""
+PACE_LOOK_S = 0.002
+"""Seconds of a wait after which the file is read again."""
 SPIN_S = 0.002
+SECONDS = struct.Struct("d")
 FEW = (256, 4096)
 """Numbers of most probable tokens that are searched, one after the other, before a row is sorted."""
 
@@ -33,6 +48,8 @@ FEW = (256, 4096)
 def register() -> None:
     """Installs the changes; vLLM calls this in each of its processes."""
     changes = [_mask_padding] if IDS in os.environ else []
+    if PACE in os.environ and "vllm.v1.engine.core" in sys.modules:  # a worker iterates when it is told
+        changes.append(_keep_pace)
     if os.environ.get(ASKED) == "1":
         changes += [_spin_less, _select_the_nucleus]
     if not changes:
@@ -45,6 +62,39 @@ def register() -> None:
             log.info("speclrm: %s", change())
         except Exception as error:  # noqa: BLE001  # an engine without it is slower and no worse
             log.warning("speclrm: %s left as it is: %r", change.__name__, error)
+
+
+def open_pace(path: str) -> mmap.mmap:
+    """Maps the file with the pace; makes it, with no pace, if it is not there."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(handle).st_size < SECONDS.size:
+            os.write(handle, SECONDS.pack(0.0))
+        return mmap.mmap(handle, SECONDS.size)
+    finally:
+        os.close(handle)
+
+
+def _keep_pace() -> str:
+    from vllm.v1.engine.core import EngineCoreProc
+
+    core: Any = EngineCoreProc
+    core._process_engine_step = paced(core._process_engine_step, open_pace(os.environ[PACE]))
+    return "iterations keep the pace that they are told"
+
+
+def paced(step: Callable[[Any], Any], told: mmap.mmap) -> Callable[[Any], Any]:
+    """Returns ``step`` such that it begins at least the told seconds after it last began."""
+    began = 0.0
+
+    def later(core: Any) -> Any:
+        nonlocal began
+        while (rest := began + SECONDS.unpack_from(told)[0] - time.monotonic()) > 0:
+            time.sleep(min(rest, PACE_LOOK_S))
+        began = time.monotonic()
+        return step(core)
+
+    return later
 
 
 def _mask_padding() -> str:

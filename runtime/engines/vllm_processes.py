@@ -153,11 +153,11 @@ def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
     }
 
 
-def own_values(settings: EngineSettings, ids: int) -> dict[str, str | None]:
+def own_values(settings: EngineSettings, ids: int, pace: Path | None = None) -> dict[str, str | None]:
     """Returns environment variables for the processes of this engine alone. vLLM reads the cores in the process that it
-    spawns. ``ids``: how many its tokenizer has.
+    spawns. ``ids``: how many its tokenizer has. ``pace``: the file with the seconds between its iterations.
     """
-    values: dict[str, str | None] = {vllm_plugin.IDS: str(ids)}
+    values: dict[str, str | None] = {vllm_plugin.IDS: str(ids), vllm_plugin.PACE: None if pace is None else str(pace)}
     values[vllm_plugin.ASKED] = os.environ.get(vllm_plugin.ASKED, "1") if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.machine.hardware import Machine
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.settings import EngineDtype
+    from speclrm.runtime.settings import EngineDtype, EngineSettings
 
 GIB = 1 << 30
 
@@ -62,6 +63,17 @@ def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple
         taken |= set(found[role])
     _check_shares(machine, asked, found)
     return {role: found[role] for role in asked}
+
+
+def by_slices(settings: Mapping[Role, EngineSettings]) -> bool:
+    """Whether engines share processor cores, or a GPU by time slices."""
+    used: Counter[str | int] = Counter()
+    for chosen in settings.values():
+        if chosen.device == "cpu":
+            used.update(chosen.cores)
+        elif not chosen.mps:
+            used.update(chosen.devices or ("0",))
+    return any(engines > 1 for engines in used.values())
 
 
 def _check_devices(role: Role, one: Placement, count: int, there: str) -> None:

@@ -67,8 +67,16 @@ class Prediction:
     target_load: float
 
 
-def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts | None) -> Prediction:
-    """Predicts the rate of these tracks on these engines. Raises ValueError if a group speculates without a draft."""
+def predict(
+    groups: Sequence[Group],
+    shape: StepShape,
+    target: EngineCosts,
+    draft: EngineCosts | None,
+    interval_s: float = 0.0,
+) -> Prediction:
+    """Predicts the rate of these tracks on these engines. ``interval_s``: from the beginning of one iteration of the draft to that
+    of the next, at least. Raises ValueError if a group speculates without a draft.
+    """
     writing = sum((group.tracks for group in groups if group.acceptance is None), 0.0)
     guessing = [(group.tracks, group.acceptance) for group in groups if group.acceptance is not None]
     speculating = sum((tracks for tracks, _ in guessing), 0.0)
@@ -106,8 +114,12 @@ def predict(groups: Sequence[Group], shape: StepShape, target: EngineCosts, draf
         if draft is not None:
             seen_d = max(1.0, 1.0 + drafting * beside)
             next_d = draft.w + draft.p * (seen_d + draft_reads * d) + draft.k * shape.context * seen_d
-            next_t *= 1.0 + target.slowdown * min(1.0, drafting * beside)
             next_d *= 1.0 + draft.slowdown * target_busy * beside
+            works = min(1.0, next_d / interval_s) if interval_s else 1.0
+            # The seconds in which both work count at the speed that is left, those between at full speed.
+            left = 1.0 / (1.0 + target.slowdown)
+            next_t /= 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            next_d = max(next_d, interval_s)
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
     return Prediction(rate, t, d, drafting, decoding)

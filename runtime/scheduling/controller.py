@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import KnowsItsCosts
 from speclrm.runtime.events import (
+    DraftPaced,
     EngineCounters,
     EnginesObserved,
     Mode,
@@ -30,9 +31,10 @@ from speclrm.runtime.events import (
     TrackStarted,
 )
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.breakeven import Group, StepShape, predict
+from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, predict
 from speclrm.runtime.scheduling.controller_settings import ControllerSettings
 from speclrm.runtime.scheduling.iteration_costs import CostFit, Look
+from speclrm.runtime.scheduling.pacing import FREE, Pace, Snapshot, pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.scheduling.admission import Admission
     from speclrm.runtime.scheduling.lanes import Lane, Overlap
+    from speclrm.runtime.scheduling.pacing import Pacer
 
 
 PROBE_REASON = "one step, to see whether drafts pay"
@@ -115,7 +118,11 @@ class Controller:
         admission: Admission,
         overlap: Overlap,
         settings: ControllerSettings | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
+        self._pacer = pacer
+        self._pace = FREE
+        self._paced_s = float("-inf")
         self._settings = settings or ControllerSettings()
         self._lanes = lanes
         self._admission = admission
@@ -144,6 +151,8 @@ class Controller:
         self._drafted = False
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
+        self.queued = 0
+        """Samples that wait for those at work to end."""
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
@@ -162,6 +171,10 @@ class Controller:
         match event:
             case EnginesObserved():
                 self._observed(event, now_s() if at_s is None else at_s)
+            case DraftPaced():
+                self._pace, self._paced_s = Pace(event.iterations, event.interval_s), now_s() if at_s is None else at_s
+                if self._pacer is not None:
+                    self._pacer.set(event.interval_s)
             case RunResumed():
                 self._restart()
             case ModeChanged(mode="speculate", reason=reason) if reason == PROBE_REASON:
@@ -231,7 +244,7 @@ class Controller:
     def _restart(self) -> None:
         """Starts again for other engines: their counters begin anew, and so does the time."""
         self._seen.clear()
-        self._looked_s = self._decided_s = float("-inf")
+        self._looked_s = self._decided_s = self._paced_s = float("-inf")
 
     def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
         for operation in operations:
@@ -294,6 +307,45 @@ class Controller:
             waiting=self._admission.waiting,
         )
 
+    @property
+    def paces(self) -> bool:
+        """Whether the draft's pace is for it to decide, whoever decides what the tracks do."""
+        return self._pacer is not None
+
+    def paced(self, everybody: bool = False) -> DraftPaced | None:
+        """Returns the draft's pace as an event to publish, which ``see`` then obeys; None while it stays. ``everybody``: all tracks
+        speculate, whatever is decided here.
+        """
+        if self._pacer is None or now_s() - self._paced_s < self._settings.decide_s:
+            return None
+        target, draft = (self._fits[role].costs for role in (Role.TARGET, Role.DRAFT))
+        if target is None or draft is None:
+            return None
+        groups = self._groups(1.0, lambda p: self._acceptance(p) if everybody or p.speculates else None)
+        chosen = self._best_pace(groups, self._step, target, draft)
+        if chosen.iterations == self._pace.iterations:
+            return None
+        free = chosen == FREE
+        return DraftPaced(
+            iterations=chosen.iterations,
+            interval_s=chosen.interval_s,
+            reason="the draft is no faster by itself" if free else "its iterations take the target's time",
+        )
+
+    def _best_pace(self, groups: Sequence[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts) -> Pace:
+        drafted = [(group.tracks, group.acceptance) for group in groups if group.acceptance is not None]
+        tracks = sum(count for count, _ in drafted)
+        if self._pacer is None or not tracks:
+            return FREE
+        accepted = sum(count * acceptance for count, acceptance in drafted) / tracks
+        return pace(Snapshot(tracks, accepted, shape, target, draft))
+
+    def _predict(
+        self, groups: Sequence[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts
+    ) -> Prediction:
+        """At the pace that the draft would have then."""
+        return predict(groups, shape, target, draft, self._best_pace(groups, shape, target, draft).interval_s)
+
     def decide(self, name: str, repeat: int, track: str) -> Decision:
         """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
         problem = self._problems[name]
@@ -320,7 +372,7 @@ class Controller:
             # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
             return self._steps >= self._look_again * tracks and not others
         if self.budget and self._probes >= max(
-            self._settings.probes_min, self._settings.probe_budget * tracks * self._steps_a_track
+            self._settings.probes_min, self._settings.probe_budget * max(self._steps, tracks * self._steps_a_track)
         ):
             return False
         if problem.verdicts + len(problem.probing) < self._settings.probes:
@@ -396,7 +448,7 @@ class Controller:
             """Predicted tokens a second over those of the target alone."""
             groups = self._groups(seated, lambda p: self._acceptance(p) if speculate(p) else None)
             share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * seated)
-            rate = predict(groups, shape, target, draft).rate if share else alone
+            rate = self._predict(groups, shape, target, draft).rate if share else alone
             return rate / alone * (1 + share * (1 / (1 + tail) - 1))
 
         bounds = sorted({round(self._acceptance(p) * 20) / 20 for p in self._problems.values()})
@@ -410,15 +462,15 @@ class Controller:
         best = self.gain if self.threshold <= 1 else 1.0
         change = best >= now_worth * (1 + self._settings.hysteresis)
         hope = min(self._settings.hopeful, self._hoped())
-        hoped = predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
-        self._hopeless = hoped < self._settings.gain_on and self.threshold > 1
+        hoped = self._predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
+        self._hopeless = hoped < self._settings.hope_on and self.threshold > 1
         for problem in self._problems.values():
             if change:
                 self._turn(problem)
             else:
                 problem.reason = self._reason(problem)
         at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
-        load = predict(at_work, shape, target, draft)
+        load = self._predict(at_work, shape, target, draft)
         self._eager = (
             draft.slowdown + target.slowdown < self._settings.eager_cost
             and (target.p + target.k * shape.context) * load.target_load < self._settings.eager_cost * target.w
@@ -433,10 +485,12 @@ class Controller:
     def _tail(self, tracks: float, shape: StepShape, target: EngineCosts, draft: EngineCosts) -> float:
         """By what share the slowest of the tracks is later than the mean one, because its drafts happened to be rejected."""
         steps = self._steps_a_track
+        if self.queued >= len(self._problems):
+            tracks /= max(1, len(self._problems))  # another sample takes the place of the first that ends
         if tracks <= 1 or not steps:
             return 0.0
         accepted = self._kept / self._verdicts
-        found = predict([Group(tracks, accepted)], shape, target, draft)
+        found = self._predict([Group(tracks, accepted)], shape, target, draft)
         kept_s = shape.drafted * found.draft_s + shape.scores * 1.5 * found.target_s
         written_s = shape.written * found.target_s
         mean = kept_s + (1 - accepted) * written_s

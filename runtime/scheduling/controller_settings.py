@@ -19,6 +19,8 @@ class ControllerSettings:
     """Share of the tracks that may begin or end before it is decided anew at once."""
     gain_on: float = 1.05
     """Predicted gain over the target alone from which on speculation begins at all."""
+    hope_on: float = 1.1
+    """The gain that must be hoped for, so that problems are probed at all: probes cost something, and hopes may fail."""
     hysteresis: float = 0.05
     """Share by which another choice must be predicted to be better before any problem changes."""
     even: float = 0.02

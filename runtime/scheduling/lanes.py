@@ -19,7 +19,7 @@ from speclrm.runtime.errors import EngineStalledError
 from speclrm.runtime.scheduling.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from speclrm.runtime.engine import Delta, Engine, EngineStats
@@ -203,9 +203,13 @@ class Lane:
 
 
 class Overlap:
-    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down."""
+    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down.
 
-    def __init__(self) -> None:
+    ``notify``: called when the engines of a role begin (True) or end (False) to have work.
+    """
+
+    def __init__(self, notify: Callable[[Role, bool], None] | None = None) -> None:
+        self._notify = notify
         self._busy: Counter[Role] = Counter()
         self._since_s = 0.0
         self._both_s = 0.0
@@ -218,9 +222,12 @@ class Overlap:
         """Notes that an engine of that role begins (1) or ends (-1) to have work."""
         self._both_s = self.both_s
         self._since_s = now_s()
+        before = self._busy[role]
         self._busy[role] += by
         if not self._busy[role]:
             del self._busy[role]
+        if self._notify is not None and (not before or role not in self._busy):
+            self._notify(role, role in self._busy)
 
 
 class _Queue:

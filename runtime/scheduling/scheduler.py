@@ -6,10 +6,12 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from speclrm.runtime.engine import Paceable
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
 from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.scheduling.pacing import Pacer
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
 class Scheduler:
     """Holds the lanes of a runtime, the seats of its tracks, and the controller.
 
-    ``engines``: one of each role, or several with the same model.
+    ``engines``: one of each role, or several with the same model. ``slices``: draft and target share a device by time slices.
     """
 
     def __init__(
@@ -45,16 +47,30 @@ class Scheduler:
         *,
         in_flight_max: int | None = None,
         stall_limit_s: float = STALL_LIMIT_S,
+        slices: bool = False,
     ) -> None:
         self.lanes: dict[Role, Lane] = {}
-        self.overlap = Overlap()
+        self.overlap = Overlap(self._works)
         for role, one in engines.items():
             several: Sequence[Engine] = one if isinstance(one, list | tuple) else [one]  # pyright: ignore[reportAssignmentType]
             self.lanes[role] = Lane(
                 role, *several, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s, overlap=self.overlap
             )
         self.admission = Admission(self.lanes)
-        self.controller = Controller(self.lanes, self.admission, self.overlap) if Role.DRAFT in self.lanes else None
+        self._pacer = self._make_pacer() if slices and Role.DRAFT in self.lanes else None
+        self.controller = (
+            Controller(self.lanes, self.admission, self.overlap, pacer=self._pacer)
+            if Role.DRAFT in self.lanes
+            else None
+        )
+
+    def _make_pacer(self) -> Pacer | None:
+        engines = [engine for engine in self.lanes[Role.DRAFT].engines if isinstance(engine, Paceable)]
+        return Pacer(engines) if len(engines) == len(self.lanes[Role.DRAFT].engines) else None
+
+    def _works(self, role: Role, works: bool) -> None:
+        if role is Role.TARGET and self._pacer is not None:
+            self._pacer.target_works(works)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Scheduler, None]:

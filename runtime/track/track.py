@@ -152,18 +152,29 @@ class RuntimeTrack:
 
     async def speculates(self) -> bool:
         if self._speculate != "auto" or self._controller is None:
+            if self._speculate == "always" and self._controller is not None and self._controller.paces:
+                await self._look(everybody=True)
             return self._speculate != "never"
         decided = None if self._record is None else self._record.decided(self._requests.track, self._requests.index)
         if decided is None:
-            if self._record is not None and self._record.playing:
-                await self._record.live()
-            if self._controller.due:
-                self._events.emit(self._controller.observe())
+            await self._look()
             decided = self._controller.decide(self.problem.id, self.repeat, self._requests.track)
         mode, reason = decided
         if mode != self.state.mode or reason == PROBE_REASON:  # a run that goes on must know what was tried
             self._events.emit(ModeChanged(**self._events.where, step=self._requests.index, mode=mode, reason=reason))
         return mode != "write"
+
+    async def _look(self, *, everybody: bool = False) -> None:
+        """Tells the controller of the engines, and the trace what it makes of that. ``everybody``: all tracks speculate."""
+        assert self._controller is not None
+        if self._record is not None and self._record.playing:
+            if everybody:
+                return  # nothing of what follows depends on it
+            await self._record.live()
+        if self._controller.due:
+            self._events.emit(self._controller.observe())
+            if (paced := self._controller.paced(everybody)) is not None:
+                self._events.emit(paced)
 
     async def draft(self) -> Step:
         await self._writing.end()

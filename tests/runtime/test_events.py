@@ -60,6 +60,7 @@ SAMPLES: list[EventBase] = [
         context=100.5,
         waiting=1,
     ),
+    events.DraftPaced(iterations=5, interval_s=0.0075, reason="its iterations take the target's time"),
     events.EngineFailed(engine="t", error="gone"),
     events.EngineRecovered(engine="t", down_s=3.0),
     events.RunFinished(

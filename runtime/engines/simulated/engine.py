@@ -203,6 +203,8 @@ class SimulatedEngine:
         self._pass: _Pass | None = None
         self._start: asyncio.Handle | None = None
         self._closed = False
+        self._interval_s = 0.0
+        self._began_s = float("-inf")
         self.iterations = 0
         self.batched = 0
         """Sequences at work, summed over iterations."""
@@ -280,6 +282,15 @@ class SimulatedEngine:
             parameters=self.parameters,
         )
 
+    def pace(self, interval_s: float) -> None:
+        held = self._start is not None and self._interval_s and isinstance(self._start, asyncio.TimerHandle)
+        self._interval_s = interval_s
+        if held and self._start is not None:
+            self._start.cancel()
+            self._start = asyncio.get_running_loop().call_soon(self._begin)
+        elif self._pass is not None and interval_s:
+            self._wake()  # several iterations were taken together
+
     async def aclose(self) -> None:
         self._closed = True
         if self._start is not None:
@@ -343,6 +354,11 @@ class SimulatedEngine:
 
     def _begin(self) -> None:
         self._start = None
+        if self._interval_s and now_s() < (due := self._began_s + self._interval_s) - _EPSILON:
+            self._device.set_busy(self, False)
+            self._start = asyncio.get_running_loop().call_at(due, self._begin)
+            return
+        self._began_s = now_s()
         for sequence in [one for one in self._running if one.aborted]:
             self._leave(sequence)
         plan = self._schedule()
@@ -421,7 +437,7 @@ class SimulatedEngine:
 
     def _decodes(self, plan: Mapping[_Sequence, int]) -> int:
         """Returns how many iterations can be taken together: until one ends, while all decode and there is room for it."""
-        if len(plan) < len(self._running) or any(not one.said or plan[one] > 1 for one in plan):
+        if self._interval_s or len(plan) < len(self._running) or any(not one.said or plan[one] > 1 for one in plan):
             return 1
         steps = min(SPAN_MAX, *(len(one.ids) - one.said for one in plan))
         size = self.cost.block_size

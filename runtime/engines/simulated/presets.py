@@ -168,6 +168,11 @@ def simulated_engines(
     }
 
 
+def slices(engines: Mapping[Role, SimulatedEngine]) -> bool:
+    """Whether they share a device by time slices."""
+    return len(engines) > 1 and all(engine.known_costs.slowdown > 0 for engine in engines.values())
+
+
 def _fit(name: str, role: Role) -> tuple[EngineFit, bool]:
     """Returns what is known of an engine, and whether it was measured beside the other on one device."""
     short = name.removeprefix(PREFIX)
