@@ -45,6 +45,7 @@ FACTS = (
     MODELS,
     "data",
     "engines",
+    "servers",
     "devices",
     "driver",
     "reproducibility",

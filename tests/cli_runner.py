@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from speclrm.app.engines import MakeEngines
+    from pydantic import JsonValue
+
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
     from speclrm.runtime.engine import Engine, Tokenizer
@@ -53,6 +55,10 @@ class ScriptedEngines:
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
+        return {}
+
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
         return {}
 
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
