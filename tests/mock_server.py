@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from contextlib import asynccontextmanager
+import threading
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from speclrm.runtime.engine import Tokenizer
 
@@ -307,3 +308,27 @@ def twice(messages: list[Message], place: int) -> list[Message]:
 
 def swapped(messages: list[Message], place: int) -> list[Message]:
     return [*messages[:place], messages[place + 1], messages[place], *messages[place + 2 :]]
+
+
+@contextmanager
+def serving(*servers: MockServer) -> Iterator[None]:
+    """Runs servers in a thread, for commands that have a loop of their own."""
+    ready, over = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with AsyncExitStack() as stack:
+            for server in servers:
+                await stack.enter_async_context(server.started())
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield
+    finally:
+        loops[0].call_soon_threadsafe(over.set)
+        thread.join(10)

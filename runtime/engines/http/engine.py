@@ -115,11 +115,11 @@ class HttpEngine:
             await asyncio.sleep(wait_s)
             return
         if trouble.kind == "refused":
-            raise RequestError(f"{self.name} refused request {request.id}: {trouble.text}")
+            raise RequestError(f"{self.name} refused request {request.id}: {trouble.text}") from trouble
         if trouble.kind not in _WITH_THE_SERVER and not self._retries.spent:
             await self.check()
-            raise RequestError(f"{self.name} works, and request {request.id} fails there each time: {trouble.text}")
-        raise self._dead(trouble)
+            raise RequestError(f"{self.name} works, and request {request.id} fails there each time: {trouble.text}") from trouble
+        raise self._dead(trouble) from trouble
 
     def _check(self, request: Request) -> None:
         if self._closed:

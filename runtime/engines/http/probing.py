@@ -19,7 +19,7 @@ from speclrm.runtime.engines.http.client import Client, Trouble
 from speclrm.runtime.engines.http.dialects import DIALECTS, MISSHAPED, ServerKind
 from speclrm.runtime.engines.http.engine import HttpEngine
 from speclrm.runtime.engines.http.secrets import KEY_VARIABLE
-from speclrm.runtime.errors import EngineError, ModelError, RequestError, SettingsError, UsageError
+from speclrm.runtime.errors import EngineError, ModelError, SettingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -236,10 +236,10 @@ class _Probe:
             try:
                 engine = self._engine(**changes)
                 deltas, model, prompt_tokens = await _observed(engine, request)
-            except RequestError as refused:
-                error = refused
-                continue
             except EngineError as failed:
+                if isinstance(failed.__cause__, Trouble) and failed.__cause__.kind == "refused":
+                    error = failed
+                    continue
                 raise SettingsError(
                     f"The {self._server.role}'s server {self._client.url} answers, but not as a server of completions does. {failed}"
                 ) from None

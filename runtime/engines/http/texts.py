@@ -27,15 +27,13 @@ class TextToIds:
             if token is not None
         }
         self._marks = marks
-        self._longest = max(map(len, marks), default=0)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
 
     def feed(self, text: str) -> list[int]:
         """Takes more text; returns the ids that are certain now."""
         self._rest += text
         border = max((found.end() for found in _BLANK_LINE.finditer(self._rest)), default=0)
-        held = max(0, len(self._rest) - self._longest)  # a mark may have begun behind it
-        border = max([border, *(found.start() for found in _BORDER.finditer(self._rest) if found.start() <= held)])
+        border = max([border, *(found.start() for found in _BORDER.finditer(self._rest))])  # no mark has a space in it
         ready, self._rest = self._rest[:border], self._rest[border:]
         return self._encode(ready)
 
