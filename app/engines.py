@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.app.presets import kept_costs
 from speclrm.app.progress import note
+from speclrm.app.remote import probe_all, records, refuse_what_lacks, tokenizer_name
 from speclrm.app.simulation import model_names, simulated, world
 from speclrm.evaluators.grading import ExactEquivalence, Grader
 from speclrm.runtime.engines import mps
+from speclrm.runtime.engines.http.address import is_remote
 from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import EngineError, ModelError, SettingsError
@@ -23,6 +25,7 @@ from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.placement import Placement, by_slices, place
 from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
 from speclrm.runtime.models import store
+from speclrm.runtime.models.tokenizer_files import find_tokenizer, pull_tokenizer
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.runtime.tokens.prompts import judge_of, open_prompt, question_ids
@@ -33,9 +36,12 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from pydantic import JsonValue
+
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
     from speclrm.runtime.engine import Engine, Request, Tokenizer
+    from speclrm.runtime.engines.http.engine import HttpEngine
     from speclrm.runtime.engines.simulated.engine import SimulatedEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
@@ -54,6 +60,11 @@ class Engines(Protocol):
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
         """Settings by role, once sized; empty if engines have none."""
+        ...
+
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
+        """What is known of servers elsewhere, by role, once sized; for records."""
         ...
 
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
@@ -107,6 +118,10 @@ class SimulatedEngines:
     def settings(self) -> Mapping[Role, EngineSettings]:
         return {}
 
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
+        return {}
+
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
         _check_target(self._options)
         self._made = self._make(problems, shared=self._options.shared_device)
@@ -130,7 +145,7 @@ class SimulatedEngines:
 
 
 class RealEngines:
-    """vLLM's engines, each in processes of its own, with graders beside them."""
+    """vLLM's engines, each in processes of its own, and servers elsewhere, with graders beside them."""
 
     simulated = False
 
@@ -140,15 +155,22 @@ class RealEngines:
         self._tokenizers: dict[Role, Tokenizer] = {}
         self._warm_up: dict[Role, list[Request]] = {}
         self._mps = False
+        self._remote: dict[Role, list[HttpEngine]] = {}
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
         return self._settings
 
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
+        return records(self._remote)
+
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
         options = self._options
         _check_target(options)
-        names = model_names(options)
+        every = model_names(options)
+        names = {role: name for role, name in every.items() if not is_remote(name)}
+        elsewhere = {role: name for role, name in every.items() if is_remote(name)}
         machine = read_machine()
         placements = {role: placement(options, role) for role in names}
         taken = Counter(device for devices in place(machine, placements).values() for device in devices)
@@ -163,12 +185,16 @@ class RealEngines:
             if store.find_local(name, weights=weights[role]) is None:
                 check_room(machine, name, placements[role].size)
         paths = {role: await store.pull(name, notify, weights=weights[role]) for role, name in names.items()}
-        self._tokenizers = await _load(paths)
+        folders = {role: await _tokenizer_folder(options, role, notify) for role in elsewhere}
+        self._tokenizers = await _load({role: paths.get(role) or folders[role] for role in every})
         note_lost_templates(strategy, self._tokenizers, notify)
+        work = with_prompts(work, strategy, problems, self._tokenizers)
+        self._remote = await probe_all(options, elsewhere, self._tokenizers, notify)
+        refuse_what_lacks(self._remote, strategy, work, drafts=Role.DRAFT in every)
         settings = engine_settings(
             machine,
             {role: read_facts(names[role], path) for role, path in paths.items()},
-            with_prompts(work, strategy, problems, self._tokenizers),
+            work,
             placements=placements,
             kv_cache_bytes=None if options.kv_cache_gib is None else int(options.kv_cache_gib * (1 << 30)),
             gpu_share=options.gpu_memory_utilization,
@@ -179,22 +205,32 @@ class RealEngines:
                 role,
                 strategy.limits,
                 strategy.prompts,
-                drafts=Role.DRAFT in names,
+                drafts=Role.DRAFT in every,
                 seeded=getattr(options, "seed", 0) is not None,
             )
             for role in names
         }
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
-        from speclrm.runtime.engines.vllm import start_engines
-
         notify("starting the graders", None, None)
         _quiet_tracker()
         grader = await stack.enter_async_context(Grader())
+        engines: dict[Role, Engine | Sequence[Engine]] = dict(self._remote)
+        for several in self._remote.values():
+            for engine in several:
+                stack.push_async_callback(engine.aclose)
+        if self._settings:
+            engines |= await self._start(stack, notify)
+        return Parts(engines, grader, slices=by_slices(self._settings))
+
+    async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
+        """Starts the engines of this machine."""
+        from speclrm.runtime.engines.vllm import start_engines
+
         daemon = await self._daemon(stack, notify) if self._mps else None
         started = await start_engines(
             self._settings,
-            self._tokenizers,
+            {role: self._tokenizers[role] for role in self._settings},
             log_path=self._options.engine_log or _new_engine_log(),
             warm_up=self._warm_up,
             notify=lambda what: notify(what, None, None),
@@ -212,10 +248,8 @@ class RealEngines:
         stack.push_async_callback(close)
         if daemon is not None:
             served = await self._served(daemon, set().union(*(one.processes for one in started.values())), notify)
-            self._settings = {
-                role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()
-            }
-        return Parts(engines, grader, slices=by_slices(self._settings))
+            self._settings = {role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()}
+        return engines
 
     async def _daemon(self, stack: AsyncExitStack, notify: Notify) -> mps.Daemon | None:
         """Starts MPS before the engines; the stack ends it after them."""
@@ -244,13 +278,19 @@ class RealEngines:
         names = model_names(self._options)
         paths: dict[Role, Path] = {}
         for role, name in names.items():
-            path = store.find_local(name, weights=False)
+            remote = is_remote(name)
+            name = tokenizer_name(self._options, role) if remote else name
+            path = find_tokenizer(name) if remote else store.find_local(name, weights=False)
             if path is None:
                 raise ModelError(
                     f"The tokenizer of {name} is not here, and a replay needs it. `speclrm models pull {name}`."
                 )
             paths[role] = path
         return await _load(paths)
+
+
+async def _tokenizer_folder(options: EngineOptions, role: Role, notify: Notify) -> Path:
+    return await pull_tokenizer(tokenizer_name(options, role), notify, option=f"--{role.value}-tokenizer")
 
 
 def placement(options: EngineOptions, role: Role) -> Placement:

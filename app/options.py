@@ -7,6 +7,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from speclrm.app.remote import with_addresses
+from speclrm.runtime.engines.http.hints import RouterHints
 from speclrm.runtime.events import Scorer
 from speclrm.runtime.settings import CONCURRENCY, EngineDtype, Sharing
 from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
@@ -28,12 +30,12 @@ class Options(BaseModel):
 
 
 class EngineOptions(Options):
-    """Options of the models and of how they are loaded."""
+    """Options of the models, and of how they are loaded or where they are."""
 
     target: Annotated[
         str | None,
         Option(
-            "Target model: a known name, a Hugging Face repository, a folder, or sim/NAME (simulated).",
+            "Target model: a known name, a Hugging Face repository, a folder, http/NAME@URL (on a server), or sim/NAME (simulated).",
             MODELS,
             "task",
             flags=("--model-name",),
@@ -43,12 +45,42 @@ class EngineOptions(Options):
     draft: Annotated[
         str | None,
         Option(
-            "Draft model: a known name, a Hugging Face repository, a folder, or sim/NAME (simulated).",
+            "Draft model: a known name, a Hugging Face repository, a folder, http/NAME@URL (on a server), or sim/NAME (simulated).",
             MODELS,
             "method",
             complete="model",
         ),
     ] = None
+    target_url: Annotated[
+        tuple[str, ...],
+        Option("Addresses of servers that have the target, separated by commas.", MODELS, "place", metavar="URL,URL"),
+    ] = ()
+    draft_url: Annotated[
+        tuple[str, ...],
+        Option("Addresses of servers that have the draft, separated by commas.", MODELS, "place", metavar="URL,URL"),
+    ] = ()
+    target_tokenizer: Annotated[
+        str | None,
+        Option("Model whose tokenizer the target's server has.", MODELS, "task", metavar="NAME", shown="the target"),
+    ] = None
+    draft_tokenizer: Annotated[
+        str | None,
+        Option("Model whose tokenizer the draft's server has.", MODELS, "method", metavar="NAME", shown="the draft"),
+    ] = None
+    target_connections: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("Requests in flight at each server of the target.", MODELS, "place", shown="what it runs at once"),
+    ] = None
+    draft_connections: Annotated[
+        int | None,
+        Field(ge=1),
+        Option("Requests in flight at each server of the draft.", MODELS, "place", shown="what it runs at once"),
+    ] = None
+    router_hints: Annotated[
+        RouterHints,
+        Option("Fields for a router in front of servers: none, session (vLLM) or nvext (Dynamo).", MODELS, "place"),
+    ] = "none"
     dtype: Annotated[
         EngineDtype,
         Option("Data type: auto (by the processor), bfloat16, float16 or float32.", MODELS, "task", metavar="TYPE"),
@@ -126,7 +158,7 @@ class EngineOptions(Options):
     target_args: Annotated[
         dict[str, JsonValue],
         Option(
-            "Additional vLLM engine argument for the target, such as quantization=fp8; repeatable.",
+            "Additional vLLM engine argument for the target, such as quantization=fp8, or field for its server; repeatable.",
             MODELS,
             "task",
             name="target_arg",
@@ -136,7 +168,7 @@ class EngineOptions(Options):
     draft_args: Annotated[
         dict[str, JsonValue],
         Option(
-            "Additional vLLM engine argument for the draft; repeatable.",
+            "Additional vLLM engine argument for the draft, or field for its server; repeatable.",
             MODELS,
             "method",
             name="draft_arg",
@@ -146,6 +178,11 @@ class EngineOptions(Options):
     shared_device: Annotated[bool, Option("Run simulated engines (sim/...) on one shared device.", MODELS, "task")] = (
         False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _addresses_apart(cls, values: Any) -> Any:
+        return with_addresses(cast("dict[str, Any]", values)) if isinstance(values, dict) else values
 
 
 class DataOptions(Options):

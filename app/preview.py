@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from speclrm.app.engines import note_lost_templates, with_prompts
 from speclrm.app.options import Options, RunOptions
 from speclrm.app.progress import Notify, quiet
+from speclrm.app.remote import tokenizer_name
 from speclrm.app.resolve import resolved
 from speclrm.app.runs import new_folder
+from speclrm.runtime.engines.http.address import is_remote
 from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.machine.sizing import check_context, read_facts
 from speclrm.runtime.models import store
+from speclrm.runtime.models.tokenizer_files import find_tokenizer
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.tokens.prompts import judge_suffix, open_prompt, question_ids
 from speclrm.runtime.trace import run_directory
@@ -48,7 +51,7 @@ def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
         note_lost_templates(found.strategy, tokenizers, notify)
         if local.keys() == found.strategy.roles:
             work = with_prompts(found.work, found.strategy, found.problems, tokenizers)
-            check_context({role: facts for role, (_, facts) in local.items()}, work)
+            check_context({role: facts for role, (_, facts) in local.items() if facts is not None}, work)
         return Preview(
             options=found.options,
             recipe=found.strategy.recipe.model_dump(mode="json"),
@@ -57,13 +60,17 @@ def preview(options: RunOptions, notify: Notify = quiet) -> Preview:
         )
 
 
-def _local(found: Resolved) -> dict[Role, tuple[Tokenizer, ModelFacts]]:
-    """Returns the facts of each model that is here."""
+def _local(found: Resolved) -> dict[Role, tuple[Tokenizer, ModelFacts | None]]:
+    """Returns the tokenizer of each model that is here, with its facts unless a server has it."""
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
-    there: dict[Role, tuple[Tokenizer, ModelFacts]] = {}
+    there: dict[Role, tuple[Tokenizer, ModelFacts | None]] = {}
     for role in found.strategy.roles:
         name = getattr(found.options, role.value)
+        if is_remote(name):
+            if (path := find_tokenizer(tokenizer_name(found.options, role))) is not None:
+                there[role] = load_tokenizer(path), None
+            continue
         path = None if is_simulated(name) else store.find_local(name, weights=False)
         if path is not None:
             there[role] = load_tokenizer(path), read_facts(name, path)

@@ -44,23 +44,40 @@ async def provenance(found: Resolved) -> dict[str, JsonValue]:
 
 
 def engine_facts(engines: Engines, seed: int | None) -> dict[str, JsonValue]:
-    """Describes engines that have been sized: reproducibility level, start arguments, and devices."""
-    settings = engines.settings
-    level: dict[str, JsonValue] = {"reproducibility": reproducibility(settings, seed, simulated=engines.simulated)}
+    """Describes engines that have been sized: reproducibility level, start arguments, and devices or servers."""
+    settings, servers = engines.settings, engines.servers
+    level: dict[str, JsonValue] = {
+        "reproducibility": reproducibility(settings, seed, simulated=engines.simulated, servers=servers)
+    }
+    if servers:
+        level["servers"] = dict(servers)
     if not settings:
         return level
     return {**level, "engines": _engines(settings), **read_devices()}
 
 
-def reproducibility(settings: Mapping[Role, EngineSettings], seed: int | None, *, simulated: bool) -> Reproducibility:
+def reproducibility(
+    settings: Mapping[Role, EngineSettings],
+    seed: int | None,
+    *,
+    simulated: bool,
+    servers: Mapping[str, JsonValue] | None = None,
+) -> Reproducibility:
     """Returns the level of a run on such engines. Engines of the caller's own have no settings, and promise nothing."""
     if simulated:
         return "simulated: byte for byte"
-    if seed is None or not settings:
+    if seed is None or not (settings or servers):
         return "replay only"
+    if servers:  # what a server computes with is its own affair
+        return "seeded, batch-dependent" if _take_seeds(servers) else "replay only"
     on_gpu = all(one.device == "cuda" for one in settings.values())
     switched_on = os.environ.get(BATCH_INVARIANT, "0").strip() not in ("", "0")
     return "batch-invariant" if on_gpu and switched_on else "seeded, batch-dependent"
+
+
+def _take_seeds(servers: Mapping[str, JsonValue]) -> bool:
+    several = [one for found in servers.values() if isinstance(found, list) for one in found]
+    return all(isinstance(one, dict) and bool(one.get("seeds")) for one in several)
 
 
 def _engines(settings: Mapping[Role, EngineSettings]) -> dict[str, JsonValue]:

@@ -53,6 +53,7 @@ FACTS = (
     MERGED,
     "data",
     "engines",
+    "servers",
     "devices",
     "driver",
     "reproducibility",

@@ -14,6 +14,8 @@ import typer
 from typer.models import OptionInfo
 
 from speclrm.commands.errors import complain, say
+from speclrm.runtime.engines.http.secrets import set_headers
+from speclrm.runtime.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 ENVIRONMENT = "SPECLRM_"
 REPEATED = ("target_arg", "draft_arg", "set_")
 """Options that may be given more than once on the command line."""
+HTTP_TABLE = "http"
+"""The table with headers for servers."""
 _options: dict[str, set[str]] = {}
 """The options of each command, by the names that a configuration file uses."""
 
@@ -67,6 +71,24 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
     return decorate
 
 
+def _read_headers(path: Path, table: dict[str, Any]) -> None:
+    """Keeps the headers for servers. They have no option: a command line stays in the shell's history and in lists of processes."""
+    for key, headers in table.items():
+        role = {"headers": "", "target_headers": "target", "draft_headers": "draft"}.get(key.replace("-", "_"))
+        if role is None:
+            _refuse(
+                f"--config {path}: [{HTTP_TABLE}] has no setting {key!r}. It has headers, target-headers and draft-headers."
+            )
+        if not isinstance(headers, dict) or not all(
+            isinstance(value, str) for value in cast("dict[str, Any]", headers).values()
+        ):
+            _refuse(f'--config {path}: [{HTTP_TABLE}] {key} is no table of texts. Write {key} = {{ NAME = "VALUE" }}.')
+        try:
+            set_headers(cast("dict[str, str]", headers), role)
+        except SettingsError as error:
+            _refuse(f"--config {path}: {error}")
+
+
 def _option(parameter: inspect.Parameter) -> OptionInfo | None:
     if get_origin(parameter.annotation) is not Annotated:
         return None
@@ -108,6 +130,7 @@ def _read(command: str, inherits: str | None, context: typer.Context, path: Path
         else:
             others.append(f"{key} (of {_owners(name)})")
     known = {name.replace("-", "_"): name for name in _options}
+    _read_headers(path, tables.pop(HTTP_TABLE, {}))
     for table, keys in tables.items():
         if table not in known:
             _refuse(f"--config {path}: there is no command {table!r}. There are: {', '.join(sorted(_options))}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
@@ -41,6 +41,20 @@ class Request:
     first_entropy: bool = False
     likelihood_from: int | None = None
     priority: int = 0
+
+
+def continued(request: Request, ids: Sequence[int]) -> Request:
+    """Returns the request for what is left of an output of which these ids have come: with the same id and seed."""
+    if not ids:
+        return request
+    return replace(
+        request,
+        prompt_ids=[*request.prompt_ids, *ids],
+        max_tokens=request.max_tokens - len(ids),
+        logprob_ids=(),
+        first_entropy=False,
+        likelihood_from=None,
+    )
 
 
 LOGPROB_MIN = -1e9
@@ -184,6 +198,15 @@ class Tokenizer(Protocol):
         Only the template's own marks are control ids. With ``continue_final`` the last message is the assistant's own
         and is left open.
         """
+        ...
+
+
+@runtime_checkable
+class MayReturn(Protocol):
+    """An engine that may work again after it failed."""
+
+    async def check(self) -> None:
+        """Returns if the engine works. Raises EngineDeadError if it does not."""
         ...
 
 

@@ -26,6 +26,13 @@ paragraph without a traceback.
 
 from __future__ import annotations
 
+from typing import Literal
+
+FailureReason = Literal["died", "hung", "overloaded", "out_of_memory", "garbage", "refused"]
+"""Why an engine as a whole failed: its process or its connection is gone; it shows no progress; it keeps turning work away; its
+memory ran out; its answers are none; it no longer takes our key, or has another model.
+"""
+
 
 class SpecLRMError(Exception):
     """Root of all errors that SpecLRM raises on purpose."""
@@ -76,11 +83,15 @@ class EngineError(SpecLRMError):
 
 
 class EngineDeadError(EngineError):
-    """The engine's process is gone; no further request can succeed."""
+    """The engine is gone; no further request can succeed, unless it is an engine that may come back."""
+
+    reason: FailureReason = "died"
 
 
 class EngineStalledError(EngineError):
     """The engine showed no progress within the limit."""
+
+    reason: FailureReason = "hung"
 
 
 class RequestError(EngineError):

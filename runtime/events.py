@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from speclrm.runtime.engine import Finish
+from speclrm.runtime.errors import FailureReason
 
 SCHEMA_VERSION = 3
 
@@ -471,15 +472,25 @@ class DraftPaced(EventBase):
 
 
 class EngineFailed(EventBase):
+    """An engine gets no requests from now on. ``requests``: in flight there; they continue at another engine of its role, or
+    here once it works again, with the ids and seeds that they have.
+    """
+
     kind: Literal["engine_failed"] = "engine_failed"
     engine: str
     error: str
+    role: RoleName | None = Field(default=None, exclude_if=_is_none)
+    reason: FailureReason | None = Field(default=None, exclude_if=_is_none)
+    requests: int = Field(default=0, exclude_if=not_)
 
 
 class EngineRecovered(EventBase):
+    """It works again. ``down_s``: seconds since it failed."""
+
     kind: Literal["engine_recovered"] = "engine_recovered"
     engine: str
     down_s: float
+    role: RoleName | None = Field(default=None, exclude_if=_is_none)
 
 
 class RunFinished(EventBase):

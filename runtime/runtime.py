@@ -141,9 +141,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(
-                self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices
-            )
+            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices)
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self
@@ -486,15 +484,16 @@ class Runtime:
             )
 
         try:
-            async with asyncio.TaskGroup() as group:
-                if playback is not None and begin is not None:
-                    group.create_task(catch_up(playback, begin), name="catching up")
-                for number, job, again in begun:
-                    group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
-                for number in range(min(concurrency or len(anew), len(anew))):
-                    group.create_task(work(), name=f"samples {number}")
-                    if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
-                        await asyncio.sleep(0)
+            with self.scheduler.told(bus.publish):
+                async with asyncio.TaskGroup() as group:
+                    if playback is not None and begin is not None:
+                        group.create_task(catch_up(playback, begin), name="catching up")
+                    for number, job, again in begun:
+                        group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
+                    for number in range(min(concurrency or len(anew), len(anew))):
+                        group.create_task(work(), name=f"samples {number}")
+                        if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
+                            await asyncio.sleep(0)
         except asyncio.CancelledError:
             finish("cancelled")
             raise

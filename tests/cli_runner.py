@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from pydantic import JsonValue
+
     from speclrm.app.engines import MakeEngines
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
@@ -53,6 +55,10 @@ class ScriptedEngines:
 
     @property
     def settings(self) -> Mapping[Role, EngineSettings]:
+        return {}
+
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
         return {}
 
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:

@@ -88,7 +88,7 @@ class Record:
 class _WatchedStay(Stay):
     def __init__(self, lane: Lane, flight: Flight, record: Record) -> None:
         queue = lane.queues[flight.place]
-        super().__init__(queue, flight)
+        super().__init__(lane, flight)
         self._record = record
         self._of = id(queue)
         self._entry = Asked(flight.request.id, flight.request.priority, self._of, 0, 0.0, flight.lasting)

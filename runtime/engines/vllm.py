@@ -26,6 +26,7 @@ import structlog
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request
 from speclrm.runtime.engines import vllm_memory
+from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
     Watchdog,
@@ -40,7 +41,6 @@ from speclrm.runtime.engines.vllm_processes import (
     start_error,
     with_children,
 )
-from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
 from speclrm.runtime.settings import UNREAD_MAX
 

@@ -148,14 +148,19 @@ def _written_anew(work: Work) -> float:
 
 def check_context(models: Mapping[Role, ModelFacts], work: Work) -> None:
     """Raises CapacityError where a model's context is too short for the work: which part of it is, and what would fit."""
-    length = context_tokens(work)
     for facts in models.values():
-        if length > facts.shape.context:
-            raise CapacityError(
-                f"The work needs {length} tokens of context (prompt {work.prompt_tokens}, budget {work.token_budget}, one "
-                f"step {work.max_step_tokens}, judge or closing {work.suffix_tokens}), and {facts.name} takes "
-                f"{facts.shape.context}. {_what_fits(facts.shape.context // CPU_BLOCK * CPU_BLOCK - SLACK_TOKENS, work)}"
-            )
+        check_length(facts.name, facts.shape.context, work)
+
+
+def check_length(name: str, context: int, work: Work) -> None:
+    """Raises CapacityError where a context of that many tokens is too short for the work."""
+    length = context_tokens(work)
+    if length > context:
+        raise CapacityError(
+            f"The work needs {length} tokens of context (prompt {work.prompt_tokens}, budget {work.token_budget}, one "
+            f"step {work.max_step_tokens}, judge or closing {work.suffix_tokens}), and {name} takes "
+            f"{context}. {_what_fits(context // CPU_BLOCK * CPU_BLOCK - SLACK_TOKENS, work)}"
+        )
 
 
 def _what_fits(context: int, work: Work) -> str:

@@ -144,7 +144,11 @@ class Admission:
             return 0
         return least_loaded(
             [
-                Place(self._rooms[role, number].used, queue.in_flight, queue.engine.stats().alive)
+                Place(
+                    self._rooms[role, number].used,
+                    queue.in_flight,
+                    queue.health.works and queue.engine.stats().alive,
+                )
                 for number, queue in enumerate(lane.queues)
             ]
         )

@@ -12,17 +12,21 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.errors import EngineStalledError
+from speclrm.runtime.engine import Delta, continued
+from speclrm.runtime.errors import EngineDeadError, EngineStalledError
+from speclrm.runtime.scheduling.health import Health
 from speclrm.runtime.scheduling.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from types import TracebackType
 
-    from speclrm.runtime.engine import Delta, Engine, EngineStats
+    from speclrm.runtime.engine import Engine, EngineStats
+    from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.scheduling.requests import Flight
 
@@ -38,6 +42,9 @@ RESERVE_SHARE = 8
 
 RESERVE_S = 10.0
 """Seconds for which that lasts after the last short request, at least; at most twice as long."""
+
+MOVES_MAX = 8
+"""Times in a row that a request may lose its engine without a token between, before it is given up."""
 
 STALL_LIMIT_S = 600.0
 """Seconds without progress after which an engine that somebody reads from has stalled: more than a long prompt on a
@@ -73,32 +80,90 @@ class Stay:
     A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
 
-    __slots__ = ("_flight", "_queue", "_reader", "_stalled", "_started", "_stream")
+    __slots__ = (
+        "_began_s",
+        "_flight",
+        "_inside",
+        "_lane",
+        "_moves",
+        "_queue",
+        "_reader",
+        "_stalled",
+        "_started",
+        "_stream",
+    )
 
-    def __init__(self, queue: _Queue, flight: Flight) -> None:
-        self._queue = queue
+    def __init__(self, lane: Lane, flight: Flight) -> None:
+        self._lane = lane
         self._flight = flight
+        self._queue = lane.queues[flight.place]
         self._reader: asyncio.Task[Any] | None = None
-        self._stalled = False
+        self._stalled = self._inside = False
+        self._moves = 0
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
-        queue, flight = self._queue, self._flight
+        await self._enter()
+        self._began_s = self._started
+        self._queue.operations += 1
+        return self
+
+    async def _enter(self) -> None:
+        """Waits for a place at an engine that works, and opens the stream there, for what is left of the output."""
+        flight = self._flight
         asked = now_s()
         try:
-            await queue.enter(flight)
+            while True:
+                queue = self._queue
+                if not queue.health.works:
+                    self._queue = queue = await self._lane.another(flight)
+                if await queue.enter(flight):
+                    break
         finally:
-            flight.queue_s = now_s() - asked
-            queue.waited_s += flight.queue_s
+            flight.queue_s += now_s() - asked
+            self._queue.waited_s += now_s() - asked
         self._started = now_s()
-        queue.operations += 1
+        self._inside = True
+        flight.place, flight.engine = self._lane.queues.index(queue), queue.engine.name
         queue.stays.add(self)
-        self._stream = queue.engine.stream(flight.request)
-        return self
+        self._stream = queue.engine.stream(continued(flight.request, flight.ids))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
+        while True:
+            try:
+                delta = await self._read()
+                break
+            except (EngineDeadError, EngineStalledError) as error:
+                await self._move(error)
+                if len(self._flight.ids) >= self._flight.request.max_tokens:  # it failed behind the last token
+                    delta = Delta((), "length")
+                    break
+        if delta.ids:
+            self._moves = 0
+            self._queue.health.progress()
+        self._flight.take(delta)
+        self._flight.engine_s = now_s() - self._began_s
+        return delta
+
+    async def _move(self, error: EngineDeadError | EngineStalledError) -> None:
+        """Leaves an engine that failed and goes on at another, or here when it works again. Raises the error if that cannot be."""
+        queue, lane = self._queue, self._lane
+        await self._leave(aborted=True)
+        alone = not any(other.health.works for other in lane.queues if other is not queue)
+        if isinstance(error, EngineStalledError) and alone and not queue.health.may_return:
+            raise error
+        # What failed before the engine came back says nothing of it now.
+        if queue.health.works and self._started >= queue.health.since_s:
+            queue.fail(error)
+        self._moves += 1
+        if self._moves > MOVES_MAX:
+            raise error
+        self._stalled = False
+        await self._enter()
+
+    async def _read(self) -> Delta:
         task = asyncio.current_task()
         assert task is not None
         others = task.cancelling()
@@ -112,8 +177,6 @@ class Stay:
             raise
         finally:
             self._reader = None
-        self._flight.take(delta)
-        self._flight.engine_s = now_s() - self._started
         return delta
 
     @property
@@ -137,11 +200,17 @@ class Stay:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._leave(aborted=error is not None or self._flight.finish is None)
+
+    async def _leave(self, *, aborted: bool) -> None:
+        if not self._inside:
+            return  # it was on its way from one engine to another
+        self._inside = False
         try:
-            if error is None and self._flight.finish is not None:
-                await self._stream.aclose()  # there is nothing left to abort
-            else:
+            if aborted:
                 await to_its_end(self._stream.aclose())
+            else:
+                await self._stream.aclose()  # there is nothing left to abort
         finally:
             self._queue.stays.discard(self)
             self._queue.leave(self._flight)
@@ -157,10 +226,13 @@ class Lane:
         in_flight_max: int | None = None,
         stall_limit_s: float = STALL_LIMIT_S,
         overlap: Overlap | None = None,
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         overlap = overlap or Overlap()
         self.role = role
-        self.queues = [_Queue(role, engine, in_flight_max, stall_limit_s, overlap) for engine in engines]
+        self.queues = [_Queue(role, engine, in_flight_max, stall_limit_s, overlap, tell) for engine in engines]
+        self._patience_s = stall_limit_s
+        self._returned = asyncio.Event()
 
     @property
     def engine(self) -> Engine:
@@ -177,12 +249,40 @@ class Lane:
     def fly(self, flight: Flight) -> Stay:
         """Waits for room, then opens the engine's stream. Each delta updates ``flight``.
 
-        Leaving the block, also by cancellation, aborts the request in the engine and frees the place.
+        Leaving the block, also by cancellation, aborts the request in the engine and frees the place. If the engine fails, the
+        request continues at another one, or waits until one works again: with its id, its seed, and the ids that it has.
 
-        Raises, from the iterator:
-            EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``, and somebody waited for it.
+        Raises, on entry or from the iterator:
+            EngineDeadError: no engine works, and none has returned for ``stall_limit_s``, or none can.
+            EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``, somebody waited for it, and
+                there is no other.
         """
-        return Stay(self.queues[flight.place], flight)
+        return Stay(self, flight)
+
+    async def another(self, flight: Flight) -> _Queue:
+        """Returns the queue of an engine that works, instead of the request's own: the same one for all requests of a track as
+        long as the same engines work, so that its cache serves them. Waits for one if there is none.
+        """
+        while not (working := [queue for queue in self.queues if queue.health.works]):
+            failed = self.queues[flight.place].health
+            if not any(queue.health.may_return for queue in self.queues):
+                raise failed.failed()
+            self._returned.clear()
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._returned.wait()
+            except TimeoutError:
+                if not failed.works:
+                    raise failed.failed() from None
+        track = flight.request.id.rsplit("/", 2)[0]
+        return working[crc32(track.encode()) % len(working)]
+
+    def watches(self) -> list[Coroutine[Any, Any, None]]:
+        """Returns what has to run beside the lane for as long as it is used: for each engine, what notices that it stalls, and
+        what asks one that failed whether it works again.
+        """
+        found = [queue.watch() for queue in self.queues]
+        return found + [queue.health.mend(self._returned.set) for queue in self.queues if queue.health.may_return]
 
     def wants_place(self, flight: Flight) -> bool:
         """Returns whether a lasting request in its engine should give its place up at the end of its step, and ask again.
@@ -234,9 +334,16 @@ class _Queue:
     """The queue before one engine."""
 
     def __init__(
-        self, role: Role, engine: Engine, in_flight_max: int | None, stall_limit_s: float, overlap: Overlap
+        self,
+        role: Role,
+        engine: Engine,
+        in_flight_max: int | None,
+        stall_limit_s: float,
+        overlap: Overlap,
+        tell: Callable[[Event], None],
     ) -> None:
         self.engine = engine
+        self.health = Health(role, engine, tell)
         self._role = role
         self._overlap = overlap
         self.in_flight = 0
@@ -246,7 +353,7 @@ class _Queue:
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
         # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
-        self._waiting: dict[bool, Waiting[asyncio.Future[None]]] = {lasting: Waiting() for lasting in (False, True)}
+        self._waiting: dict[bool, Waiting[asyncio.Future[bool]]] = {lasting: Waiting() for lasting in (False, True)}
         self._lasting = 0
         self._short = _Peak()
         self._later: asyncio.TimerHandle | None = None
@@ -285,7 +392,17 @@ class _Queue:
             engine=self.engine.stats(),
         )
 
-    async def enter(self, flight: Flight) -> None:
+    def fail(self, error: EngineDeadError | EngineStalledError) -> None:
+        """Notes that the engine failed; those that wait for a place look for another engine."""
+        self.health.fail(error, self.in_flight + 1)
+        for waiting in self._waiting.values():
+            while waiting:
+                turn = waiting.pop()
+                if not turn.done():
+                    turn.set_result(False)
+
+    async def enter(self, flight: Flight) -> bool:
+        """Waits for a place. Returns whether it has one: False if the engine failed meanwhile."""
         self._adapt()
         lasting = flight.lasting
         waiting = self._waiting[lasting]
@@ -295,15 +412,16 @@ class _Queue:
             if not self.in_flight and flight.ready_s is not None:
                 self._idle_ready_s += now_s() - max(flight.ready_s, self._since_s)
             self._take_place(lasting)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return True
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         number = waiting.push(flight.request.priority, turn)
         self._serve()  # the bound may have grown while others waited
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave(flight)  # the place was given at the same moment: pass it on
+                if turn.result():
+                    self.leave(flight)  # the place was given at the same moment: pass it on
             else:
                 waiting.remove(number)
             raise
@@ -363,7 +481,7 @@ class _Queue:
             turn = self._waiting[lasting].pop()
             if not turn.done():
                 self._take_place(lasting)
-                turn.set_result(None)
+                turn.set_result(True)
         if self._later is None and self._waiting[True] and self.in_flight < self._cap:
             # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)

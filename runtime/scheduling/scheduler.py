@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.engine import Paceable
@@ -15,10 +15,10 @@ from speclrm.runtime.scheduling.pacing import Pacer
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
     from speclrm.runtime.engine import Engine
-    from speclrm.runtime.events import Purpose
+    from speclrm.runtime.events import Event, Purpose
 
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
@@ -50,11 +50,17 @@ class Scheduler:
         slices: bool = False,
     ) -> None:
         self.lanes: dict[Role, Lane] = {}
+        self._listeners: list[Callable[[Event], object]] = []
         self.overlap = Overlap(self._works)
         for role, one in engines.items():
             several: Sequence[Engine] = one if isinstance(one, list | tuple) else [one]  # pyright: ignore[reportAssignmentType]
             self.lanes[role] = Lane(
-                role, *several, in_flight_max=in_flight_max, stall_limit_s=stall_limit_s, overlap=self.overlap
+                role,
+                *several,
+                in_flight_max=in_flight_max,
+                stall_limit_s=stall_limit_s,
+                overlap=self.overlap,
+                tell=self._tell,
             )
         self.admission = Admission(self.lanes)
         self._pacer = self._make_pacer() if slices and Role.DRAFT in self.lanes else None
@@ -76,9 +82,9 @@ class Scheduler:
     async def running(self) -> AsyncGenerator[Scheduler, None]:
         """Watches the engines for as long as the block lasts."""
         watches = [
-            asyncio.create_task(queue.watch(), name=f"watch {queue.engine.name}")
+            asyncio.create_task(watch, name=f"watch {lane.role.value}")
             for lane in self.lanes.values()
-            for queue in lane.queues
+            for watch in lane.watches()
         ]
         try:
             yield self
@@ -86,6 +92,23 @@ class Scheduler:
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
+
+    @contextmanager
+    def told(self, publish: Callable[[Event], object]) -> Generator[None, None, None]:
+        """Publishes which engines fail and return while the block lasts, and first those that do not work now."""
+        self._listeners.append(publish)
+        try:
+            for lane in self.lanes.values():
+                for queue in lane.queues:
+                    if not queue.health.works:
+                        publish(queue.health.failure())
+            yield
+        finally:
+            self._listeners.remove(publish)
+
+    def _tell(self, event: Event) -> None:
+        for publish in tuple(self._listeners):
+            publish(event.model_copy())  # each run numbers its own
 
     def stats(self) -> dict[Role, tuple[LaneStats, ...]]:
         """Returns a snapshot of each queue, by role and in the order of the role's engines."""
