@@ -230,7 +230,7 @@ class RealEngines:
         daemon = await self._daemon(stack, notify) if self._mps else None
         started = await start_engines(
             self._settings,
-            {role: self._tokenizers[role] for role in self._settings},
+            {role: one for role, one in self._tokenizers.items() if role in self._settings},
             log_path=self._options.engine_log or _new_engine_log(),
             warm_up=self._warm_up,
             notify=lambda what: notify(what, None, None),

@@ -72,6 +72,10 @@ class SampleRow(_Model):
     decode_flops: int | None = None
     all_flops: int | None = None
 
+    def replayable(self) -> str:
+        """Returns the row as JSON without what a replay does not repeat: requests that the end of an attempt cut short."""
+        return self.model_dump_json(exclude={"generated", "decode_flops", "all_flops"})
+
 
 class ModeCounts(_Model):
     """What the break-even controller made of the steps. ``speculated``: committed steps that were drafted first, of them

@@ -7,7 +7,8 @@ takes half a second, which a list of runs or a help text need not wait for.
 from __future__ import annotations
 
 from importlib import import_module
-from math import ceil, exp, log
+from math import ceil, exp, log, sqrt
+from statistics import stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -61,8 +62,13 @@ class Part(NamedTuple):
 
 
 def _scipy() -> Any:
-    """Its statistics, whose types say nothing; imported by the first who asks."""
+    """Returns its statistics, whose types say nothing; imported by the first who asks."""
     return import_module("scipy.stats")
+
+
+def _special() -> Any:
+    """Returns its special functions: quantiles for reports, without the second that importing all statistics takes."""
+    return import_module("scipy.special")
 
 
 def share_interval(parts: Sequence[Part]) -> Interval | None:
@@ -81,13 +87,13 @@ def share_interval(parts: Sequence[Part]) -> Interval | None:
     if problems > 1 and 0 < share < 1:
         # The mean of squares and not their sum over one less: samples that stand alone then count as they are many.
         spread = sum((part.top - share * part.bottom) ** 2 for part in parts) / total**2
-        quantile = _scipy().t.ppf
-        fewer = (quantile((1 + LEVEL) / 2, max(total - 1, 1)) / quantile((1 + LEVEL) / 2, problems - 1)) ** 2
+        quantile = _special().stdtrit  # Student's
+        fewer = (quantile(max(total - 1, 1), (1 + LEVEL) / 2) / quantile(problems - 1, (1 + LEVEL) / 2)) ** 2
         effective = max(problems, fewer * min(total, share * (1 - share) / spread if spread else total))
     right = share * effective
-    distribution = _scipy().beta(right + 0.5, effective - right + 0.5)
-    low = 0.0 if share == 0 else float(distribution.ppf((1 - LEVEL) / 2))
-    high = 1.0 if share == 1 else float(distribution.ppf((1 + LEVEL) / 2))
+    quantile, beta = _special().betaincinv, (right + 0.5, effective - right + 0.5)
+    low = 0.0 if share == 0 else float(quantile(*beta, (1 - LEVEL) / 2))
+    high = 1.0 if share == 1 else float(quantile(*beta, (1 + LEVEL) / 2))
     return Interval(value=share, low=min(low, share), high=max(high, share))
 
 
@@ -104,10 +110,11 @@ def mean_interval(parts: Sequence[Part]) -> Interval | None:
     total = sum(part.bottom for part in parts)
     mean = sum(part.top for part in parts) / total
     residuals = [part.top - mean * part.bottom for part in parts]
-    error = float(_scipy().sem(residuals)) / (total / len(parts))
+    error = stdev(residuals) / sqrt(len(parts)) / (total / len(parts))
     if mean <= 0 or error == 0:
         return Interval(value=mean, low=mean, high=mean)
-    low, high = _scipy().t.interval(LEVEL, len(parts) - 1, loc=log(mean), scale=error / mean)
+    half = float(_special().stdtrit(len(parts) - 1, (1 + LEVEL) / 2)) * error / mean
+    low, high = log(mean) - half, log(mean) + half
     return Interval(value=mean, low=exp(min(low, LARGEST)), high=exp(min(high, LARGEST)))
 
 

@@ -29,7 +29,7 @@ from speclrm.runtime.trace import run_directory
 from speclrm.runtime.trace.reader import read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +145,7 @@ async def test_engines_are_named_by_all_that_they_were_started_with(
     class Sized:
         simulated = False
         settings = {Role.TARGET: chosen}  # noqa: RUF012
+        servers: Mapping[str, Any] = {}
 
     found = resolve(RunOptions(strategy="baseline", dataset=str(file), target="t"), make=lambda *_: Sized())  # type: ignore[arg-type, return-value]
     facts: Any = await provenance(found)
