@@ -164,11 +164,14 @@ def lines_of(directory: Path) -> list[str]:
 
 
 def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue]]:
-    """Results without their seconds; votes in the order of their tracks, since who ends first is a matter of time."""
+    """Results without what they took: a break in the run throws work away, empties caches, and changes what is made ahead. Votes
+    in the order of their tracks, since who ends first is a matter of time.
+    """
     rows: dict[tuple[str, int], dict[str, JsonValue]] = {}
     for line in lines:
         row = json.loads(line)
-        del row["seconds"]
+        for taken in ("seconds", "generated", "decode_flops", "all_flops"):
+            del row[taken]
         best = max((track["mean_score"] or 0.0 for track in row["tracks"]), default=0.0)
         if sum((track["mean_score"] or 0.0) == best for track in row["tracks"]) > 1:
             del row["winner"]  # of equals the one that came first
