@@ -23,7 +23,7 @@ BUDGET_SHARE, BUDGET_WEIGHT = 0.4, 0.1
 """The same for the mean, as a share of the budget."""
 ALIKE, ALIKE_WEIGHT = 0.3, 6.0
 """Share of the variance of log lengths that tracks of one sample have in common, before it is known. Assumed."""
-ITERATIONS = 12
+ITERATIONS = 40
 _NORMAL = NormalDist()
 
 POWERS = (0.0, 0.5, 1.0)

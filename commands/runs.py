@@ -46,6 +46,7 @@ def _print(found: list[ListedRun], folder: Path) -> None:
     from rich.text import Text
 
     from speclrm.commands.display import harmless
+    from speclrm.runtime.engines.simulated.presets import is_simulated
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "strategy", "models", "data", "status", "accuracy", "tokens", "time"):
@@ -61,7 +62,7 @@ def _print(found: list[ListedRun], folder: Path) -> None:
             _status(one),
             _accuracy(one),
             f"{sum(one.tokens.values()):,}" if one.tokens else "-",
-            f"{one.seconds:,.0f} s" if one.seconds else "-",
+            f"{one.seconds:,.0f} {'virtual s' if is_simulated(one.target or '') else 's'}" if one.seconds else "-",
         ]
         table.add_row(*(Text(harmless(cell, 160)) for cell in cells))
     stdout().print(table)

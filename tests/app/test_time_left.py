@@ -101,6 +101,20 @@ def test_equal_samples_one_after_the_other_take_what_their_number_says() -> None
     assert left.left_s(203.0) == pytest.approx(297.0, rel=0.1)  # it counts down where nothing happens
 
 
+def test_a_few_short_samples_that_ended_first_do_not_make_the_end_near() -> None:
+    """Twenty samples side by side: two ended after 10 tokens, the others have 100 after ten seconds."""
+    left = TimeLeft(20)
+    left.add(started(20))
+    running = [sample(number, 0.0, 10, 1.0 if number < 2 else None) for number in range(20)]
+    for event in sorted((event for events in running for event in events), key=lambda event: event.t):
+        left.add(event)
+    for number in range(2, 20):
+        left.add(sample(number, 0.0, 100, 10.0)[2])
+    told = left.left_s(10.0)
+    assert told is not None
+    assert told > 5.0
+
+
 def test_what_a_break_took_is_no_work() -> None:
     def told(resumed: bool) -> float | None:
         left = TimeLeft(50)
