@@ -212,9 +212,7 @@ class RealEngines:
         stack.push_async_callback(close)
         if daemon is not None:
             served = await self._served(daemon, set().union(*(one.processes for one in started.values())), notify)
-            self._settings = {
-                role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()
-            }
+            self._settings = {role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()}
         return Parts(engines, grader, slices=by_slices(self._settings))
 
     async def _daemon(self, stack: AsyncExitStack, notify: Notify) -> mps.Daemon | None:

@@ -138,9 +138,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(
-                self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices
-            )
+            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices)
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self
@@ -190,6 +188,11 @@ class Runtime:
                 "The runtime was closed while this call was under way. Keep the block open until it ends."
             )
         return task.result()
+
+    @property
+    def slices(self) -> bool:
+        """Whether its engines share a device by time slices."""
+        return self._parts is not None and self._parts.slices
 
     @property
     def scheduler(self) -> Scheduler:

@@ -26,6 +26,7 @@ import structlog
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request
 from speclrm.runtime.engines import vllm_memory
+from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
     Watchdog,
@@ -40,7 +41,6 @@ from speclrm.runtime.engines.vllm_processes import (
     start_error,
     with_children,
 )
-from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
 from speclrm.runtime.settings import UNREAD_MAX
 
@@ -83,8 +83,9 @@ async def start_engines(
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes' environment. ``log_path``: the file for the engines' own log. If one fails to
-    start, or the caller is cancelled, no process of any is left.
+    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes'
+    environment. ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
+    any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
