@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +18,7 @@ from speclrm.commands.screen import run_async, stdout
 from speclrm.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from speclrm.benchmarks.report import BenchReport
 
@@ -185,6 +186,70 @@ def real(
     bench("real", measure, json=json, output_dir=output_dir, plot_format=plot_format)
 
 
+@takes(only(RUN_DECLARED, ENGINES), {})
+def gpu(
+    given: Given,
+    shape: Annotated[
+        str,
+        typer.Option(help="Shapes of target and draft: qwq-32b, r1-1.5b, qwen2.5-1.5b, qwen2.5-0.5b, tiny, tiny-wide."),
+    ] = "qwq-32b:r1-1.5b",
+    minutes: Annotated[
+        float, typer.Option(min=0.5, help="Minutes in all, loading included; what does not fit is left out.")
+    ] = 14,
+    tracks: Annotated[str, typer.Option(help="Numbers of concurrent tracks, separated by commas.")] = "5,20,1,110",
+    acceptance: Annotated[
+        str, typer.Option(help="Shares of drafts that pass, from 0 to 1, separated by commas.")
+    ] = "0.85,0.7,0.46",
+    token_budget: Annotated[int, typer.Option(min=1, help="Maximum tokens per track.")] = 768,
+    max_step_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per step.")] = 32,
+    tokenizer: Annotated[
+        str, typer.Option(help="Model, known name or folder, whose tokenizer both shapes get.")
+    ] = "qwen2.5-coder-0.5b-instruct",
+    seed: Annotated[int, typer.Option(help="Random seed of requests and of the coin.")] = 0,
+    json: Json = False,
+    output_dir: OutputDir = None,
+    plot_format: PlotFormat = "svg",
+) -> None:
+    """Measure what drafting brings on this machine's GPU, with models of random weights, beside the simulator.
+
+    Prints a JSON line for each turn as it comes, then the table.
+    """
+
+    def measure() -> BenchReport:
+        from tempfile import TemporaryDirectory
+
+        from speclrm.benchmarks import gpu as benchmark
+        from speclrm.benchmarks.shapes import read_pair
+
+        pair = read_pair(shape)
+        chances = positive("--acceptance", acceptance)
+        if max(chances) > 1:
+            raise UsageError(f"--acceptance {acceptance!r}: write shares up to 1, such as 0.7.")
+        plan = benchmark.Plan(
+            tuple(whole_numbers("--tracks", tracks)), tuple(chances), token_budget, max_step_tokens, seed
+        )
+        with TemporaryDirectory(prefix="speclrm-shapes-") as folder:
+            return run_async(
+                lambda: benchmark.measure(
+                    pair,
+                    given,
+                    plan,
+                    tokenizer=tokenizer,
+                    folder=Path(folder),
+                    minutes=minutes,
+                    say=tell_row,
+                    notify=tell,
+                )
+            )
+
+    bench("gpu", measure, json=json, output_dir=output_dir, plot_format=plot_format)
+
+
+def tell_row(row: Mapping[str, Any]) -> None:
+    """Prints one JSON line on stdout, at once."""
+    print(json_module.dumps(row), flush=True)
+
+
 def bench(
     name: str,
     measure: Callable[[], BenchReport],
@@ -251,6 +316,6 @@ def tell(what: str) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Adds the command group."""
-    for name, function in {"schedule": schedule, "overhead": overhead, "load": load, "real": real}.items():
+    for name, function in {"schedule": schedule, "overhead": overhead, "load": load, "real": real, "gpu": gpu}.items():
         bench_app.command(name)(configurable(f"bench-{name}")(function))
     app.add_typer(bench_app, name="bench")

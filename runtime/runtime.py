@@ -193,6 +193,11 @@ class Runtime:
         return task.result()
 
     @property
+    def slices(self) -> bool:
+        """Whether its engines share a device by time slices."""
+        return self._parts is not None and self._parts.slices
+
+    @property
     def scheduler(self) -> Scheduler:
         if self._scheduler is None:
             raise SettingsError("The runtime is not open. Use it inside `async with Runtime(...) as runtime:`.")

@@ -83,8 +83,9 @@ async def start_engines(
 ) -> dict[Role, VllmEngine]:
     """Starts an engine for each role, side by side, and warms them up.
 
-    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes' environment. ``log_path``: the file for the engines' own log. If one fails to
-    start, or the caller is cancelled, no process of any is left.
+    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes'
+    environment. ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
+    any is left.
 
     Raises:
         SettingsError: vLLM is not installed.

@@ -74,8 +74,8 @@ def predict(
     draft: EngineCosts | None,
     interval_s: float = 0.0,
 ) -> Prediction:
-    """Predicts the rate of these tracks on these engines. ``interval_s``: from the beginning of one iteration of the draft to that
-    of the next, at least. Raises ValueError if a group speculates without a draft.
+    """Predicts the rate of these tracks on these engines. ``interval_s``: from the beginning of one iteration of the draft to
+    that of the next, at least. Raises ValueError if a group speculates without a draft.
     """
     writing = sum((group.tracks for group in groups if group.acceptance is None), 0.0)
     guessing = [(group.tracks, group.acceptance) for group in groups if group.acceptance is not None]

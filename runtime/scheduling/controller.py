@@ -313,8 +313,8 @@ class Controller:
         return self._pacer is not None
 
     def paced(self, everybody: bool = False) -> DraftPaced | None:
-        """Returns the draft's pace as an event to publish, which ``see`` then obeys; None while it stays. ``everybody``: all tracks
-        speculate, whatever is decided here.
+        """Returns the draft's pace as an event to publish, which ``see`` then obeys; None while it stays. ``everybody``: all
+        tracks speculate, whatever is decided here.
         """
         if self._pacer is None or now_s() - self._paced_s < self._settings.decide_s:
             return None

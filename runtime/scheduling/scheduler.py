@@ -64,11 +64,18 @@ class Scheduler:
             )
         self.admission = Admission(self.lanes)
         self._pacer = self._make_pacer() if slices and Role.DRAFT in self.lanes else None
-        self.controller = (
-            Controller(self.lanes, self.admission, self.overlap, pacer=self._pacer)
-            if Role.DRAFT in self.lanes
-            else None
-        )
+        self.controller = self._make_controller()
+
+    def forget(self) -> None:
+        """Lets the controller begin anew, with nothing learned, for comparisons; no track may be at work."""
+        if self._pacer is not None:
+            self._pacer.set(0.0)
+        self.controller = self._make_controller()
+
+    def _make_controller(self) -> Controller | None:
+        if Role.DRAFT not in self.lanes:
+            return None
+        return Controller(self.lanes, self.admission, self.overlap, pacer=self._pacer)
 
     def _make_pacer(self) -> Pacer | None:
         engines = [engine for engine in self.lanes[Role.DRAFT].engines if isinstance(engine, Paceable)]

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import sys
+import time
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,22 @@ async def test_the_models_own_end_is_an_end_and_no_text(target: VllmEngine) -> N
     end = min(target.tokenizer.vocabulary.end_ids)
     deltas = await collect(target, request(target, allowed_ids=(end,)))
     assert [(d.ids, d.finish) for d in deltas] == [((), "end")]
+
+
+async def test_iterations_keep_the_distance_that_the_engine_is_told_and_lose_it_at_once(target: VllmEngine) -> None:
+    began = time.monotonic()
+    target.pace(0.2)
+    try:
+        await collect(target, request(target, max_tokens=6, allowed_ids=(5,)))
+        assert time.monotonic() - began >= 5 * 0.2  # a machine under load only makes it longer
+        waits = asyncio.ensure_future(collect(target, request(target, max_tokens=6, allowed_ids=(5,))))
+        target.pace(3600.0)
+        await asyncio.sleep(0.5)
+        assert not waits.done()
+        target.pace(0.0)
+        assert (await waits)[-1].finish == "length"
+    finally:
+        target.pace(0.0)
 
 
 async def test_all_ten_digits_come_with_their_probability_and_nothing_else_is_sampled(target: VllmEngine) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +25,7 @@ from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
+    from pathlib import Path
 
     from speclrm.runtime.events import Event
 
@@ -156,8 +157,8 @@ def test_a_pace_is_an_event_when_it_changes_and_the_trace_stays_right(mode: str,
     changes = [event for event in events if isinstance(event, DraftPaced)]
     if mode == "always":
         assert changes
-    assert all(one.iterations != other.iterations for one, other in zip(changes, changes[1:], strict=False))
-    assert all(other.t - one.t >= 1.0 for one, other in zip(changes, changes[1:], strict=False))
+    assert all(one.iterations != other.iterations for one, other in itertools.pairwise(changes))
+    assert all(other.t - one.t >= 1.0 for one, other in itertools.pairwise(changes))
     assert [event for event in read_trace(folder / "trace.jsonl") if isinstance(event, DraftPaced)] == changes
     report = check(folder)
     assert not report.violations
