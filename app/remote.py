@@ -43,14 +43,18 @@ def with_addresses(given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(name, str) and is_remote(name):
             name, inside = split(name)
             if inside and urls and inside != urls:
-                raise SettingsError(f"The {role.value}'s servers are given twice, in its name and with --{role.value}-url. Give one.")
+                raise SettingsError(
+                    f"The {role.value}'s servers stand in its name and in --{role.value}-url. Give them once."
+                )
             urls = inside or urls
         elif urls and isinstance(name, str):
             if name.startswith("sim/"):
                 raise SettingsError(f"{name} is simulated and has no server. Leave --{role.value}-url out.")
             name = PREFIX + name.removeprefix("vllm/")
         elif urls:
-            raise SettingsError(f"--{role.value}-url says where a model is, and not which one. Give --{role.value} MODEL, too.")
+            raise SettingsError(
+                f"--{role.value}-url says where a model is, and not which one. Give --{role.value} MODEL, too."
+            )
         if urls:
             found[role.value], found[option] = name, urls
     return found
@@ -131,7 +135,9 @@ def _lacking(able: Capabilities, strategy: Family, role: Role, *, drafts: bool) 
             lacking.append(("log-probabilities of the digits", "--score-method greedy"))
     if role is Role.DRAFT:
         if limits.confidence and not able.sampled_logprobs:
-            lacking.append(("the probability of each token by its id", "no --gate-sure, --gate-doubt or --gate-entropy"))
+            lacking.append(
+                ("the probability of each token by its id", "no --gate-sure, --gate-doubt or --gate-entropy")
+            )
         elif limits.first_entropy and able.top_logprobs < 20:
             lacking.append(("the twenty most probable tokens", "no --gate-entropy"))
     return lacking

@@ -72,15 +72,17 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
 
 
 def _read_headers(path: Path, table: dict[str, Any]) -> None:
-    """Keeps the headers for servers. They have no option: a command line stays in the shell's history and in lists of processes."""
+    """Keeps the headers for servers. They have no option: command lines are kept in histories and shown in lists of processes."""
     for key, headers in table.items():
         role = {"headers": "", "target_headers": "target", "draft_headers": "draft"}.get(key.replace("-", "_"))
         if role is None:
-            _refuse(f"--config {path}: [{HTTP_TABLE}] has no setting {key!r}. It has headers, target-headers and draft-headers.")
+            _refuse(
+                f"--config {path}: [{HTTP_TABLE}] has no setting {key!r}. It has headers, target-headers and draft-headers."
+            )
         if not isinstance(headers, dict) or not all(
             isinstance(value, str) for value in cast("dict[str, Any]", headers).values()
         ):
-            _refuse(f"--config {path}: [{HTTP_TABLE}] {key} is no table of texts. Write {key} = {{ NAME = \"VALUE\" }}.")
+            _refuse(f'--config {path}: [{HTTP_TABLE}] {key} is no table of texts. Write {key} = {{ NAME = "VALUE" }}.')
         try:
             set_headers(cast("dict[str, str]", headers), role)
         except SettingsError as error:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from speclrm.runtime.events import (
     EngineFacts,
+    EngineFailed,
+    EngineRecovered,
     EngineReport,
     Event,
     MethodsChosen,
@@ -133,7 +135,8 @@ class EngineUse(_Model):
 
     ``idle``: without work. ``idle_ready``: without work though a track was ready to send some. ``batch``: requests in
     an iteration, on average. ``cache_hit``: of prompt tokens. ``waited_s``: of all operations, for a place.
-    ``output_tokens``: by the engines' own count, over attempts that ended by themselves.
+    ``output_tokens``: by the engines' own count, over attempts that ended by themselves. ``failures``: times that one of the
+    role's engines failed; ``down_s``: seconds that they did not work, summed over them.
     """
 
     facts: EngineFacts | None = None
@@ -145,6 +148,8 @@ class EngineUse(_Model):
     operations: int = 0
     waited_s: float = 0.0
     output_tokens: int = Field(default=0, exclude_if=not_)
+    failures: int = Field(default=0, exclude_if=not_)
+    down_s: float = Field(default=0.0, exclude_if=not_)
 
 
 @dataclass(slots=True)
@@ -192,6 +197,9 @@ class Ledger:
         self._facts: dict[str, EngineFacts] = {}
         self._busy_s: dict[str, float] = defaultdict(float)
         self._used: dict[str, _Used] = defaultdict(_Used)
+        self._failures: Counter[str] = Counter()
+        self._down_s: Counter[str] = Counter()
+        self._down: dict[str, tuple[str, float]] = {}
         self.seconds = 0.0
         """Run time so far."""
         self.chains = 0
@@ -234,6 +242,11 @@ class Ledger:
                 self._take_up(_track(event))
             case RunStarted():
                 self._facts = dict(event.engines)
+            case EngineFailed() if event.role is not None:
+                self._failures[event.role] += 1
+                self._down[event.engine] = event.role, event.t
+            case EngineRecovered():
+                self._work_again(event.engine, event.t)
             case RunFinished():
                 self._end(event)
             case _:
@@ -301,8 +314,14 @@ class Ledger:
         counts["generated"] += spent
         return spent
 
+    def _work_again(self, engine: str, now_s: float) -> None:
+        if (down := self._down.pop(engine, None)) is not None:
+            self._down_s[down[0]] += now_s - down[1]
+
     def _end(self, event: RunFinished) -> None:
         self.seconds = event.seconds
+        for engine in list(self._down):
+            self._work_again(engine, event.t)
         for key in list(self._pending):
             self._lapse(key)
         self.stood_up += event.stood_up
@@ -359,8 +378,9 @@ class Ledger:
         busy_s = self._busy_s.get(role)
         idle = None if busy_s is None else self._share(self.seconds - busy_s)
         facts = self._facts.get(role)
+        failures, down_s = self._failures[role], round(self._down_s[role], 6)
         if role not in self._used:
-            return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle)
+            return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle, failures=failures, down_s=down_s)
         used = self._used[role]
         return EngineUse(
             facts=facts,
@@ -372,6 +392,8 @@ class Ledger:
             operations=used.operations,
             waited_s=round(used.waited_s, 6),
             output_tokens=used.output_tokens,
+            failures=failures,
+            down_s=down_s,
         )
 
     def _share(self, seconds: float) -> float | None:

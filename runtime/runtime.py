@@ -20,6 +20,7 @@ from speclrm.runtime.replay.playback import Playback, PlaybackBus, RecordedLane,
 from speclrm.runtime.replay.recorded_run import lasting
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling.engine_counters import Meter
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.settings import CONCURRENCY
 from speclrm.runtime.state import SampleState
@@ -59,10 +60,13 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a runtime works with. ``engines``: one of each role, or several with the same model."""
+    """What a runtime works with. ``engines``: one of each role, or several with the same model. ``stall_limit_s``: seconds without
+    progress, or without any engine that works, after which requests are given up.
+    """
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
+    stall_limit_s: float = STALL_LIMIT_S
 
 
 Began = Callable[[int], "tuple[Strategy, int | None]"]
@@ -133,7 +137,9 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max)
+            scheduler = Scheduler(
+                self._parts.engines, in_flight_max=self._in_flight_max, stall_limit_s=self._parts.stall_limit_s
+            )
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from speclrm.app.engines import MakeEngines
     from pydantic import JsonValue
 
+    from speclrm.app.engines import MakeEngines
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
     from speclrm.runtime.engine import Engine, Tokenizer

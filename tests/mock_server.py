@@ -176,7 +176,9 @@ class MockServer:
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
         given = len(self.tokenizer.encode(text)) if isinstance(prompt, str) else len(prompt)
         sampling: Message = body.get("sampling_params") or body.get("options") or body
-        limit = sampling.get("max_tokens", sampling.get("max_new_tokens", sampling.get("n_predict", sampling.get("num_predict"))))
+        limit = sampling.get(
+            "max_tokens", sampling.get("max_new_tokens", sampling.get("n_predict", sampling.get("num_predict")))
+        )
         stops = set(sampling.get("stop_token_ids") or ())
         vocabulary = self.tokenizer.vocabulary
         whole = [*self.tokenizer.encode(self.write(text)), min(vocabulary.end_ids)]
@@ -221,7 +223,11 @@ class MockServer:
         choice: Message = {"index": 0, "text": self._text_of(piece), "finish_reason": finish, "logprobs": None}
         if (top := body.get("logprobs")) is not None:
             wanted = body.get("logprob_token_ids")
-            name = "token_id:{}".format if body.get("return_tokens_as_token_ids") else lambda one: self.tokenizer.decode([one])
+            name = (
+                "token_id:{}".format
+                if body.get("return_tokens_as_token_ids")
+                else lambda one: self.tokenizer.decode([one])
+            )
             tops = [self._tops(token, 10 if wanted else min(top, self.logprobs_max)) for token in piece]
             choice["logprobs"] = {
                 "tokens": [name(token) for token in piece],
@@ -257,20 +263,27 @@ class MockServer:
                 found = [self._tops(token, 10) for token in ids[:total]]
                 about["output_token_ids_logprobs"] = [[[one[token], token, None] for token in wanted] for one in found]
             if (start := body.get("logprob_start_len")) is not None:
-                about["input_token_logprobs"] = [[None if not start else -0.5, one, None] for one in body["input_ids"][start:]]
+                about["input_token_logprobs"] = [
+                    [None if not start else -0.5, one, None] for one in body["input_ids"][start:]
+                ]
         return {"text": "", "output_ids": ids[:total], "meta_info": about}
 
     def _llama_cpp(
         self, body: Message, piece: list[int], total: int, finish: str | None, given: int, ids: list[int]
     ) -> Message:
-        message: Message = {"content": self._text_of(piece), "tokens": piece, "tokens_predicted": total, "stop": bool(finish)}
+        message: Message = {
+            "content": self._text_of(piece),
+            "tokens": piece,
+            "tokens_predicted": total,
+            "stop": bool(finish),
+        }
         if finish:
             message |= {"stop_type": "eos" if finish == "stop" else "limit", "tokens_evaluated": given}
         if body.get("n_probs"):
             message["completion_probabilities"] = [
                 {
                     "id": token,
-                    "logprob": self._tops(token, 10)[token] if token in self._tops(token, 10) else -3.0,
+                    "logprob": self._tops(token, 10).get(token, -3.0),
                     "top_logprobs": [{"id": one, "logprob": value} for one, value in self._tops(token, 10).items()],
                 }
                 for token in piece

@@ -80,7 +80,18 @@ class Stay:
     A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
 
-    __slots__ = ("_began_s", "_flight", "_inside", "_lane", "_moves", "_queue", "_reader", "_stalled", "_started", "_stream")
+    __slots__ = (
+        "_began_s",
+        "_flight",
+        "_inside",
+        "_lane",
+        "_moves",
+        "_queue",
+        "_reader",
+        "_stalled",
+        "_started",
+        "_stream",
+    )
 
     def __init__(self, lane: Lane, flight: Flight) -> None:
         self._lane = lane
@@ -137,7 +148,7 @@ class Stay:
         return delta
 
     async def _move(self, error: EngineDeadError | EngineStalledError) -> None:
-        """Leaves an engine that failed and goes on at another, or here when it works again. Raises the error if that cannot be."""
+        """Leaves an engine that failed and goes on at another, or here when it works again. Raises if that cannot be."""
         queue, lane = self._queue, self._lane
         await self._leave(aborted=True)
         alone = not any(other.health.works for other in lane.queues if other is not queue)

@@ -174,7 +174,8 @@ def test_a_model_with_another_tokenizer(tmp_path: Path, folder: Path, tokenizer:
 
         def counted(body: dict[str, object]) -> list[dict[str, object]]:
             return [
-                {**one, "usage": {**one["usage"], "prompt_tokens": 99}} if "usage" in one else one for one in messages(body)
+                {**one, "usage": {**one["usage"], "prompt_tokens": 99}} if "usage" in one else one
+                for one in messages(body)
             ]
 
         target._messages = counted  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
@@ -225,7 +226,7 @@ def test_a_server_that_closes_after_each_piece(tmp_path: Path, folder: Path, tok
     target = server(tokenizer, piece=1, drop_after=lambda number: 1)
     with serving(target):
         done = run(tmp_path, folder, "--target", f"http/m@{target.url}")
-    refused(done, tmp_path, "not as a server of completions does", "fails there each time")
+    refused(done, tmp_path, "not as servers of completions do", "fails there each time")
 
 
 def test_a_server_for_chats_alone(tmp_path: Path, folder: Path, tokenizer: HFTokenizer) -> None:
@@ -249,7 +250,9 @@ def test_a_tokenizer_that_is_nowhere(tmp_path: Path, folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- secrets
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # the log file, in this process
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)  # the log file, in this process
 def test_keys_and_headers_go_to_the_server_and_nowhere_else(
     tmp_path: Path, folder: Path, tokenizer: HFTokenizer
 ) -> None:

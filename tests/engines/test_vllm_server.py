@@ -101,7 +101,9 @@ async def test_what_was_written_has_the_likelihood_that_it_was_written_with(
         written = await collect(engine, Request("a", ids, 12, sampled_logprobs=True))
         new = [token for delta in written for token in delta.ids]
         (read,) = await collect(engine, Request("b", [*ids, *new], 1, likelihood_from=len(ids)))
-    assert read.prompt_logprobs == pytest.approx([value for delta in written for value in delta.sampled_logprobs], abs=1e-3)
+    assert read.prompt_logprobs == pytest.approx(
+        [value for delta in written for value in delta.sampled_logprobs], abs=1e-3
+    )
 
 
 async def test_leaving_early_frees_the_server_for_others(server: VllmServer, tiny_models: dict[str, Path]) -> None:

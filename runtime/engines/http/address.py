@@ -36,7 +36,9 @@ def split(name: str) -> RemoteName:
     """Splits a model's name from the addresses behind it. Raises SettingsError for an address that is none."""
     model, found, addresses = _parts(name)
     if found and not served_name(model):
-        raise SettingsError(f"{safe(name)} names no model. Write it as http/MODEL@URL, with the name that the server has.")
+        raise SettingsError(
+            f"{safe(name)} names no model. Write it as http/MODEL@URL, with the name that the server has."
+        )
     return RemoteName(model, read_urls(addresses.split(",")) if found else ())
 
 

@@ -118,7 +118,9 @@ class HttpEngine:
             raise RequestError(f"{self.name} refused request {request.id}: {trouble.text}") from trouble
         if trouble.kind not in _WITH_THE_SERVER and not self._retries.spent:
             await self.check()
-            raise RequestError(f"{self.name} works, and request {request.id} fails there each time: {trouble.text}") from trouble
+            raise RequestError(
+                f"{self.name} works, and request {request.id} fails there each time: {trouble.text}"
+            ) from trouble
         raise self._dead(trouble) from trouble
 
     def _check(self, request: Request) -> None:
@@ -191,7 +193,9 @@ class HttpEngine:
         self.replied_as = piece.model or self.replied_as
         known = self.capabilities.replies_as
         if known is not None and piece.model is not None and piece.model != known:
-            raise Trouble("garbage", f"it answers as {piece.model!r}, and did as {known!r} before: it has another model")
+            raise Trouble(
+                "garbage", f"it answers as {piece.model!r}, and did as {known!r} before: it has another model"
+            )
         return checked(piece, ask, seen, self.tokenizer.vocabulary.size)
 
     def count_prompt(self, piece: Piece) -> None:

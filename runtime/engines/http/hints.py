@@ -17,5 +17,7 @@ def hints(request: Request, kind: RouterHints) -> dict[str, Any]:
     if kind == "session":
         return {"session_id": track}
     if kind == "nvext":
-        return {"nvext": {"agent_hints": {"priority": -request.priority, "osl": request.max_tokens, "session_id": track}}}
+        return {
+            "nvext": {"agent_hints": {"priority": -request.priority, "osl": request.max_tokens, "session_id": track}}
+        }
     return {}

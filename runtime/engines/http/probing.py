@@ -95,10 +95,12 @@ def refusal(server: Server, client: Client, trouble: Trouble) -> UsageError:
                 f"{option}."
             )
         case "busy":
-            return SettingsError(f"{where} turns requests away ({said}). Wait until it has loaded its model or has room.")
+            return SettingsError(
+                f"{where} turns requests away ({said}). Wait until it has loaded its model or has room."
+            )
         case _:
             return SettingsError(
-                f"{where} is no server of completions in OpenAI's form: {said}. Check the address ({option}) and the server's log."
+                f"{where} is no server of completions in OpenAI's form: {said}. Check its address ({option}) and its log."
             )
 
 
@@ -230,7 +232,9 @@ class _Probe:
             fewer.append({"priority": False})
         fewer.append({"priority": False, "seeds": False})
         if self._able.ids and self._able.server == "vllm":  # a router, or an old version, that has no ids
-            fewer.append({"server": "openai", "ids": False, "seeds": True, "scores": "top", "top_logprobs": 5, "stops": False})
+            fewer.append(
+                {"server": "openai", "ids": False, "seeds": True, "scores": "top", "top_logprobs": 5, "stops": False}
+            )
         error: EngineError | None = None
         for changes in fewer:
             try:
@@ -241,7 +245,7 @@ class _Probe:
                     error = failed
                     continue
                 raise SettingsError(
-                    f"The {self._server.role}'s server {self._client.url} answers, but not as a server of completions does. {failed}"
+                    f"The {self._server.role}'s server {self._client.url} answers, but not as servers of completions do. {failed}"
                 ) from None
             if not any(delta.ids for delta in deltas):
                 raise SettingsError(
@@ -253,8 +257,8 @@ class _Probe:
             self._compare_lengths(prompt_tokens)
             return
         raise SettingsError(
-            f"The {self._server.role}'s server {self._client.url} refuses a plain request for text. {error} It needs an endpoint for "
-            "completions; one for chats alone does not do."
+            f"The {self._server.role}'s server {self._client.url} refuses a plain request for text. {error} It needs an endpoint "
+            "for completions; one for chats alone does not do."
         )
 
     async def _scores(self) -> None:
@@ -311,4 +315,3 @@ async def _observed(engine: HttpEngine, request: Request) -> tuple[list[Delta], 
     """Returns the deltas, the name that the answer gives the model, and the length of the prompt by its count."""
     deltas = await _whole(engine, request)
     return deltas, engine.replied_as, engine.last_prompt_tokens
-

@@ -29,7 +29,9 @@ def set_headers(headers: Mapping[str, str], role: str = "") -> None:
     """
     for name, value in headers.items():
         if not _NAME.fullmatch(name) or not value.isprintable():
-            raise SettingsError(f"{name!r} cannot be sent as an HTTP header. Write [http] headers as NAME = \"value\" pairs.")
+            raise SettingsError(
+                f'{name!r} cannot be sent as an HTTP header. Write [http] headers as NAME = "value" pairs.'
+            )
     _headers[role] = dict(headers)
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 from support import Collector, make_strategy, parts
-from watched import WatchedSimulated, watched
+from watched import WatchedSimulated
 
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.simulated.engine import EngineCost

@@ -44,7 +44,10 @@ def test_a_server_is_given_once() -> None:
 
 
 def test_a_name_may_have_its_servers_behind_it() -> None:
-    assert split("http/org/model:7b@http://a:1,http://b:2/v1") == ("http/org/model:7b", ("http://a:1/v1", "http://b:2/v1"))
+    assert split("http/org/model:7b@http://a:1,http://b:2/v1") == (
+        "http/org/model:7b",
+        ("http://a:1/v1", "http://b:2/v1"),
+    )
     assert split("http/model") == ("http/model", ())
     with pytest.raises(SettingsError, match="names no model"):
         split("http/@http://a:1")
@@ -67,7 +70,7 @@ def test_both_ways_of_giving_a_server_come_to_the_same_options() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"target": "http/m@http://a", "target_url": ("http://b",)}, "given twice"),
+        ({"target": "http/m@http://a", "target_url": ("http://b",)}, "Give them once"),
         ({"target_url": ("http://b",)}, "Give --target MODEL"),
         ({"draft": "sim/qwq-32b", "draft_url": ("http://b",)}, "simulated"),
     ],

@@ -187,7 +187,7 @@ async def test_leaving_a_stream_aborts_it_in_the_server() -> None:
         assert engine.stats().running == 1
         await stream.aclose()
         async with asyncio.timeout(5):
-            while server.running:
+            while server.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert server.aborted == 1
         assert engine.stats().running == 0
@@ -244,7 +244,7 @@ def lies(change: Any) -> Any:
 
 def above_one(message: Message, choice: Message) -> None:
     if choice["logprobs"]:
-        choice["logprobs"]["top_logprobs"] = [{name: 0.7 for name in top} for top in choice["logprobs"]["top_logprobs"]]
+        choice["logprobs"]["top_logprobs"] = [dict.fromkeys(top, 0.7) for top in choice["logprobs"]["top_logprobs"]]
 
 
 def no_number(message: Message, choice: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TOKENIZER = ByteTokenizer(thinking=True)
-TEXTS = st.lists(st.sampled_from(["We add. ", "x\n", "\n", "\n\n", " ", "é", "</think>", "<thi", "漢", "4", "$$"]), max_size=30)
+TEXTS = st.lists(
+    st.sampled_from(["We add. ", "x\n", "\n", "\n\n", " ", "é", "</think>", "<thi", "漢", "4", "$$"]), max_size=30
+)
 
 
 def fed(pieces: Sequence[str]) -> list[int]:
@@ -27,7 +30,7 @@ def fed(pieces: Sequence[str]) -> list[int]:
 def test_nothing_is_lost_or_added_wherever_the_text_is_cut(parts: list[str], cuts: list[int]) -> None:
     text = "".join(parts)
     borders = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(borders)]
     assert TOKENIZER.decode(fed(pieces)) == text
 
 
