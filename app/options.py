@@ -35,7 +35,7 @@ class EngineOptions(Options):
     target: Annotated[
         str | None,
         Option(
-            "Target model: a known name, a Hugging Face repository, a folder, http/NAME@URL (on a server), or sim/NAME (simulated).",
+            "Target model: a known name, a Hugging Face repository, a folder, http/NAME@URL (a server), or sim/NAME (simulated).",
             MODELS,
             "task",
             flags=("--model-name",),
@@ -45,7 +45,7 @@ class EngineOptions(Options):
     draft: Annotated[
         str | None,
         Option(
-            "Draft model: a known name, a Hugging Face repository, a folder, http/NAME@URL (on a server), or sim/NAME (simulated).",
+            "Draft model: a known name, a Hugging Face repository, a folder, http/NAME@URL (a server), or sim/NAME (simulated).",
             MODELS,
             "method",
             complete="model",

@@ -44,7 +44,7 @@ def with_addresses(given: Mapping[str, Any]) -> dict[str, Any]:
             name, inside = split(name)
             if inside and urls and inside != urls:
                 raise SettingsError(
-                    f"The {role.value}'s servers are given twice, in its name and with --{role.value}-url. Give one."
+                    f"The {role.value}'s servers stand in its name and in --{role.value}-url. Give them once."
                 )
             urls = inside or urls
         elif urls and isinstance(name, str):

@@ -72,7 +72,7 @@ def configurable(name: str, inherits: str | None = None) -> Callable[[Callable[.
 
 
 def _read_headers(path: Path, table: dict[str, Any]) -> None:
-    """Keeps the headers for servers. They have no option: a command line stays in the shell's history and in lists of processes."""
+    """Keeps the headers for servers. They have no option: command lines are kept in histories and shown in lists of processes."""
     for key, headers in table.items():
         role = {"headers": "", "target_headers": "target", "draft_headers": "draft"}.get(key.replace("-", "_"))
         if role is None:

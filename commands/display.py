@@ -21,7 +21,7 @@ from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.engines.simulated.presets import is_simulated
-from speclrm.runtime.events import RunStarted, SampleFinished
+from speclrm.runtime.events import EngineFailed, EngineRecovered, RunStarted, SampleFinished
 from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
-        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else ""
+        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else engine_line(event)
         self._monitor.emit(event)
         now = time.monotonic()
         if line or now - self._last >= PLAIN_INTERVAL_S:
@@ -209,6 +209,14 @@ def print_line(text: str) -> None:
     """Prints a line of JSON to stdout at once, without folding it."""
     sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
+
+
+def engine_line(event: Event) -> str:
+    """Returns what became of an engine; empty for any other event."""
+    if isinstance(event, EngineFailed):
+        work = f"{event.requests} requests go on elsewhere or wait"
+        return f"{event.engine} failed ({event.reason}), {work}: {harmless(event.error, 200)}"
+    return f"{event.engine} works again after {event.down_s:.1f} s" if isinstance(event, EngineRecovered) else ""
 
 
 def sample_line(event: SampleFinished, monitor: Monitor) -> str:
@@ -302,6 +310,11 @@ def figures(summary: RunSummary) -> list[str]:
         lines.append(
             f"FLOPs       {summary.decode_flops:.3g} to decode, {summary.all_flops:.3g} with what was read of prompts"
         )
+    for role, use in summary.engines.items():
+        if use.failures:
+            lines.append(
+                f"failures    {role}: {use.failures}, {use.down_s:.1f} s without an engine; its requests went on"
+            )
     if summary.stood_up:
         lines.append(f"room        tracks gave theirs to older ones {summary.stood_up} times")
     return lines

@@ -80,7 +80,8 @@ def _said(event: Event) -> str:
         case SampleFinished():
             return f"{event.outcome}, answer {event.answer}"
         case EngineFailed():
-            return f"{event.engine}: {event.error}"
+            reason = "" if event.reason is None else f" ({event.reason}, {event.requests} requests)"
+            return f"{event.engine}{reason}: {event.error}"
         case EngineRecovered():
             return f"{event.engine} after {event.down_s:.1f} s"
         case RunFinished():

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from speclrm.runtime.events import (
     EngineFacts,
+    EngineFailed,
+    EngineRecovered,
     EngineReport,
     Event,
     MethodsChosen,
@@ -135,7 +137,8 @@ class EngineUse(_Model):
     ``idle``: without work. ``idle_ready``: without work though a track was ready to send some. ``batch``: requests in
     an iteration, on average. ``preemptions``, ``waited_s`` (of all operations, for a place): of the same attempts.
     ``cache_hit``: of prompt tokens. ``operations``, ``output_tokens``: by the engines' own count, and for an attempt
-    that was killed by what its events tell.
+    that was killed by what its events tell. ``failures``: times that one of the role's engines failed; ``down_s``: seconds
+    that they did not work, summed over them.
     """
 
     facts: EngineFacts | None = None
@@ -147,6 +150,8 @@ class EngineUse(_Model):
     operations: int = 0
     waited_s: float = 0.0
     output_tokens: int = Field(default=0, exclude_if=not_)
+    failures: int = Field(default=0, exclude_if=not_)
+    down_s: float = Field(default=0.0, exclude_if=not_)
 
 
 @dataclass(slots=True)
@@ -200,6 +205,9 @@ class Ledger:
         """Seconds of attempts that ended by themselves."""
         self._told: dict[str, Counter[str]] = defaultdict(Counter)
         """Operations and their output tokens in the attempt that has not ended, by role."""
+        self._failures: Counter[str] = Counter()
+        self._down_s: Counter[str] = Counter()
+        self._down: dict[str, tuple[str, float]] = {}
         self.seconds = 0.0
         """Run time so far."""
         self.chains = 0
@@ -246,6 +254,11 @@ class Ledger:
             case RunResumed():
                 self._cut_short()
                 self._began_s = event.t
+            case EngineFailed() if event.role is not None:
+                self._failures[event.role] += 1
+                self._down[event.engine] = event.role, event.t
+            case EngineRecovered():
+                self._work_again(event.engine, event.t)
             case RunFinished():
                 self._end(event)
             case _:
@@ -315,6 +328,10 @@ class Ledger:
         told["output_tokens"] += spent
         return spent
 
+    def _work_again(self, engine: str, now_s: float) -> None:
+        if (down := self._down.pop(engine, None)) is not None:
+            self._down_s[down[0]] += now_s - down[1]
+
     def _cut_short(self) -> None:
         """Counts what an attempt without an end did, as far as its events tell."""
         if self._began_s is not None:
@@ -328,6 +345,8 @@ class Ledger:
         self._reported_s += event.seconds - (self._began_s or 0.0)
         self._began_s = None
         self._told.clear()
+        for engine in list(self._down):
+            self._work_again(engine, event.t)
         for key in list(self._pending):
             self._lapse(key)
         self.stood_up += event.stood_up
@@ -386,8 +405,9 @@ class Ledger:
         busy_s = self._busy_s.get(role)
         idle = None if busy_s is None else self._share(self._reported_s - busy_s)
         facts = self._facts.get(role)
+        failures, down_s = self._failures[role], round(self._down_s[role], 6)
         if role not in self._used:
-            return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle)
+            return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle, failures=failures, down_s=down_s)
         used = self._used[role]
         return EngineUse(
             facts=facts,
@@ -399,6 +419,8 @@ class Ledger:
             operations=used.operations,
             waited_s=round(used.waited_s, 6),
             output_tokens=used.output_tokens,
+            failures=failures,
+            down_s=down_s,
         )
 
     def _share(self, seconds: float) -> float | None:

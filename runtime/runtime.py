@@ -24,6 +24,7 @@ from speclrm.runtime.replay.recorded_run import lasting
 from speclrm.runtime.replay.recorded_verdicts import RecordedVerdicts
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling.engine_counters import Meter
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.settings import CONCURRENCY
 from speclrm.runtime.state import SampleState
@@ -66,11 +67,13 @@ class Parts:
     """The parts that a runtime works with. ``engines``: one of each role, or several with the same model.
 
     ``slices``: draft and target share a device by time slices, each at about half its speed while both work.
+    ``stall_limit_s``: seconds without progress, or without any engine that works, after which requests are given up.
     """
 
     engines: Mapping[Role, Engine | Sequence[Engine]]
     equivalence: Equivalence
     slices: bool = False
+    stall_limit_s: float = STALL_LIMIT_S
 
 
 Began = Callable[[int], "tuple[Strategy, int | None]"]
@@ -141,7 +144,13 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self._parts = await self._open_parts(stack)
-            scheduler = Scheduler(self._parts.engines, in_flight_max=self._in_flight_max, slices=self._parts.slices)
+            parts = self._parts
+            scheduler = Scheduler(
+                parts.engines,
+                in_flight_max=self._in_flight_max,
+                slices=parts.slices,
+                stall_limit_s=parts.stall_limit_s,
+            )
             self._scheduler = await stack.enter_async_context(scheduler.running())
             self._stack = stack.pop_all()
         return self

@@ -283,7 +283,7 @@ class MockServer:
             message["completion_probabilities"] = [
                 {
                     "id": token,
-                    "logprob": self._tops(token, 10)[token] if token in self._tops(token, 10) else -3.0,
+                    "logprob": self._tops(token, 10).get(token, -3.0),
                     "top_logprobs": [{"id": one, "logprob": value} for one, value in self._tops(token, 10).items()],
                 }
                 for token in piece

@@ -3,7 +3,7 @@
 Each request streams one answer of ``--pieces`` server-sent events over a connection that is kept alive. The processor
 time of this process is what a client costs; the wall clock also has the server's.
 
-    python benchmarks/studies/http_clients.py [--requests 4000] [--pieces 4] [--in-flight 1 100 2000] [--clients httpx aiohttp engine]
+    python benchmarks/studies/http_clients.py [--in-flight 1 100 2000] [--clients httpx aiohttp engine] [--requests 4000]
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ async def pull_tokenizer(name: str, notify: Notify, *, option: str) -> Path:
     model = store.known(name)
     if model is None and name.count("/") != 1:
         raise ModelError(
-            f"There is no tokenizer for {name!r}, which a server knows by that name: it is no folder, no repository on the Hugging "
-            f"Face hub (org/name) and no known name. Say which one it has with {option} NAME."
+            f"There is no tokenizer for {name!r}, which a server knows by that name: it is no folder, no repository on the "
+            f"Hugging Face hub (org/name) and no known name. Say which one it has with {option} NAME."
         )
     if await asyncio.to_thread(hub_answers):
         notify(f"fetching the tokenizer of {name} from the hub", None, None)
@@ -64,8 +64,8 @@ async def pull_tokenizer(name: str, notify: Notify, *, option: str) -> Path:
     if model is not None:
         return await store.pull(name, notify)
     raise ModelError(
-        f"The tokenizer of {name} is not here and cannot be fetched from the Hugging Face hub. Copy its folder to this machine and "
-        f"give the path: {option} FOLDER."
+        f"The tokenizer of {name} is not here and cannot be fetched from the Hugging Face hub. Copy its folder to this "
+        f"machine and give the path: {option} FOLDER."
     )
 
 

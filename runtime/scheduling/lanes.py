@@ -148,7 +148,7 @@ class Stay:
         return delta
 
     async def _move(self, error: EngineDeadError | EngineStalledError) -> None:
-        """Leaves an engine that failed and goes on at another, or here when it works again. Raises the error if that cannot be."""
+        """Leaves an engine that failed and goes on at another, or here when it works again. Raises if that cannot be."""
         queue, lane = self._queue, self._lane
         await self._leave(aborted=True)
         alone = not any(other.health.works for other in lane.queues if other is not queue)

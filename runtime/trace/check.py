@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from speclrm.runtime.events import (
+    EngineFailed,
+    EngineRecovered,
     Event,
     EventBase,
     MethodsChosen,
@@ -21,6 +23,7 @@ from speclrm.runtime.events import (
     OperationDropped,
     ProblemStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     SampleEvent,
     SampleFinished,
@@ -119,6 +122,7 @@ class Checker:
         self._attempt = 0
         self._run: RunStarted | None = None
         self._end: RunFinished | None = None
+        self._down: dict[str, float] = {}
         self._samples: dict[tuple[str, int], _Sample] = {}
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         self._count: Counter[str] = Counter()
@@ -135,6 +139,17 @@ class Checker:
             self._begin(event)
         elif isinstance(event, RunFinished):
             self._end = event
+            self._down.clear()  # another attempt begins with engines of its own
+        elif isinstance(event, RunResumed):
+            self._down.clear()
+        elif isinstance(event, EngineFailed):
+            if event.engine in self._down:
+                self._wrong("engine", f"{event.engine} failed a second time without having worked again")
+            self._down[event.engine] = event.t
+        elif isinstance(event, EngineRecovered):
+            failed_s = self._down.pop(event.engine, None)
+            if failed_s is None:
+                self._wrong("engine", f"{event.engine} works again, though it had not failed")
         elif isinstance(event, SampleEvent):
             sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
             if sample.done:

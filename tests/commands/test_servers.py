@@ -226,7 +226,7 @@ def test_a_server_that_closes_after_each_piece(tmp_path: Path, folder: Path, tok
     target = server(tokenizer, piece=1, drop_after=lambda number: 1)
     with serving(target):
         done = run(tmp_path, folder, "--target", f"http/m@{target.url}")
-    refused(done, tmp_path, "not as a server of completions does", "fails there each time")
+    refused(done, tmp_path, "not as servers of completions do", "fails there each time")
 
 
 def test_a_server_for_chats_alone(tmp_path: Path, folder: Path, tokenizer: HFTokenizer) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from speclrm.runtime.engines.http.dialects import ServerKind
-
 if TYPE_CHECKING:
     from pydantic import JsonValue
+
+    from speclrm.runtime.engines.http.dialects import ServerKind
 
 Scores = Literal["exact", "top", "digit"]
 """How a judge's digit is read: by the log-probabilities of all ten (``exact``), by those of the most probable tokens (``top``),

@@ -100,7 +100,7 @@ def refusal(server: Server, client: Client, trouble: Trouble) -> UsageError:
             )
         case _:
             return SettingsError(
-                f"{where} is no server of completions in OpenAI's form: {said}. Check the address ({option}) and the server's log."
+                f"{where} is no server of completions in OpenAI's form: {said}. Check its address ({option}) and its log."
             )
 
 
@@ -245,7 +245,7 @@ class _Probe:
                     error = failed
                     continue
                 raise SettingsError(
-                    f"The {self._server.role}'s server {self._client.url} answers, but not as a server of completions does. {failed}"
+                    f"The {self._server.role}'s server {self._client.url} answers, but not as servers of completions do. {failed}"
                 ) from None
             if not any(delta.ids for delta in deltas):
                 raise SettingsError(
@@ -257,8 +257,8 @@ class _Probe:
             self._compare_lengths(prompt_tokens)
             return
         raise SettingsError(
-            f"The {self._server.role}'s server {self._client.url} refuses a plain request for text. {error} It needs an endpoint for "
-            "completions; one for chats alone does not do."
+            f"The {self._server.role}'s server {self._client.url} refuses a plain request for text. {error} It needs an endpoint "
+            "for completions; one for chats alone does not do."
         )
 
     async def _scores(self) -> None:

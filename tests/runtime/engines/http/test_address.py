@@ -70,7 +70,7 @@ def test_both_ways_of_giving_a_server_come_to_the_same_options() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"target": "http/m@http://a", "target_url": ("http://b",)}, "given twice"),
+        ({"target": "http/m@http://a", "target_url": ("http://b",)}, "Give them once"),
         ({"target_url": ("http://b",)}, "Give --target MODEL"),
         ({"draft": "sim/qwq-32b", "draft_url": ("http://b",)}, "simulated"),
     ],

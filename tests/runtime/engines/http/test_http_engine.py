@@ -187,7 +187,7 @@ async def test_leaving_a_stream_aborts_it_in_the_server() -> None:
         assert engine.stats().running == 1
         await stream.aclose()
         async with asyncio.timeout(5):
-            while server.running:
+            while server.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert server.aborted == 1
         assert engine.stats().running == 0

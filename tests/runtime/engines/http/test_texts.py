@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ def fed(pieces: Sequence[str]) -> list[int]:
 def test_nothing_is_lost_or_added_wherever_the_text_is_cut(parts: list[str], cuts: list[int]) -> None:
     text = "".join(parts)
     borders = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(borders)]
     assert TOKENIZER.decode(fed(pieces)) == text
 
 
