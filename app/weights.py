@@ -45,8 +45,8 @@ async def weights(options: EngineOptions) -> dict[str, JsonValue]:
 
 
 def _facts(name: str, of_server: str | None = None) -> tuple[str | None, dict[str, JsonValue]]:
-    """Returns the digest that older versions compare too, and all facts. ``of_server``: the model whose tokenizer a server has; its
-    weights are not here.
+    """Returns the digest that older versions compare too, and all facts. ``of_server``: the model whose tokenizer a server
+    has; its weights are not here.
     """
     if of_server is not None:
         folder = find_tokenizer(of_server)
