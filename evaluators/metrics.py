@@ -72,6 +72,10 @@ class SampleRow(_Model):
     decode_flops: int | None = None
     all_flops: int | None = None
 
+    def decided(self) -> str:
+        """All but what it took, as JSON: what a replay comes to again. Work that a break threw away is in no step."""
+        return self.model_dump_json(exclude={"generated", "accepted", "rejected", "decode_flops", "all_flops"})
+
 
 class ModeCounts(_Model):
     """What the break-even controller made of the steps. ``speculated``: committed steps that were drafted first, of them

@@ -53,8 +53,8 @@ class Fold(Summary):
 
     @property
     def lines(self) -> list[str]:
-        """results.jsonl"""
-        return [row.model_dump_json() for row in self.summary().samples]
+        """results.jsonl, without what samples took"""
+        return [row.decided() for row in self.summary().samples]
 
 
 def world(steps: float = 6.0, seed: int = 0) -> SimulatedWorld:
@@ -171,7 +171,7 @@ def decisions(lines: Sequence[str]) -> dict[tuple[str, int], dict[str, JsonValue
     for line in lines:
         row = json.loads(line)
         for taken in ("seconds", "generated", "decode_flops", "all_flops"):
-            del row[taken]
+            row.pop(taken, None)
         best = max((track["mean_score"] or 0.0 for track in row["tracks"]), default=0.0)
         if sum((track["mean_score"] or 0.0) == best for track in row["tracks"]) > 1:
             del row["winner"]  # of equals the one that came first
