@@ -203,7 +203,7 @@ def report(
     playback: Playback, past: Past, before: Sequence[SampleRow], now: Any, changed: Mapping[str, Any]
 ) -> ReplayReport:
     """Makes the report. ``before``: the recorded rows; ``now``: the fold of the events that came this time."""
-    rows = {(row.problem, row.repeat): row.replayable() for row in before}
+    rows = {(row.problem, row.repeat): row.decided() for row in before}
     again = now.summary().samples
     unfinished = {
         f"{problem}/{repeat}": tuple((state.tracks[names[0]].answer or "", names) for names in state.classes)
@@ -218,7 +218,7 @@ def report(
         repeated=sum(len(sample.repeated) for sample in playback.samples.values()),
         recorded_results=len(before),
         results=len(again),
-        same=sum(rows.get((row.problem, row.repeat)) == row.replayable() for row in again),
+        same=sum(rows.get((row.problem, row.repeat)) == row.decided() for row in again),
         differences=tuple(
             Changed(
                 problem=one.problem,

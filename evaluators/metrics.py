@@ -72,9 +72,9 @@ class SampleRow(_Model):
     decode_flops: int | None = None
     all_flops: int | None = None
 
-    def replayable(self) -> str:
-        """Returns the row as JSON without what a replay does not repeat: requests that the end of an attempt cut short."""
-        return self.model_dump_json(exclude={"generated", "decode_flops", "all_flops"})
+    def decided(self) -> str:
+        """Returns the row as JSON without what it took: what a replay comes to again. Work that a break threw away is in no step."""
+        return self.model_dump_json(exclude={"generated", "accepted", "rejected", "decode_flops", "all_flops"})
 
 
 class ModeCounts(_Model):

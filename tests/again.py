@@ -53,8 +53,8 @@ class Fold(Summary):
 
     @property
     def lines(self) -> list[str]:
-        """The rows of results.jsonl, as far as a replay repeats them."""
-        return [row.replayable() for row in self.summary().samples]
+        """results.jsonl, without what samples took"""
+        return [row.decided() for row in self.summary().samples]
 
 
 def world(steps: float = 6.0, seed: int = 0) -> SimulatedWorld:
