@@ -30,7 +30,8 @@ RUN = (
 TIMES = ("seconds", "queue_s", "engine_s", "busy_s", "idle", "idle_ready", "waited_s")
 CACHE = ("cached", "cache_hit", "all", "all_flops", "batch")
 NAMES = ("run",)
-ALONE = dict.fromkeys(("baseline", "parallel"), ("requests", "operations", "prompt", "winner"))
+WRITES = ("requests", "operations", "prompt", "winner")
+ALONE = ("baseline", "parallel")
 
 
 def command(*arguments: str) -> list[str]:
@@ -39,7 +40,7 @@ def command(*arguments: str) -> list[str]:
 
 def figures(folder: Path, strategy: str) -> dict[str, Any]:
     """Returns the figures of a run's summary by their places, those left out aside; samples by their names."""
-    out = (*TIMES, *CACHE, *NAMES, *ALONE.get(strategy, ()))
+    out = (*TIMES, *CACHE, *NAMES, *(WRITES if strategy in ALONE else ()))
     summary = json.loads((folder / "summary.json").read_text())
     rows = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
     samples = {f"{row['problem']}/{row['repeat']}": row | {"votes": _sorted(row["votes"])} for row in rows}
