@@ -121,8 +121,9 @@ async def find_promise(
         return promise(
             None,
             [],
-            f"too few problems for a promise: the target alone solved {solved} of {asked}, and to show {stated}, it takes "
-            f"{problems_min(risk, confidence)} that it solves",
+            f"too few problems for a promise: the target alone solved {solved} of {asked}, and it takes "
+            f"{problems_min(risk, confidence)} to show {stated}. Give more --checks, a larger --token-budget, or problems that "
+            "it can solve",
         )
     trials: list[Trial] = []
     for threshold in thresholds:

@@ -4,7 +4,9 @@
 
 Each run is a process of its own that gets SIGKILL. Left out of the comparison are times, and what a break changes in truth:
 the prompt tokens that a cold cache does not find, how many requests shared an iteration, and which of two tracks voted
-first. The exit code is 1 if any other figure differs.
+first. Where the target writes alone, a track is one long request, which a resumed run makes again: there requests with
+their prompts, and the winner among tracks without scores, are left out as well. The exit code is 1 if any other figure
+differs.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ RUN = (
 TIMES = ("seconds", "queue_s", "engine_s", "busy_s", "idle", "idle_ready", "waited_s")
 CACHE = ("cached", "cache_hit", "all", "all_flops", "batch")
 NAMES = ("run",)
+WRITES = ("requests", "operations", "prompt", "winner")
+ALONE = ("baseline", "parallel")
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "speclrm.cli", *arguments]
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def figures(folder: Path, strategy: str) -> dict[str, Any]:
     """Returns the figures of a run's summary by their places, those left out aside; samples by their names."""
+    out = (*TIMES, *CACHE, *NAMES, *(WRITES if strategy in ALONE else ()))
     summary = json.loads((folder / "summary.json").read_text())
     rows = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
     samples = {f"{row['problem']}/{row['repeat']}": row | {"votes": _sorted(row["votes"])} for row in rows}
@@ -44,7 +49,7 @@ def figures(folder: Path) -> dict[str, Any]:
     def walk(value: Any, place: str) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():  # pyright: ignore[reportUnknownVariableType]
-                if name not in (*TIMES, *CACHE, *NAMES):
+                if name not in out:
                     walk(inner, f"{place}/{name}")
         else:
             found[place] = value
@@ -85,7 +90,7 @@ def compare(strategy: str, problems: int, runs: int, kills: int, seed: int, fold
     """Returns one line a run, with what differs. ``folder``: an empty one for all runs."""
     begin = command("run", strategy, *RUN, "--dataset", f"sim:aime-mix?size={problems}", "--output-dir")
     subprocess.run([*begin, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    whole = figures(folder / "whole")
+    whole = figures(folder / "whole", strategy)
     length = (folder / "whole" / "trace.jsonl").read_bytes().count(b"\n")
     draw = random.Random(seed)
     lines: list[str] = []
@@ -93,7 +98,7 @@ def compare(strategy: str, problems: int, runs: int, kills: int, seed: int, fold
         place = folder / str(number)
         at = sorted(draw.randrange(2, length) for _ in range(kills))
         hits = killed(place, [*begin, str(place)], at)
-        one = figures(place)
+        one = figures(place, strategy)
         wrong = [name for name in sorted(whole.keys() | one.keys()) if whole.get(name) != one.get(name)]
         told = "".join(f"\n    {name}: {whole.get(name)} -> {one.get(name)}" for name in wrong)
         lines.append(f"run {number}: killed {hits} times at {at} of {length} events; {len(wrong)} figures differ{told}")

@@ -127,7 +127,7 @@ class Messages:
         """Adds the messages of a whole run."""
         events = list(events)
         ends = [event for event in events if isinstance(event, SampleFinished)]
-        whole = next(event.seconds for event in events if isinstance(event, RunFinished))
+        whole = [event.seconds for event in events if isinstance(event, RunFinished)][-1]
         left = TimeLeft(len({(event.problem, event.repeat) for event in ends}))
         told, done = 0.0, 0
         for event in events:

@@ -89,7 +89,7 @@ def test_too_few_problems_promise_nothing_and_nothing_is_drafted_for_them() -> N
     promise, tried = found({9.0: 0}, solved=44)
     assert (promise.threshold, tried) == (None, [])
     assert "the target alone solved 44 of 80" in promise.reason
-    assert "it takes 45 that it solves" in promise.reason
+    assert "it takes 45 to show at most 5.0% of the target's right answers lost" in promise.reason
 
 
 # One in ten may lose more than was promised. If it were just so many, 9 or more of 40 would have a probability of 1.6 %.

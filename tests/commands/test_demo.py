@@ -17,4 +17,10 @@ def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(t
     said = " ".join(done.stdout.split())
     for part in ("threshold", "d drafts, t scores and rewrites", "t alone, as many tracks at once", "On this machine"):
         assert part in said
+    # The scripted target always says 4, so nothing can be promised: said, and drafted all the same.
+    assert "threshold none: too few problems for a promise: the target alone solved 1 of 32" in said
+    assert (
+        "`--score-threshold auto` would not draft with this pair. Here steps were drafted under 8.000 all the same"
+        in said
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"speculative", "baseline"}
