@@ -39,6 +39,7 @@ from speclrm.runtime.tokens.prompts import open_prompt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AsyncExitStack
+
     from speclrm.benchmarks.real import BareEngine
     from speclrm.runtime.engines.simulated.presets import EngineFit
     from speclrm.runtime.events import Event, RoleName
