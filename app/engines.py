@@ -247,7 +247,7 @@ class RealEngines:
 
         stack.push_async_callback(close)
         if daemon is not None:
-            served = await self._served(daemon, set().union(*(one.processes for one in started.values())), notify)
+            served = await self._served(daemon, {pid for one in started.values() for pid in one.processes}, notify)
             self._settings = {role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()}
         return engines
 

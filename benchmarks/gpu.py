@@ -259,19 +259,19 @@ async def measure(
         for role, engine in engines.items():
             cast("Any", engine).known_costs = _costs(fits[role.value])
         say({"what": "fit", **{role: fit.model_dump(mode="json") for role, fit in fits.items()}, **facts})
-        await _take_turns(runtime, plan, rows, left, say, notify)
+        await take_turns(runtime, plan, rows, left, say, notify)
         bare = await _bare(runtime, plan, left, say)
     preset = folder / "fit.json"
     write_preset(Preset(engines=fits, one_device=True, measured={"date": time.strftime("%Y-%m-%d")}), preset)
     notify("the simulator's turn")
     table = [
-        _compared(
+        compared(
             cell, row, rows, await asyncio.to_thread(simulated, preset, plan, cell, by_slices=facts["slices"]), found
         )
         for found in [dict[Cell, Row]()]
         for cell, row in rows
     ]
-    return _report(pair, plan, table, fits, bare, facts)
+    return closing_report(pair, plan, table, fits, bare, facts)
 
 
 def _costs(fit: EngineFit) -> EngineCosts:
@@ -298,7 +298,7 @@ def _run_options(target: Path, draft: Path, options: Mapping[str, Any], plan: Pl
     )
 
 
-async def _take_turns(
+async def take_turns(
     runtime: Runtime,
     plan: Plan,
     rows: list[tuple[Cell, Row]],
@@ -306,6 +306,7 @@ async def _take_turns(
     say: Callable[[Mapping[str, Any]], None],
     notify: Callable[[str], None],
 ) -> None:
+    """Gives each cell its turn as far as the time goes. ``rows``: gets what was measured; ``left``: seconds that are left."""
     alone: dict[Cell, float] = {}
     for cell in plan.cells():
         # A steady run takes as many closed ones as there are problems for a place.
@@ -365,7 +366,7 @@ async def _bare(
     return ours / bare
 
 
-def _compared(cell: Cell, row: Row, rows: Sequence[tuple[Cell, Row]], twin: Row, twins: dict[Cell, Row]) -> Row:
+def compared(cell: Cell, row: Row, rows: Sequence[tuple[Cell, Row]], twin: Row, twins: dict[Cell, Row]) -> Row:
     """The row beside the target alone, and the simulator's. ``twins``: the simulator's rows so far."""
     twins[cell] = twin
     base = next((other for one, other in rows if one == cell.alone), None)
@@ -380,7 +381,7 @@ def _compared(cell: Cell, row: Row, rows: Sequence[tuple[Cell, Row]], twin: Row,
     }
 
 
-def _report(
+def closing_report(
     pair: tuple[str, str],
     plan: Plan,
     table: Sequence[Row],
@@ -388,6 +389,7 @@ def _report(
     bare: float | None,
     facts: Mapping[str, Any],
 ) -> BenchReport:
+    """The table with its figures. ``bare``: the runtime over bare calls. ``facts``: how the engines shared the device."""
     figures = [figure("tokens/s, the runtime / bare calls at equal limits", bare, "x", at_least=0.98)]
     for row in table:
         if row["mode"] == "auto" and row["x alone"] is not None:

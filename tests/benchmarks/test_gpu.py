@@ -11,7 +11,7 @@ import pytest
 from cli_runner import speclrm
 
 from speclrm.benchmarks.coin import Coin
-from speclrm.benchmarks.gpu import STEADY, Cell, Plan, _compared, _report, _take_turns, rate, simulated, turn
+from speclrm.benchmarks.gpu import STEADY, Cell, Plan, closing_report, compared, rate, simulated, take_turns, turn
 from speclrm.benchmarks.shapes import SHAPES, make_folder, read_pair
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
@@ -136,7 +136,7 @@ def take(plan: Plan, seconds: float) -> tuple[list[tuple[Cell, Any]], list[Mappi
     async def main() -> None:
         async with open_runtime() as runtime:
             loop = asyncio.get_running_loop()
-            await _take_turns(runtime, plan, rows, lambda: seconds - loop.time(), said.append, lambda _: None)
+            await take_turns(runtime, plan, rows, lambda: seconds - loop.time(), said.append, lambda _: None)
 
     run_virtual(main())
     return rows, said
@@ -169,7 +169,7 @@ def test_the_simulator_stands_beside_each_cell(tmp_path: Path) -> None:
     rows, _ = take(PLAN, 10_000.0)
     twins: dict[Cell, Any] = {}
     table = [
-        _compared(cell, row, rows, simulated(preset, PLAN, cell, by_slices=True), twins)
+        compared(cell, row, rows, simulated(preset, PLAN, cell, by_slices=True), twins)
         for cell, row in rows
         if cell.times == 1 and cell.mode != "lock-step"
     ]
@@ -177,7 +177,7 @@ def test_the_simulator_stands_beside_each_cell(tmp_path: Path) -> None:
     assert all(row["simulated / measured"] == pytest.approx(1.0, abs=0.1) for row in table)
     assert all(row["x alone"] == pytest.approx(row["simulated x alone"], abs=0.2) for row in table)
     assert [row["x alone"] for row in table if row["mode"] == "alone"] == [1.0] * 2
-    report = _report(("qwq-32b", "r1-1.5b"), PLAN, table, preset_fits(), None, {"slices": True, "share": "auto"})
+    report = closing_report(("qwq-32b", "r1-1.5b"), PLAN, table, preset_fits(), None, {"slices": True, "share": "auto"})
     assert any("seeded coin" in note for note in report.notes)
     assert {one.name for one in report.figures} >= {"auto / alone, 5 tracks, 0.8, closed"}
 

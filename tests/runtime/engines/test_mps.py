@@ -229,6 +229,9 @@ async def test_engines_are_loaded_under_mps_and_the_record_says_whether_it_serve
     told: list[str] = []
     seen: dict[str, str] = {}
 
+    def tell(stage: str, done: float | None, total: float | None) -> None:
+        told.append(stage)
+
     class Engine:
         processes = {os.getpid()}  # noqa: RUF012
         known_costs = None
@@ -248,7 +251,7 @@ async def test_engines_are_loaded_under_mps_and_the_record_says_whether_it_serve
     fails = sharing == "mps" and not attached
     async with AsyncExitStack() as stack:
         with pytest.raises(EngineError, match="work without it") if fails else nullcontext():
-            parts = await engines.open(stack, lambda what, done, total: told.append(what))
+            parts = await engines.open(stack, tell)
             assert parts.slices is not attached
     assert not left(tmp_path)
     assert any("by time slices" in line for line in told) is (not attached and not fails)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,51 @@ def test_each_engines_processes_are_told_how_many_ids_its_tokenizer_has() -> Non
 
 
 def test_nothing_is_changed_in_processes_that_do_not_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_spin_less", "_select_the_nucleus", "_mask_padding"):
+    for name in ("_spin_less", "_select_the_nucleus", "_mask_padding", "_keep_pace"):
         monkeypatch.setattr(vllm_plugin, name, lambda: pytest.fail("changed"))
     monkeypatch.delenv(vllm_plugin.ASKED, raising=False)
     monkeypatch.delenv(vllm_plugin.IDS, raising=False)
+    monkeypatch.delenv(vllm_plugin.PACE, raising=False)
     vllm_plugin.register()
+
+
+def test_a_step_begins_no_sooner_than_told_and_a_shorter_distance_counts_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, slept, begun = [100.0], list[float](), list[float]()
+    ours = vllm_plugin.open_pace(str(tmp_path / "pace"))
+    theirs = vllm_plugin.open_pace(str(tmp_path / "pace"))
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+        if len(slept) == 10:
+            vllm_plugin.SECONDS.pack_into(ours, 0, 0.0)
+
+    monkeypatch.setattr(vllm_plugin.time, "sleep", sleep)
+    monkeypatch.setattr(vllm_plugin.time, "monotonic", lambda: now[0])
+
+    def step(core: str) -> str:
+        begun.append(now[0])
+        now[0] += 0.001
+        return core
+
+    paced = vllm_plugin.paced(step, theirs)
+    assert paced("core") == "core"
+    paced("core")
+    vllm_plugin.SECONDS.pack_into(ours, 0, 0.005)
+    paced("core")
+    assert [round(late - early, 6) for early, late in itertools.pairwise(begun)] == [0.001, 0.005]
+    vllm_plugin.SECONDS.pack_into(ours, 0, 3600.0)
+    paced("core")
+    assert max(slept) <= vllm_plugin.PACE_LOOK_S
+    assert begun[-1] - begun[-2] < 0.1
+
+
+def test_the_file_of_the_pace_is_told_to_the_engines_processes(tmp_path: Path) -> None:
+    settings = EngineSettings(
+        name="m", path=Path("/m"), device="cuda", dtype="bfloat16", max_model_len=512, max_num_seqs=4,
+        max_num_batched_tokens=512, block_size=16,
+    )  # fmt: skip
+    assert own_values(settings, 7, tmp_path / "pace")[vllm_plugin.PACE] == str(tmp_path / "pace")
+    assert own_values(settings, 7)[vllm_plugin.PACE] is None

@@ -16,6 +16,7 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "decide_s": 1.0,
         "tracks_moved": 0.25,
         "gain_on": 1.05,
+        "hope_on": 1.1,
         "hysteresis": 0.05,
         "even": 0.02,
         "tail": 0.5,

@@ -14,13 +14,15 @@ from speclrm.app.trace_check import check
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import EngineCosts, Request
+from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
-from speclrm.runtime.events import DraftPaced, RunFinished
+from speclrm.runtime.events import DraftPaced, ProblemStarted, RunFinished
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.runtime.scheduling.breakeven import StepShape
 from speclrm.runtime.scheduling.pacing import FREE, Pacer, Snapshot, pace
+from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
@@ -72,6 +74,26 @@ def test_engines_are_held_back_only_while_the_target_works() -> None:
     pacer.set(0.0)
     pacer.target_works(False)
     assert told == [0.007, 0.0, 0.007, 0.0]
+
+
+def test_a_run_that_goes_on_goes_on_at_its_pace_and_one_that_begins_anew_without() -> None:
+    told: list[float] = []
+
+    class Paced(ScriptedEngine):
+        def pace(self, interval_s: float) -> None:
+            told.append(interval_s)
+
+    async def main() -> None:
+        engines = {role: Paced(by_step(["a\n\n"])) for role in Role}
+        scheduler = Scheduler(engines, slices=True)
+        assert scheduler.controller is not None
+        scheduler.controller.recall([DraftPaced(seq=1, t=3.0, iterations=5, interval_s=0.007, reason="")])
+        scheduler.overlap.change(Role.TARGET, 1)
+        scheduler.forget()
+        assert told == [0.0, 0.007, 0.0]
+        assert not Scheduler({Role.TARGET: engines[Role.TARGET]}, slices=True).controller
+
+    run_virtual(main())
 
 
 def test_a_simulated_engine_keeps_the_interval_and_loses_its_wait_at_once() -> None:
@@ -162,3 +184,34 @@ def test_a_pace_is_an_event_when_it_changes_and_the_trace_stays_right(mode: str,
     assert [event for event in read_trace(folder / "trace.jsonl") if isinstance(event, DraftPaced)] == changes
     report = check(folder)
     assert not report.violations
+
+
+def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
+    world = SimulatedWorld(WorldSettings((0.8,), steps=20), 0)
+    chosen = make_strategy("speculative", tracks=1, plan="plain", token_budget=128, closing=False)
+    queued: list[int] = []
+
+    async def main() -> None:
+        engines = simulated_engines(NAMES, world, shared_device=True)
+
+        async def parts(_: AsyncExitStack) -> Parts:
+            return Parts(dict(engines), ExactEquivalence())
+
+        async with Runtime(parts) as runtime:
+
+            class Sink:
+                def emit(self, event: Event) -> None:
+                    controller = runtime.scheduler.controller
+                    if isinstance(event, ProblemStarted) and controller is not None:
+                        queued.append(controller.queued)
+
+                async def room(self) -> None: ...
+
+                async def aclose(self) -> None: ...
+
+            await runtime.run(world.problems(5), chosen, concurrency=2, required=[Sink()])
+        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+    run_virtual(main())
+    assert queued[-3:] == [2, 1, 0]
+    assert all(3 <= count <= 4 for count in queued[:2])

@@ -1,0 +1,110 @@
+"""Measures what the draft's pace brings where both engines share a device by time slices, in virtual time.
+
+    python benchmarks/studies/pacing.py [--tracks 20] [--acceptance .72,.86] [--seeds 0,1,2] [--budget 768]
+
+Drafting every step over the target alone, with and without a pace: closed sets of tracks to their end, and the steady rate with
+four times as many problems as places, while all places are taken. Problems have one track or five: with five, a place stays
+taken until the slowest of them ends. Steps have 32 tokens each, or 16 to 60. One line a case: the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from itertools import product
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from speclrm.app.resolve import make_strategy
+from speclrm.benchmarks.gpu import STEADY, Steady
+from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime.clock import run_virtual
+from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
+from speclrm.runtime.protocols import Role
+from speclrm.runtime.runtime import Parts, Runtime
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+NAMES = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+LENGTHS = {"equal": (32.0, 32.0, 32.0), "varied": (16.0, 30.0, 60.0)}
+"""Quantiles of step lengths."""
+
+
+def simulate(
+    acceptance: float,
+    tracks: int,
+    each: int,
+    mode: str,
+    *,
+    times: int,
+    lengths: str,
+    seed: int,
+    budget: int,
+    paced: bool,
+) -> tuple[float, float]:
+    """Kept tokens a virtual second, and draft iterations to one of the target. ``mode``: alone or always."""
+    quantiles = LENGTHS[lengths]
+    settings = WorldSettings(
+        (acceptance,), steps=2000, judge_error=0.0, draft_lengths=quantiles, target_lengths=quantiles
+    )
+    world = SimulatedWorld(settings, seed)
+    options: dict[str, Any] = {"tracks": each, "plan": "plain", "token_budget": budget, "closing": False}
+    if mode == "alone":
+        chosen = make_strategy("parallel", **options)
+    else:
+        chosen = make_strategy("speculative", judge="inline", speculate=mode, **options)
+    fold = Steady()
+    iterations: dict[Role, int] = {}
+
+    async def main() -> None:
+        engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=True)
+
+        async def parts(_: AsyncExitStack) -> Parts:
+            return Parts(dict(engines), ExactEquivalence(), slices=paced and len(engines) > 1)
+
+        async with Runtime(parts) as runtime:
+            places = max(1, tracks // each)
+            await runtime.run(world.problems(places * times), chosen, seed=seed, concurrency=places, required=[fold])
+        iterations.update({role: engine.iterations for role, engine in engines.items()})
+        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+    run_virtual(main())
+    summary = fold.summary()
+    whole = sum(counts.kept for counts in summary.tokens.values()) / summary.seconds
+    rate = fold.steady_rate() if times > 1 else whole
+    return rate or whole, iterations.get(Role.DRAFT, 0) / iterations[Role.TARGET]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tracks", type=int, default=20)
+    parser.add_argument("--acceptance", default="0.72,0.86")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--budget", type=int, default=768, help="tokens a track")
+    given = parser.parse_args()
+    seeds = [int(one) for one in given.seeds.split(",")]
+    print(f"{'acceptance':>10}{'problems':>10}{'steps':>8}{'set':>8}{'free':>7}{'paced':>7}{'draft iterations':>20}")
+    cases = product(map(float, given.acceptance.split(",")), (1, 5), LENGTHS, (1, STEADY))
+    for acceptance, each, lengths, times in cases:
+        ratios: dict[bool, list[float]] = {False: [], True: []}
+        drafted: dict[bool, list[float]] = {False: [], True: []}
+        for seed in seeds:
+            common: dict[str, Any] = {"times": times, "lengths": lengths, "seed": seed, "budget": given.budget}
+            alone, _ = simulate(acceptance, given.tracks, each, "alone", paced=False, **common)
+            for paced in (False, True):
+                rate, iterations = simulate(acceptance, given.tracks, each, "always", paced=paced, **common)
+                ratios[paced].append(rate / alone)
+                drafted[paced].append(iterations)
+        place = f"{max(1, given.tracks // each)} x {each}"
+        many = f"{mean(drafted[False]):.1f} -> {mean(drafted[True]):.1f}"
+        print(
+            f"{acceptance:>10}{place:>10}{lengths:>8}{'steady' if times > 1 else 'closed':>8}"
+            f"{mean(ratios[False]):>7.2f}{mean(ratios[True]):>7.2f}{many:>20}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
