@@ -205,6 +205,7 @@ class RealEngines:
         }
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+        options = self._options
         notify("starting the graders", None, None)
         _quiet_tracker()
         grader = await stack.enter_async_context(Grader())
@@ -214,7 +215,7 @@ class RealEngines:
                 stack.push_async_callback(engine.aclose)
         if self._settings:
             engines |= await self._start(stack, notify)
-        return Parts(engines, grader)
+        return Parts(engines, grader, stall_limit_s=options.stall_timeout)
 
     async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
         """Starts the engines of this machine."""

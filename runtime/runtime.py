@@ -60,8 +60,8 @@ STREAM_EVENTS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a runtime works with. ``engines``: one of each role, or several with the same model. ``stall_limit_s``: seconds without
-    progress, or without any engine that works, after which requests are given up.
+    """What a runtime works with. ``engines``: one of each role, or several with the same model. ``stall_limit_s``: seconds
+    without progress, or without any engine that works, after which requests are given up.
     """
 
     engines: Mapping[Role, Engine | Sequence[Engine]]

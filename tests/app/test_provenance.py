@@ -145,6 +145,7 @@ async def test_engines_are_named_by_all_that_they_were_started_with(
     class Sized:
         simulated = False
         settings = {Role.TARGET: chosen}  # noqa: RUF012
+        servers = {}  # noqa: RUF012
 
     found = resolve(RunOptions(strategy="baseline", dataset=str(file), target="t"), make=lambda *_: Sized())  # type: ignore[arg-type, return-value]
     facts: Any = await provenance(found)

@@ -14,7 +14,14 @@ from speclrm.runtime.engines.http.client import Client
 from speclrm.runtime.engines.http.probing import Server, probe
 from speclrm.runtime.engines.scripted import ByteTokenizer
 from speclrm.runtime.errors import EngineDeadError
-from speclrm.runtime.events import EngineFailed, EngineRecovered, OperationDropped, RunFinished, StepDrafted, TrackFinished
+from speclrm.runtime.events import (
+    EngineFailed,
+    EngineRecovered,
+    OperationDropped,
+    RunFinished,
+    StepDrafted,
+    TrackFinished,
+)
 from speclrm.runtime.ledger import Ledger
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
