@@ -21,6 +21,7 @@ from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Problem
 from speclrm.runtime.runtime import Parts
 from speclrm.runtime.runtime import Runtime as _Runtime
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from speclrm.runtime.engine import Engine
+    from speclrm.runtime.engines.http.hints import RouterHints
     from speclrm.runtime.protocols import Equivalence, Role
     from speclrm.runtime.settings import EngineDtype, Sharing
     from speclrm.runtime.state import SampleState
@@ -84,6 +86,14 @@ class Runtime(_Runtime):
         target_args: dict[str, JsonValue] | None = None,
         draft_args: dict[str, JsonValue] | None = None,
         shared_device: bool = False,
+        target_url: tuple[str, ...] = (),
+        draft_url: tuple[str, ...] = (),
+        target_tokenizer: str | None = None,
+        draft_tokenizer: str | None = None,
+        target_connections: int | None = None,
+        draft_connections: int | None = None,
+        router_hints: RouterHints = "none",
+        stall_timeout: float = STALL_LIMIT_S,
         notify: Notify = quiet,
     ) -> None:
         if (target is None) == (engines is None):
@@ -110,6 +120,14 @@ class Runtime(_Runtime):
             target_args=target_args or {},
             draft_args=draft_args or {},
             shared_device=shared_device,
+            target_url=target_url,
+            draft_url=draft_url,
+            target_tokenizer=target_tokenizer,
+            draft_tokenizer=draft_tokenizer,
+            target_connections=target_connections,
+            draft_connections=draft_connections,
+            router_hints=router_hints,
+            stall_timeout=stall_timeout,
         )
         work = Work(tracks, prompt_tokens, token_budget, max_step_tokens, suffix_tokens=0)
 

@@ -212,6 +212,7 @@ class RealEngines:
         }
 
     async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+        options = self._options
         notify("starting the graders", None, None)
         _quiet_tracker()
         grader = await stack.enter_async_context(Grader())
@@ -221,7 +222,7 @@ class RealEngines:
                 stack.push_async_callback(engine.aclose)
         if self._settings:
             engines |= await self._start(stack, notify)
-        return Parts(engines, grader, slices=by_slices(self._settings))
+        return Parts(engines, grader, slices=by_slices(self._settings), stall_limit_s=options.stall_timeout)
 
     async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
         """Starts the engines of this machine."""

@@ -7,9 +7,10 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from speclrm.app.remote import with_addresses
+from speclrm.app.addresses import with_addresses
 from speclrm.runtime.engines.http.hints import RouterHints
 from speclrm.runtime.events import Scorer
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 from speclrm.runtime.settings import CONCURRENCY, EngineDtype, Sharing
 from speclrm.strategies.option import FIDELITY, LENGTHS, MODELS, PROBLEMS, RUN, SCORES, Option, declared
 from speclrm.strategies.prompts import JudgeLayout
@@ -175,6 +176,15 @@ class EngineOptions(Options):
             metavar="NAME=VALUE",
         ),
     ] = {}
+    stall_timeout: Annotated[
+        float,
+        Field(gt=0),
+        Option(
+            "Seconds without progress after which an engine counts as hung, and that a run waits for one to return.",
+            MODELS,
+            "place",
+        ),
+    ] = STALL_LIMIT_S
     shared_device: Annotated[bool, Option("Run simulated engines (sim/...) on one shared device.", MODELS, "task")] = (
         False
     )

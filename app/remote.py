@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speclrm.app.progress import note
-from speclrm.runtime.engines.http.address import PREFIX, is_remote, read_urls, served_name, split
+from speclrm.runtime.engines.http.address import served_name
 from speclrm.runtime.engines.http.client import Client
 from speclrm.runtime.engines.http.probing import Server, probe
 from speclrm.runtime.engines.http.secrets import Secrets
@@ -27,37 +27,6 @@ if TYPE_CHECKING:
     from speclrm.runtime.engines.http.engine import HttpEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.strategies.family import Family
-
-
-def with_addresses(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns engine options in their one form: the model as ``http/MODEL``, its servers in ``target_url`` or ``draft_url``.
-
-    Raises:
-        SettingsError: an address is none, or is given twice over.
-    """
-    found = dict(given)
-    for role in Role:
-        name, option = found.get(role.value), f"{role.value}_url"
-        urls = found.get(option) or ()
-        urls = read_urls(urls.split(",") if isinstance(urls, str) else urls)
-        if isinstance(name, str) and is_remote(name):
-            name, inside = split(name)
-            if inside and urls and inside != urls:
-                raise SettingsError(
-                    f"The {role.value}'s servers stand in its name and in --{role.value}-url. Give them once."
-                )
-            urls = inside or urls
-        elif urls and isinstance(name, str):
-            if name.startswith("sim/"):
-                raise SettingsError(f"{name} is simulated and has no server. Leave --{role.value}-url out.")
-            name = PREFIX + name.removeprefix("vllm/")
-        elif urls:
-            raise SettingsError(
-                f"--{role.value}-url says where a model is, and not which one. Give --{role.value} MODEL, too."
-            )
-        if urls:
-            found[role.value], found[option] = name, urls
-    return found
 
 
 def tokenizer_name(options: EngineOptions, role: Role) -> str:

@@ -54,7 +54,8 @@ def test_a_setting_that_an_older_run_did_not_have_stood_at_its_default() -> None
 def test_what_may_change_freely_is_when_and_where() -> None:
     assert set(having("place")) == {
         *("output_dir", "engine_log", "compress_trace", "concurrency"),
-        *("kv_cache_gib", "gpu_memory_utilization", "tensor_parallel_size", "sinks"),
+        *("kv_cache_gib", "gpu_memory_utilization", "tensor_parallel_size", "sinks", "router_hints", "stall_timeout"),
+        *(f"{role}_{what}" for role in ("target", "draft") for what in ("url", "connections")),
         *(f"{role}_devices" for role in ("target", "draft")),
         *(f"{role}_{what}_parallel_size" for role in ("target", "draft") for what in ("tensor", "pipeline")),
         *(f"{role}_gpu_memory_utilization" for role in ("target", "draft")),

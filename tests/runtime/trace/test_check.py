@@ -13,7 +13,9 @@ from speclrm.app import trace_check
 from speclrm.evaluators.metrics import summarize
 from speclrm.evaluators.report import write_reports
 from speclrm.runtime.engines.scripted import by_step
+from speclrm.runtime.events import EngineFailed, EngineRecovered, RunResumed, RunStarted
 from speclrm.runtime.protocols import Problem
+from speclrm.runtime.trace.check import Checker
 from speclrm.runtime.trace.reader import read_run
 from speclrm.strategies.catalog import strategy
 
@@ -249,3 +251,26 @@ def test_a_row_of_results_ends_at_the_end_of_its_line_alone(tmp_path: Path, char
     assert character in (summary.samples[0].answer or "")
     write_reports(tmp_path / "run", summary)
     assert trace_check.check(tmp_path / "run").violations == ()
+
+
+STARTED: dict[str, Any] = {"started": "", "config": {}, "versions": {}, "machine": {}}
+
+
+def engines(*events: EngineFailed | EngineRecovered | RunResumed) -> list[str]:
+    """What the checker says of a trace with these events."""
+    checker = Checker()
+    checker.add("trace", 1, RunStarted(seq=0, run="r", **STARTED))  # type: ignore[arg-type]
+    for number, event in enumerate(events, 1):
+        checker.add("trace", number + 1, event.model_copy(update={"seq": number}))
+    return [violation.text for violation in checker.report().violations if violation.rule == "engine"]
+
+
+def test_an_engine_fails_and_works_again_by_turns() -> None:
+    failed, back = EngineFailed(engine="e", error="x"), EngineRecovered(engine="e", down_s=1.0)
+    other = EngineFailed(engine="f", error="x")
+    resumed = RunResumed(attempt=1, **STARTED)
+    later = EngineFailed(attempt=1, engine="e", error="x")
+    assert engines(failed, other, back, failed, back) == []
+    assert engines(failed, resumed, later) == []
+    assert engines(failed, failed) == ["e failed a second time without having worked again"]
+    assert engines(other, back) == ["e works again, though it had not failed"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from speclrm.app.addresses import with_addresses
 from speclrm.app.options import EngineOptions
-from speclrm.app.remote import with_addresses
 from speclrm.runtime.engines.http.address import engine_name, read_urls, root_of, split
 from speclrm.runtime.errors import SettingsError
 
