@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -247,7 +246,9 @@ def gpu(
 
 def tell_row(row: Mapping[str, Any]) -> None:
     """Prints one JSON line on stdout, at once."""
-    print(json_module.dumps(row), flush=True)
+    from speclrm.commands.display import print_json
+
+    print_json(row)
 
 
 def bench(

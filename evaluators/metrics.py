@@ -73,7 +73,7 @@ class SampleRow(_Model):
     all_flops: int | None = None
 
     def decided(self) -> str:
-        """Returns the row as JSON without what it took: what a replay comes to again. Work that a break threw away is in no step."""
+        """Returns the row as JSON without what it took: what a replay comes to again, also after a break threw work away."""
         return self.model_dump_json(exclude={"generated", "accepted", "rejected", "decode_flops", "all_flops"})
 
 

@@ -99,7 +99,7 @@ def test_a_dry_run_shows_settings_that_a_file_takes_and_first_prompts_and_leaves
     [
         ("token_bugdet = 1", "there is no setting 'token_bugdet'. Close to it: token_budget"),
         ("[run]\ntoken_bugdet = 1", "[run] has no setting 'token_bugdet'. Close to it: token_budget"),
-        ("[run]\nacceptance = 0.5", "[run] has no setting 'acceptance'. It is one of calibrate."),
+        ("[run]\nrisk = 0.05", "[run] has no setting 'risk'. It is one of calibrate."),
         ("[ruin]\nlimit = 1", "there is no command 'ruin'. There are:"),
         ("token_budget = ", "is not TOML"),
         ("seed = 2020-01-01", "seed is date, not text, a number, true or false"),
@@ -115,10 +115,10 @@ def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, content: str, mes
 
 
 def test_settings_of_other_commands_beside_the_tables_are_told_of_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "both.toml").write_text("acceptance = 0.5\nlimit = 1\n")
+    (tmp_path / "both.toml").write_text("risk = 0.05\nlimit = 1\n")
     done = speclrm(*BASE, "--config", "both.toml", "--output-dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "note: --config both.toml has settings that `run` does not: acceptance (of calibrate)" in done.stderr
+    assert "note: --config both.toml has settings that `run` does not: risk (of calibrate)" in done.stderr
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
