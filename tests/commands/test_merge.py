@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_runner import speclrm
@@ -40,17 +41,16 @@ def merged(folder: Path, *names: str, words: tuple[str, ...] = ()) -> tuple[int,
     return done.returncode, done.stderr
 
 
-def rows(folder: Path) -> list[dict[str, object]]:
-    found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    for (
-        row
-    ) in found:  # between equal votes the order of the tracks' ends decides, which hangs on what else is in progress
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for row in found:
+        # Between equal votes the order of the tracks' ends decides, which depends on what else is in progress.
         del row["seconds"], row["winner"], row["votes"]
-        row["tracks"].sort(key=lambda track: track["track"])
+        row["tracks"].sort(key=itemgetter("track"))
     return sorted(found, key=lambda row: (row["problem"], row["repeat"]))
 
 
-def summary(folder: Path) -> dict[str, object]:
+def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
@@ -75,7 +75,7 @@ def test_merged_shards_are_the_whole_run(folder: Path) -> None:
 def test_the_counts_of_the_engines_add_up(folder: Path) -> None:
     assert merged(folder, "s1", "s2", "s3") == (0, "")
 
-    def finished(name: str) -> dict[str, object]:
+    def finished(name: str) -> dict[str, Any]:
         return json.loads((folder / name / "trace.jsonl").read_text().splitlines()[-1])
 
     ours, parts = finished("all"), [finished(f"s{part}") for part in range(1, PARTS + 1)]
