@@ -138,7 +138,7 @@ class Messages:
             told = event.t
             said = left.left_s(event.t)
             truth = whole - event.t
-            if event.t < FROM * whole or done == len(ends):
+            if event.t < FROM * whole or done == len(ends) or truth <= 0:
                 continue
             if said is None:
                 self.none += 1
