@@ -38,7 +38,7 @@ class MockServer:
 
     ``lacks``: fields that it refuses with 400. ``before``: called with each request for text and its number, from 0; a response
     that it returns is sent instead. ``mangle``: changes the messages of an answer. ``drop_after``: messages after which it closes
-    the connection of an answer. ``wait_s``: before each message.
+    the connection of an answer. ``wait_s``: before each message. ``checked``: called when it is asked for its health.
     """
 
     tokenizer: Tokenizer
@@ -57,6 +57,7 @@ class MockServer:
     drop_after: Callable[[int], int | None] = lambda number: None
     models: web.Response | None = None
     healthy: bool = True
+    checked: Callable[[], None] = lambda: None
     wait_s: float = 0.0
     url: str = ""
     bodies: list[Message] = field(default_factory=list[Message])
@@ -109,6 +110,7 @@ class MockServer:
         return web.json_response({"object": "list", "data": [one]})
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
+        self.checked()
         return web.json_response({}, status=200 if self.healthy else 503)
 
     async def _version(self, request: web.Request) -> web.StreamResponse:

@@ -297,3 +297,44 @@ def test_headers_that_are_none_are_refused(tmp_path: Path, folder: Path, table: 
     done = run(tmp_path, folder, "--target", "http/m@http://h:1", "--config", "c.toml")
     refused(done, tmp_path, told)
     assert "planted" not in done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_run_on_servers_of_which_one_fails_is_whole_and_its_replay_exact(
+    tmp_path: Path, folder: Path, tokenizer: HFTokenizer
+) -> None:
+    target, failing, other = server(tokenizer), server(tokenizer, wait_s=0.02), server(tokenizer, wait_s=0.02)
+    begun, checks = iter(range(10_000)), iter(range(10_000))
+
+    def fail(number: int, body: dict[str, object]) -> None:
+        if "probe" not in str(body["request_id"]) and next(begun) == 4:
+            failing.healthy, failing.drop_after = False, lambda number: 1
+
+    def mend() -> None:
+        if not failing.healthy and next(checks) == 3:
+            failing.healthy, failing.drop_after = True, lambda number: None
+
+    failing.before, failing.checked = fail, mend
+    more = ("--tracks", "6", "--speculate", "always", "--display", "plain", "--score-method", "greedy")
+    with serving(target, failing, other):
+        done = run(
+            tmp_path,
+            folder,
+            *("--target", f"http/m@{target.url}", "--draft", f"http/m@{failing.url},{other.url}", *more),
+            strategy="speculative",
+        )
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert row["outcome"] == "correct"
+    assert all(track["reason"] == "answer" for track in row["tracks"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "trace.jsonl").read_text().splitlines()]
+    (failed,) = [line for line in lines if line["kind"] == "engine_failed"]
+    assert (failed["role"], failed["reason"]) == ("draft", "died")
+    assert failing.url.partition("//")[2].partition("/")[0] in failed["engine"]
+    assert "failed (died)" in done.stderr
+    assert "failures    draft: 1" in done.stdout + done.stderr
+    for command in (("trace", "check", "out"), ("replay", "out")):
+        again = invoke(*command, cwd=tmp_path, SPECLRM_CACHE_DIR=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
+        assert again.returncode == 0, again.stderr + again.stdout

@@ -117,7 +117,11 @@ class HttpEngine:
         if trouble.kind == "refused":
             raise RequestError(f"{self.name} refused request {request.id}: {trouble.text}") from trouble
         if trouble.kind not in _WITH_THE_SERVER and not self._retries.spent:
-            await self.check()
+            try:
+                await self.check()
+            except EngineDeadError as dead:
+                dead.reason = self._dead(trouble).reason
+                raise
             raise RequestError(
                 f"{self.name} works, and request {request.id} fails there each time: {trouble.text}"
             ) from trouble
@@ -210,14 +214,15 @@ class HttpEngine:
         try:
             path = self._dialect.health
             if path.startswith("/"):
-                await self.client.text(path)
+                await self.client.text(path)  # vLLM answers 503 when its engine is dead
             if self._dialect.kind in ("vllm", "openai"):
                 found = await self.client.get("models")
                 names = [one["id"] for one in found["data"]]
                 if self._model not in names:
                     raise Trouble("missing", f"it has {', '.join(map(str, names))}, and no {self._model}")
         except Trouble as trouble:
-            raise self._dead(trouble) from None
+            kind = "failed" if trouble.kind == "busy" else trouble.kind
+            raise self._dead(Trouble(kind, trouble.text)) from None
         except MISSHAPED:
             raise self._dead(Trouble("garbage", "it does not say which models it has")) from None
         self._down = False
