@@ -206,7 +206,7 @@ class Ledger:
         self._told: dict[str, Counter[str]] = defaultdict(Counter)
         """Operations and their output tokens in the attempt that has not ended, by role."""
         self._failures: Counter[str] = Counter()
-        self._down_s: Counter[str] = Counter()
+        self._down_s: dict[str, float] = defaultdict(float)
         self._down: dict[str, tuple[str, float]] = {}
         self.seconds = 0.0
         """Run time so far."""
@@ -405,7 +405,7 @@ class Ledger:
         busy_s = self._busy_s.get(role)
         idle = None if busy_s is None else self._share(self._reported_s - busy_s)
         facts = self._facts.get(role)
-        failures, down_s = self._failures[role], round(self._down_s[role], 6)
+        failures, down_s = self._failures[role], round(self._down_s.get(role, 0.0), 6)
         if role not in self._used:
             return EngineUse(facts=facts, cache_hit=counts.cache_hit, idle=idle, failures=failures, down_s=down_s)
         used = self._used[role]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from speclrm.runtime.engine import Tokenizer
 
@@ -60,6 +60,7 @@ class MockServer:
     checked: Callable[[], None] = lambda: None
     wait_s: float = 0.0
     url: str = ""
+    port: int = 0
     bodies: list[Message] = field(default_factory=list[Message])
     headers: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     aborted: int = 0
@@ -69,7 +70,7 @@ class MockServer:
     # ----------------------------------------------------------------------------------------------------------- the life
 
     @asynccontextmanager
-    async def started(self, port: int = 0) -> AsyncIterator[MockServer]:
+    async def started(self, port: int = 0) -> AsyncGenerator[MockServer]:
         app = web.Application(middlewares=[self._checked], client_max_size=1 << 26)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
@@ -84,7 +85,7 @@ class MockServer:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
-        self.port = port or site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]  # pyright: ignore
+        self.port = port or runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         try:
             yield self
@@ -154,7 +155,7 @@ class MockServer:
             self.running -= 1
 
     async def _answer(self, request: web.Request, body: Message, number: int) -> web.StreamResponse:
-        messages = self.mangle(self._messages(body))
+        messages = self.mangle(self.messages(body))
         if not body.get("stream", False):
             await asyncio.sleep(self.wait_s)
             return web.json_response(messages[0])
@@ -173,8 +174,8 @@ class MockServer:
             await response.write(b"data: [DONE]\n\n")
         return response
 
-    def _messages(self, body: Message) -> list[Message]:
-        prompt = body.get("input_ids", body.get("prompt"))
+    def messages(self, body: Message) -> list[Message]:
+        prompt: str | list[int] = body["input_ids"] if "input_ids" in body else body["prompt"]
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
         given = len(self.tokenizer.encode(text)) if isinstance(prompt, str) else len(prompt)
         sampling: Message = body.get("sampling_params") or body.get("options") or body
@@ -225,11 +226,10 @@ class MockServer:
         choice: Message = {"index": 0, "text": self._text_of(piece), "finish_reason": finish, "logprobs": None}
         if (top := body.get("logprobs")) is not None:
             wanted = body.get("logprob_token_ids")
-            name = (
-                "token_id:{}".format
-                if body.get("return_tokens_as_token_ids")
-                else lambda one: self.tokenizer.decode([one])
-            )
+
+            def name(token: int) -> str:
+                return f"token_id:{token}" if body.get("return_tokens_as_token_ids") else self.tokenizer.decode([token])
+
             tops = [self._tops(token, 10 if wanted else min(top, self.logprobs_max)) for token in piece]
             choice["logprobs"] = {
                 "tokens": [name(token) for token in piece],
@@ -326,7 +326,7 @@ def swapped(messages: list[Message], place: int) -> list[Message]:
 
 
 @contextmanager
-def serving(*servers: MockServer) -> Iterator[None]:
+def serving(*servers: MockServer) -> Generator[None]:
     """Runs servers in a thread, for commands that have a loop of their own."""
     ready, over = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from multiprocessing.connection import Connection
 
-BODY = {"model": "m", "prompt": list(range(1000, 1600)), "max_tokens": 64, "stream": True}
+PROMPT = list(range(1000, 1600))
+BODY: dict[str, Any] = {"model": "m", "prompt": PROMPT, "max_tokens": 64, "stream": True}
 
 
 def answer(pieces: int) -> bytes:
@@ -130,7 +131,7 @@ async def with_engine(url: str, requests: int, in_flight: int) -> dict[str, floa
     engine = HttpEngine(
         "http/m", client, DIALECTS["vllm"], Capabilities.assumed("vllm", max_model_len=8192), ByteTokenizer(), "m"
     )
-    request = Request("r", BODY["prompt"], 64)
+    request = Request("r", PROMPT, 64)
 
     async def one() -> None:
         async for _ in engine.stream(request):

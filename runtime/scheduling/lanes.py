@@ -281,7 +281,7 @@ class Lane:
         """Returns what has to run beside the lane for as long as it is used: for each engine, what notices that it stalls, and
         what asks one that failed whether it works again.
         """
-        found = [queue.watch() for queue in self.queues]
+        found: list[Coroutine[Any, Any, None]] = [queue.watch() for queue in self.queues]
         return found + [queue.health.mend(self._returned.set) for queue in self.queues if queue.health.may_return]
 
     def wants_place(self, flight: Flight) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 from cli_runner import Done, invoke
 from engines.tiny_models import make_tokenizer
-from mock_server import MockServer, says, serving
+from mock_server import Message, MockServer, says, serving
 
 from speclrm.runtime.engines.http import secrets
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
@@ -43,8 +43,9 @@ def headers() -> Iterator[None]:
     secrets.forget_headers()
 
 
-def server(tokenizer: HFTokenizer, **options: object) -> MockServer:
-    return MockServer(tokenizer, **{"write": says(STEPS), "max_model_len": 8192, **options})  # type: ignore[arg-type]
+def server(tokenizer: HFTokenizer, **options: Any) -> MockServer:
+    given: dict[str, Any] = {"write": says(STEPS), "max_model_len": 8192, **options}
+    return MockServer(tokenizer, **given)
 
 
 def run(cwd: Path, folder: Path, *more: str, strategy: str = "baseline", **environment: str) -> Done:
@@ -56,6 +57,7 @@ def run(cwd: Path, folder: Path, *more: str, strategy: str = "baseline", **envir
         SPECLRM_CACHE_DIR=str(cwd / "cache"),
         HF_HUB_OFFLINE="1",
         COLUMNS="200",
+        engines=None,
         **{"OPENAI_API_KEY": "", **environment},
     )
 
@@ -120,6 +122,18 @@ def both(target: MockServer, draft: MockServer) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
+def other_ids(text: str) -> list[int]:
+    return [1, 2, 3]
+
+
+def after_one(number: int) -> int:
+    return 1
+
+
+def no_route(number: int, body: Message) -> web.Response:
+    return web.Response(status=404, text="no route")
+
+
 def refused(done: Done, tmp_path: Path, *told: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -168,17 +182,17 @@ def test_another_model_than_named(tmp_path: Path, folder: Path, tokenizer: HFTok
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
 def test_a_model_with_another_tokenizer(tmp_path: Path, folder: Path, tokenizer: HFTokenizer, kind: str) -> None:
-    target = server(tokenizer, kind=kind, tokenize=lambda text: [1, 2, 3])
+    target = server(tokenizer, kind=kind, tokenize=other_ids)
     if kind == "openai":  # all that it tells is the length of a prompt
-        messages = target._messages  # pyright: ignore[reportPrivateUsage]
+        messages = target.messages
 
-        def counted(body: dict[str, object]) -> list[dict[str, object]]:
+        def counted(body: Message) -> list[Message]:
             return [
                 {**one, "usage": {**one["usage"], "prompt_tokens": 99}} if "usage" in one else one
                 for one in messages(body)
             ]
 
-        target._messages = counted  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
+        target.messages = counted  # type: ignore[method-assign]
     with serving(target):
         done = run(tmp_path, folder, "--target", f"http/m@{target.url}")
     refused(done, tmp_path, "another model", "--target-tokenizer")
@@ -223,14 +237,14 @@ def test_a_server_that_answers_with_a_web_page(tmp_path: Path, folder: Path, tok
 
 
 def test_a_server_that_closes_after_each_piece(tmp_path: Path, folder: Path, tokenizer: HFTokenizer) -> None:
-    target = server(tokenizer, piece=1, drop_after=lambda number: 1)
+    target = server(tokenizer, piece=1, drop_after=after_one)
     with serving(target):
         done = run(tmp_path, folder, "--target", f"http/m@{target.url}")
     refused(done, tmp_path, "not as servers of completions do", "fails there each time")
 
 
 def test_a_server_for_chats_alone(tmp_path: Path, folder: Path, tokenizer: HFTokenizer) -> None:
-    target = server(tokenizer, kind="openai", before=lambda number, body: web.Response(status=404, text="no route"))
+    target = server(tokenizer, kind="openai", before=no_route)
     with serving(target):
         done = run(tmp_path, folder, "--target", f"http/m@{target.url}")
     refused(done, tmp_path, "404")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
 START_LIMIT_S = 240.0
@@ -94,8 +94,8 @@ class VllmServer:
 
 
 @contextmanager
-def vllm_server(model: Path, log: Path, **options: object) -> Iterator[VllmServer]:
-    server = VllmServer(model, log, **options)  # type: ignore[arg-type]
+def vllm_server(model: Path, log: Path) -> Generator[VllmServer]:
+    server = VllmServer(model, log)
     server.start()
     try:
         server.wait()

@@ -18,7 +18,7 @@ from speclrm.runtime.engines.http.probing import Server, probe
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     from engines.servers import VllmServer
@@ -37,7 +37,7 @@ def server(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @asynccontextmanager
-async def probed(server: VllmServer, folder: Path) -> AsyncIterator[HttpEngine]:
+async def probed(server: VllmServer, folder: Path) -> AsyncGenerator[HttpEngine]:
     client = Client(server.url)
     try:
         yield await probe(Server("http/served", "target", load_tokenizer(folder)), client)

@@ -20,7 +20,7 @@ from speclrm.runtime.engines.http.address import root_of
 from speclrm.runtime.engines.http.secrets import Secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import aiohttp
 
@@ -42,8 +42,11 @@ Kind = Literal["unreachable", "dropped", "silent", "busy", "failed", "refused", 
 the server asks to wait. ``failed``: an error of the server's own. ``refused``: this request is wrong. ``forbidden``: the key
 is. ``missing``: nothing is at that address. ``garbage``: the answer is none."""
 
-_KINDS: dict[int, Kind] = {401: "forbidden", 403: "forbidden", 404: "missing", 405: "missing", 408: "busy", 425: "busy"}
-_KINDS |= {429: "busy", 502: "busy", 503: "busy", 504: "busy", 529: "busy"}
+_KINDS: dict[int, Kind] = {
+    **dict.fromkeys((401, 403), "forbidden"),
+    **dict.fromkeys((404, 405), "missing"),
+    **dict.fromkeys((408, 425, 429, 502, 503, 504, 529), "busy"),
+}
 
 
 class Trouble(Exception):
@@ -161,7 +164,7 @@ class Client:
                 raise self._garbage(data) from None
 
     @asynccontextmanager
-    async def _limited(self) -> AsyncIterator[None]:
+    async def _limited(self) -> AsyncGenerator[None]:
         try:
             async with asyncio.timeout(ASK_LIMIT_S):
                 yield
@@ -169,7 +172,9 @@ class Client:
             raise Trouble("silent", f"it did not answer within {ASK_LIMIT_S:.0f} s") from None
 
     @asynccontextmanager
-    async def _sent(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _sent(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Sends a request and yields the response to it, whose status is good."""
         import aiohttp
 

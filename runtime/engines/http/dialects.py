@@ -108,6 +108,12 @@ def _list(value: object) -> list[Any]:
     return cast("list[Any]", value)
 
 
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no object")
+    return cast("dict[str, Any]", value)
+
+
 def _numbers(values: object) -> tuple[float, ...]:
     return tuple(float("nan") if value is None else float(value) for value in _list(values))
 
@@ -176,7 +182,7 @@ class OpenAIDialect:
         if not found:
             return (), ()
         tops = tuple(
-            {_token(name): float(value) for name, value in (one or {}).items()}
+            {_token(name): float(value) for name, value in _mapping(one or {}).items()}
             for one in _list(found.get("top_logprobs") or [])
         )
         return _numbers(found.get("token_logprobs") or []), tops
@@ -309,7 +315,7 @@ class SGLangDialect:
         return Piece(
             ids=ids,
             sampled=tuple(float(entry[0]) for entry in _new(chosen, total, seen)),
-            tops=tuple({int(one[1]): float(one[0]) for one in entry or []} for entry in _new(tops, total, seen)),
+            tops=tuple({int(one[1]): float(one[0]) for one in _list(entry or [])} for entry in _new(tops, total, seen)),
             finish=finish.get("type"),
             total=total,
             prompt_tokens=about.get("prompt_tokens"),
@@ -432,7 +438,8 @@ class OllamaDialect:
             text=str(message["response"]),
             sampled=tuple(float(one["logprob"]) for one in entries),
             tops=tuple(
-                {str(top["token"]): float(top["logprob"]) for top in one.get("top_logprobs") or []} for one in entries
+                {str(top["token"]): float(top["logprob"]) for top in _list(one.get("top_logprobs") or [])}
+                for one in entries
             ),
             finish=(message.get("done_reason") or "stop") if done else None,
             total=message.get("eval_count") if done else None,

@@ -28,21 +28,21 @@ from speclrm.runtime.runtime import Parts, Runtime
 from speclrm.runtime.trace.check import Checker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 TOKENIZER = ByteTokenizer()
 TEXT = "".join(f"We look at part {number} of it.\n\n" for number in range(12)) + "So it is \\boxed{4}."
 PROBLEMS = [Problem(f"p{number}", "What is two and two?", "4") for number in range(6)]
 
 
-def server(**options: Any) -> MockServer:
-    return MockServer(TOKENIZER, **{"write": says(TEXT), "wait_s": 0.02, "piece": 8, **options})
+def server(wait_s: float = 0.02) -> MockServer:
+    return MockServer(TOKENIZER, write=says(TEXT), wait_s=wait_s, piece=8)
 
 
 @asynccontextmanager
 async def running(
     targets: list[MockServer], draft: MockServer, *, stall_limit_s: float = 30.0
-) -> AsyncIterator[tuple[Runtime, Collector, AsyncExitStack]]:
+) -> AsyncGenerator[tuple[Runtime, Collector, AsyncExitStack]]:
     """A runtime on these servers, which have been started on the stack in the order of the list."""
     async with AsyncExitStack() as stack:
 

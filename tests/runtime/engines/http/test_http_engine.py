@@ -21,7 +21,7 @@ from speclrm.runtime.engines.scripted import ByteTokenizer
 from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from speclrm.runtime.engines.http.engine import HttpEngine
 
@@ -34,7 +34,7 @@ TEXT = "Two and two is four.\n\nSo it is 4."
 
 
 @asynccontextmanager
-async def probed(server: MockServer, secrets: Secrets | None = None, **options: Any) -> AsyncIterator[HttpEngine]:
+async def probed(server: MockServer, secrets: Secrets | None = None, **options: Any) -> AsyncGenerator[HttpEngine]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(server.started())
         client = Client(server.url, secrets, **options)
@@ -194,10 +194,15 @@ async def test_leaving_a_stream_aborts_it_in_the_server() -> None:
 
 
 async def test_many_requests_are_in_flight_at_once() -> None:
-    server = MockServer(TOKENIZER, wait_s=0.05)
+    server = MockServer(TOKENIZER)
     async with probed(server) as engine:
-        found = await asyncio.gather(*(collect(engine, request(id=f"p/0/{n}/0/draft")) for n in range(150)))
-    assert server.most_running == 150
+        server.wait_s = 5.0
+        asked = asyncio.gather(*(collect(engine, request(id=f"p/0/{n}/0/draft")) for n in range(150)))
+        async with asyncio.timeout(40):
+            while server.running < 150:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        server.wait_s = 0.0
+        found = await asked
     assert {text(deltas) for deltas in found} == {TEXT}
 
 
@@ -301,7 +306,7 @@ async def test_a_score_that_cannot_be_true_is_no_score(change: Any, told: str) -
 async def test_more_tokens_than_asked_for_are_noticed() -> None:
     server = MockServer(TOKENIZER)
     async with probed(server) as engine:
-        server.mangle = lambda messages: server._messages({**server.bodies[-1], "max_tokens": 20})
+        server.mangle = lambda messages: server.messages({**server.bodies[-1], "max_tokens": 20})
         with pytest.raises(EngineDeadError, match=r"where \d+ were asked for"):
             await collect(engine, request(max_tokens=6))
 
