@@ -8,9 +8,8 @@ unfinished run is reported and is no violation.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from speclrm.runtime.events import (
@@ -41,6 +40,7 @@ from speclrm.runtime.events import (
     TrackStarted,
     VoteUpdated,
 )
+from speclrm.runtime.trace.checked_samples import CheckedSample, CheckedTrack, PendingStep, original_winner, winner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,46 +69,6 @@ class Report:
     unfinished: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A step that was made and not yet committed. ``spent``: tokens of its requests. ``fate``: of its tokens if it never is."""
-
-    kind: str
-    step: int
-    ids: int
-    spent: int
-    fate: str = "dropped"
-
-
-@dataclass(slots=True)
-class _Track:
-    steps: int = 0
-    tokens: int = 0
-    scores: list[float] = field(default_factory=list[float])
-    pending: _Pending | None = None
-    lapsed: _Pending | None = None
-    reason: str | None = None
-    answer: str | None = None
-    error: str | None = None
-    place: int = -1
-    paused: bool = False
-
-    @property
-    def mean(self) -> float | None:
-        return sum(self.scores) / len(self.scores) if self.scores else None
-
-
-@dataclass(slots=True)
-class _Sample:
-    gold: str | None = None
-    tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
-    operations: dict[str, str] = field(default_factory=dict[str, str])
-    classes: tuple[tuple[str, ...], ...] = ()
-    leader: str | None = None
-    ends: int = 0
-    done: bool = False
-
-
 class Checker:
     """Takes the events of a trace in order, each with its place. Memory grows with the open samples, not with the trace."""
 
@@ -123,7 +83,7 @@ class Checker:
         self._run: RunStarted | None = None
         self._end: RunFinished | None = None
         self._down: dict[str, float] = {}
-        self._samples: dict[tuple[str, int], _Sample] = {}
+        self._samples: dict[tuple[str, int], CheckedSample] = {}
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
         self._count: Counter[str] = Counter()
         self._tokens: dict[str, Counter[str]] = defaultdict(Counter)
@@ -151,7 +111,7 @@ class Checker:
             if failed_s is None:
                 self._wrong("engine", f"{event.engine} works again, though it had not failed")
         elif isinstance(event, SampleEvent):
-            sample = self._samples.setdefault((event.problem, event.repeat), _Sample())
+            sample = self._samples.setdefault((event.problem, event.repeat), CheckedSample())
             if sample.done:
                 self._wrong("closed", f"{_kind(event)} after the end of sample {event.problem}/{event.repeat}")
                 return
@@ -185,7 +145,7 @@ class Checker:
             self._wrong("order", f"run_started of another run, {event.run}")
         self._run = self._run or event
 
-    def _sample(self, event: SampleEvent, sample: _Sample) -> None:
+    def _sample(self, event: SampleEvent, sample: CheckedSample) -> None:
         if isinstance(event, MethodsChosen):
             self._spend("target", event.operations, sample, None)
             self._tokens["target"]["choice"] += _output(event.operations)
@@ -201,17 +161,17 @@ class Checker:
         elif isinstance(event, TrackStarted):
             if event.track in sample.tracks:
                 self._wrong("track", f"track {event.track} started a second time")
-            sample.tracks[event.track] = _Track()
+            sample.tracks[event.track] = CheckedTrack()
         elif isinstance(event, TrackEvent):
             track = sample.tracks.get(event.track)
             if track is None:
                 self._wrong("track", f"{_kind(event)} of track {event.track}, which was not started")
-                track = sample.tracks[event.track] = _Track()
+                track = sample.tracks[event.track] = CheckedTrack()
             self._track(event, sample, track)
         elif isinstance(event, ProblemStarted):
             sample.gold = event.gold
 
-    def _track(self, event: TrackEvent, sample: _Sample, track: _Track) -> None:
+    def _track(self, event: TrackEvent, sample: CheckedSample, track: CheckedTrack) -> None:
         if isinstance(event, TrackResumed):
             self._take_up(track)
             return
@@ -238,7 +198,7 @@ class Checker:
             self._spend("draft", event.operations, sample, event)
             self._forget(track)
             fate = "rejected" if event.left else "dropped"
-            track.pending = _Pending("draft", event.step, len(event.ids), _output(event.operations), fate)
+            track.pending = PendingStep("draft", event.step, len(event.ids), _output(event.operations), fate)
             self._count["drafted"] += 1
         elif isinstance(event, StepWritten):
             self._at_step(event.step, track, "written")
@@ -248,7 +208,7 @@ class Checker:
             if rewrite and (before is None or before.kind != "draft" or before.step != event.step):
                 self._wrong("fate", f"step {event.step} rewritten, though no draft of it was pending")
             self._forget(track, "rejected" if rewrite else None)
-            track.pending = _Pending(event.write_kind, event.step, len(event.ids), _output(event.operations))
+            track.pending = PendingStep(event.write_kind, event.step, len(event.ids), _output(event.operations))
         elif isinstance(event, StepScored):
             self._at_step(event.step, track, "scored")
             if track.pending is None:
@@ -272,7 +232,7 @@ class Checker:
             track.reason, track.answer, track.error = event.reason, event.answer, event.error
             track.place, sample.ends = sample.ends, sample.ends + 1
 
-    def _take_up(self, track: _Track) -> None:
+    def _take_up(self, track: CheckedTrack) -> None:
         """Notes that the track continues in another attempt, with the step that it was on."""
         if track.reason not in ("cancelled", "error"):
             self._wrong("closed", f"a track goes on that ended with {track.reason}")
@@ -283,11 +243,11 @@ class Checker:
                 self._count[pending.fate] -= 1
         track.pending, track.reason, track.error, track.place = pending, None, None, -1
 
-    def _at_step(self, step: int, track: _Track, what: str) -> None:
+    def _at_step(self, step: int, track: CheckedTrack, what: str) -> None:
         if step != track.steps:
             self._wrong("step", f"step {step} {what} after {track.steps} committed ones")
 
-    def _commit(self, event: StepCommitted, track: _Track) -> None:
+    def _commit(self, event: StepCommitted, track: CheckedTrack) -> None:
         pending, track.pending = track.pending, None
         self._at_step(event.step, track, "committed")
         if pending is None or pending.step != event.step:
@@ -309,7 +269,7 @@ class Checker:
         if event.score is not None:
             track.scores.append(event.score)
 
-    def _forget(self, track: _Track, fate: str | None = None) -> None:
+    def _forget(self, track: CheckedTrack, fate: str | None = None) -> None:
         """Notes that the pending step will not be committed."""
         pending, track.pending = track.pending, None
         if pending is not None:
@@ -319,7 +279,9 @@ class Checker:
             if pending.kind == "draft":
                 self._count[fate] += 1
 
-    def _spend(self, role: str, operations: tuple[Operation, ...], sample: _Sample, event: TrackEvent | None) -> None:
+    def _spend(
+        self, role: str, operations: tuple[Operation, ...], sample: CheckedSample, event: TrackEvent | None
+    ) -> None:
         for one in operations:
             counts = self._tokens[role]
             counts["generated"] += one.output_tokens
@@ -338,7 +300,7 @@ class Checker:
 
     # --------------------------------------------------------------------------------------------------- votes and results
 
-    def _vote(self, event: VoteUpdated, sample: _Sample) -> None:
+    def _vote(self, event: VoteUpdated, sample: CheckedSample) -> None:
         named = [name for members in event.classes for name in members]
         if len(set(named)) != len(named):
             self._wrong("vote", "a track votes twice")
@@ -352,8 +314,8 @@ class Checker:
         if event.leader is not None and event.leader not in named:
             self._wrong("vote", f"{event.leader} leads without a vote")
         elif self._fidelity is not None and named:
-            rule = self._winner if self._fidelity == "none" else self._original_winner
-            leader = rule(event.classes, sample)
+            rule = winner if self._fidelity == "none" else original_winner
+            leader = rule(event.classes, sample.tracks)
             if event.leader != leader:
                 self._wrong("vote", f"{event.leader} leads; by the votes and scores it is {leader}")
         sample.classes, sample.leader = event.classes, event.leader
@@ -365,76 +327,23 @@ class Checker:
         fidelity = recipe.get("fidelity") if isinstance(recipe, dict) else None
         return fidelity if fidelity in ("none", "original") else None
 
-    def _winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
-        """Returns the winner: of the only largest class of more than one, else of all, the best mean score, then the
-        first to end. A track without scores comes after those with some.
-        """
-        sizes = sorted(map(len, classes), reverse=True)
-        alone = sizes[0] > 1 and (len(sizes) == 1 or sizes[0] > sizes[1])
-        names = [name for members in classes if not alone or len(members) == sizes[0] for name in members]
-        nobody = _Track()
-
-        def rank(name: str) -> tuple[float, int]:
-            track = sample.tracks.get(name, nobody)
-            return math.inf if track.mean is None else -track.mean, track.place
-
-        return min(names, key=rank)
-
-    def _original_winner(self, classes: tuple[tuple[str, ...], ...], sample: _Sample) -> str:
-        """Returns the winner by SSR's rule: of the only largest class of more than one the track with most tokens, else
-        of all the best mean score, where no score counts 0; then the first in the plan.
-        """
-        voters = [name for name in sample.tracks if any(name in members for members in classes)]
-        sizes = Counter(map(len, classes))
-        largest = max(sizes)
-        if largest > 1 and sizes[largest] == 1:
-            (leaders,) = (members for members in classes if len(members) == largest)
-            return max((name for name in voters if name in leaders), key=lambda name: sample.tracks[name].tokens)
-        return max(voters, key=lambda name: sample.tracks[name].mean or 0.0)
-
-    def _finish_sample(self, event: SampleFinished, sample: _Sample) -> None:
+    def _finish_sample(self, event: SampleFinished, sample: CheckedSample) -> None:
         sample.done = True
         for name, track in sample.tracks.items():
             if track.reason is None:
                 self._wrong("track", f"track {name} of a finished sample has no end")
-        winner = sample.tracks.get(event.winner) if event.winner is not None else None
-        if event.winner is not None and winner is None:
+        won = sample.tracks.get(event.winner) if event.winner is not None else None
+        if event.winner is not None and won is None:
             self._wrong("vote", f"the winner {event.winner} is no track of the sample")
         if event.winner != sample.leader and self._fidelity is not None:
             self._wrong("vote", f"{event.winner} won, but {sample.leader} led at the last vote")
-        if event.answer != (winner.answer if winner else None):
+        if event.answer != (won.answer if won else None):
             self._wrong("vote", "the answer is not the winner's")
         if (event.answer is None) == (event.outcome in ("correct", "wrong", "grader_failed", "ungraded")):
             self._wrong("vote", f"outcome {event.outcome} with {'no' if event.answer is None else 'an'} answer")
-        self._rows[event.problem, event.repeat] = {
-            "problem": event.problem,
-            "repeat": event.repeat,
-            "answer": event.answer,
-            "gold": sample.gold,
-            "outcome": event.outcome,
-            "winner": event.winner,
-            "votes": [
-                [(sample.tracks[names[0]].answer if names[0] in sample.tracks else None) or "", list(names)]
-                for names in sample.classes
-                if names
-            ],
-            "tracks": [
-                {
-                    "track": name,
-                    "reason": track.reason,
-                    "answer": track.answer,
-                    "steps": track.steps,
-                    "tokens": track.tokens,
-                    "mean_score": track.mean,
-                    "error": track.error,
-                }
-                for name, track in sample.tracks.items()
-            ],
-            "tokens": sum(track.tokens for track in sample.tracks.values()),
-            "seconds": event.seconds,
-        }
+        self._rows[event.problem, event.repeat] = sample.row(event)
         # A sample's end frees the memory of its operations and tracks.
-        self._samples[event.problem, event.repeat] = _Sample(done=True)
+        self._samples[event.problem, event.repeat] = CheckedSample(done=True)
 
     def _wrong(self, rule: str, text: str) -> None:
         if len(self._violations) < VIOLATIONS_MAX:

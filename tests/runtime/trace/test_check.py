@@ -237,9 +237,10 @@ def test_a_run_that_did_not_end_is_said_and_no_violation(run: Path) -> None:
 
 
 def test_the_checker_knows_nothing_of_the_runtime_but_its_events() -> None:
-    text = (Path(trace_check.__file__).parents[1] / "runtime" / "trace" / "check.py").read_text()
-    imported = {line.split()[1] for line in text.splitlines() if line.startswith(("from speclrm", "import speclrm"))}
-    assert imported == {"speclrm.runtime.events"}
+    folder = Path(trace_check.__file__).parents[1] / "runtime" / "trace"
+    lines = [line for name in ("check", "checked_samples") for line in (folder / f"{name}.py").read_text().splitlines()]
+    imported = {line.split()[1] for line in lines if line.lstrip().startswith(("from speclrm", "import speclrm"))}
+    assert imported == {"speclrm.runtime.events", "speclrm.runtime.trace.checked_samples"}
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
