@@ -187,7 +187,7 @@ def _cost_cells(cost: CostRatio, *, virtual: bool) -> tuple[str, str, str, str, 
     ratio = cost.ratio
     if ratio is None:
         plain = f"{cost.other / cost.base:.2f}x" if cost.base else "-"
-        return name, base, other, plain, "needs 2 problems", "-"
+        return name, base, other, plain, "needs 6 problems", "-"
     settled = not ratio.low <= 1 <= ratio.high
     interval = f"{ratio.low:.2f}x to {ratio.high:.2f}x"
     return name, base, other, f"{ratio.value:.2f}x", interval, _settle(cost.settle, settled=settled)

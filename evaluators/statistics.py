@@ -24,6 +24,9 @@ RESAMPLES = 9_999
 """Of a bootstrap, and of a permutation test whose permutations are more than that."""
 LARGEST = 700.0
 """Of logarithms: two problems that differ much have an interval without an end."""
+FEWEST = 6
+"""Problems of a ratio's interval. What is drawn lies between the least and the most that was seen; of five problems all may
+lie on one side of the truth more often than once in 20 times (2 / 2^5)."""
 _AT_ONCE = 2_000_000
 """Numbers that resampling holds in memory at a time."""
 _SEED = 20_261_126
@@ -174,11 +177,11 @@ def difference_interval(parts: Sequence[Part]) -> Interval | None:
 
 
 def ratio_interval(parts: Sequence[Part]) -> Interval | None:
-    """The interval of a ratio of two sums over problems, drawn again by the bootstrap; None for fewer than two problems, or
+    """The interval of a ratio of two sums over problems, drawn again by the bootstrap; None for fewer than six problems, or
     where the sum below is zero.
     """
     top, bottom = sum(part.top for part in parts), sum(part.bottom for part in parts)
-    if len(parts) < 2 or not bottom:
+    if len(parts) < FEWEST or not bottom:
         return None
     low, high = _bootstrap(parts)
     return Interval(value=top / bottom, low=low, high=high)

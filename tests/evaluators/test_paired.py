@@ -62,8 +62,8 @@ def test_the_problems_that_differ_come_with_their_answers() -> None:
 
 
 def test_costs_are_ratios_of_sums_over_the_same_samples() -> None:
-    base = rows("rrrr", generated={"target": 100}, decode_flops=1000, all_flops=1100)
-    other = rows("rrrr", generated={"target": 20, "draft": 130}, decode_flops=500, all_flops=2200)
+    base = rows("rrrrrr", generated={"target": 100}, decode_flops=1000, all_flops=1100)
+    other = rows("rrrrrr", generated={"target": 20, "draft": 130}, decode_flops=500, all_flops=2200)
     found = {one.cost: one for one in paired(list(zip(base, other, strict=True))).costs}
     assert {name: one.ratio and one.ratio.value for name, one in found.items()} == {
         "tokens": 1.5,
