@@ -230,12 +230,15 @@ async def test_from_loading_to_the_closing_table(
 
     given: list[Any] = []
 
+    def a_turn(folder: Path) -> str:
+        return "turn"
+
     def make(options: Any, dataset: str, seed: int) -> Engines:
         given.append(options)
         return Engines()
 
     monkeypatch.setattr(gpu, "resolve", partial(resolve, make=make))
-    monkeypatch.setattr(gpu, "fitting_judge", lambda _: "turn")
+    monkeypatch.setattr(gpu, "fitting_judge", a_turn)
     said: list[Mapping[str, Any]] = []
     plan = Plan((2,), (0.8,), 64)
     options = {"share_gpu": "slices", "target_args": {"seed": 1}}
