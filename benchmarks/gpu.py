@@ -29,12 +29,15 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engine import EngineCosts
 from speclrm.runtime.engines.simulated.presets import Preset, simulated_engines, slices, write_preset
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
+from speclrm.runtime.errors import ModelError
 from speclrm.runtime.events import ProblemStarted, StepCommitted
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Parts, Runtime
-from speclrm.runtime.tokens.prompts import open_prompt
+from speclrm.runtime.tokens.prompts import judge_of, open_prompt
+from speclrm.runtime.tokens.tokenizer import load_tokenizer
+from speclrm.strategies.prompts import step_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,13 +95,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``budget``: tokens a track; ``step``: tokens a step at most."""
+    """``budget``: tokens a track; ``step``: tokens a step at most. ``judge``: where its question stands."""
 
     tracks: tuple[int, ...] = (5, 20, 1, 110)
     acceptance: tuple[float, ...] = (0.85, 0.7, 0.46)
     budget: int = 768
     step: int = 32
     seed: int = 0
+    judge: str = "inline"
 
     def cells(self) -> Iterator[Cell]:
         """Yields all cells, those first that tell most: closed sets, then the steady rate, lock-step last."""
@@ -125,7 +129,7 @@ class Plan:
         (mode,) = read_modes(MODES[cell.mode])
         if cell.acceptance is None:
             return mode.family(**common)
-        recipe = mode.family(**common, judge="inline").recipe
+        recipe = mode.family(**common, judge=self.judge).recipe
         coin = Coin(recipe, lambda _: None)
         coin.chance, coin.seed = cell.acceptance, self.seed
         return coin
@@ -246,6 +250,7 @@ async def measure(
     if not source.is_dir():
         source = await store.pull(tokenizer, lambda what, _done, _total: notify(what), weights=False)
     target, draft = (make_folder(name, source, folder / f"{name}-shape") for name in pair)
+    plan = replace(plan, judge=await asyncio.to_thread(fitting_judge, source))
     resolved = resolve(_run_options(target, draft, options, plan, folder))
     rows: list[tuple[Cell, Row]] = []
     async with resolved.runtime(lambda what, _done, _total: notify(what)) as runtime:
@@ -272,6 +277,15 @@ async def measure(
         for cell, row in rows
     ]
     return closing_report(pair, plan, table, fits, bare, facts)
+
+
+def fitting_judge(tokenizer: Path) -> str:
+    """The inline judge, unless the tokenizer needs too many tokens for it."""
+    try:
+        judge_of(load_tokenizer(tokenizer), step_prompts("inline", raw=False))
+    except ModelError:
+        return "turn"
+    return "inline"
 
 
 def _costs(fit: EngineFit) -> EngineCosts:
@@ -417,6 +431,7 @@ def closing_report(
         settings={
             "token_budget": plan.budget,
             "max_step_tokens": plan.step,
+            "judge": plan.judge,
             "costs": {role: fit.model_dump(mode="json") for role, fit in fits.items()},
             **facts,
         },

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_runner import speclrm
 
+from speclrm.app.resolve import resolve
+from speclrm.benchmarks import gpu
 from speclrm.benchmarks.coin import Coin
 from speclrm.benchmarks.gpu import STEADY, Cell, Plan, closing_report, compared, rate, simulated, take_turns, turn
 from speclrm.benchmarks.shapes import SHAPES, make_folder, read_pair
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
+from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.engines.simulated.presets import (
     PRESETS,
     SHARED,
@@ -198,3 +202,62 @@ def test_what_cannot_be_is_one_paragraph_before_anything_loads(
     assert done.returncode == 2
     assert why in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_from_loading_to_the_closing_table(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On scripted engines in place of vLLM's."""
+
+    class Askable(ScriptedEngine):
+        async def generate_bare(self, ids: Any, max_tokens: int, seed: int) -> int:
+            await asyncio.sleep(0.001)
+            return max_tokens
+
+    class Engines:
+        simulated = False
+        settings: Mapping[Role, Any] = {}
+
+        async def size(self, strategy: Any, work: Any, problems: Any, notify: Any) -> None:
+            assert strategy.roles == frozenset(Role)
+
+        async def open(self, stack: AsyncExitStack, notify: Any) -> Parts:
+            text = by_step(["We go on and on.\n\n"] * 200, scores=[5] * 400)
+            return Parts({role: Askable(text, token_s=0.0002) for role in Role}, ExactEquivalence(), slices=True)
+
+        async def tokenizers(self) -> dict[Role, Any]:
+            return {}
+
+    given: list[Any] = []
+
+    def a_turn(folder: Path) -> str:
+        return "turn"
+
+    def make(options: Any, dataset: str, seed: int) -> Engines:
+        given.append(options)
+        return Engines()
+
+    monkeypatch.setattr(gpu, "resolve", partial(resolve, make=make))
+    monkeypatch.setattr(gpu, "fitting_judge", a_turn)
+    said: list[Mapping[str, Any]] = []
+    plan = Plan((2,), (0.8,), 64)
+    options = {"share_gpu": "slices", "target_args": {"seed": 1}}
+    report = await gpu.measure(
+        ("tiny-wide", "tiny"),
+        options,
+        plan,
+        tokenizer=str(tokenizer),
+        folder=tmp_path / "shapes",
+        minutes=5,
+        say=said.append,
+        notify=lambda _: None,
+    )
+    assert given[0].target_args == {"load_format": "dummy", "seed": 1}
+    assert given[0].share_gpu == "slices"
+    whats = [one["what"] for one in said]
+    assert whats[:2] == ["loaded", "fit"]
+    assert whats[2:] == ["turn"] * len(report.rows) + ["bare"]
+    assert len(report.rows) == len(list(plan.cells()))
+    assert all(row["simulated tokens/s"] for row in report.rows)
+    assert report.settings["slices"] is True
+    assert report.figures[0].value is not None
