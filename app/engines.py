@@ -226,7 +226,7 @@ class RealEngines:
 
     async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
         """Starts the engines of this machine."""
-        from speclrm.runtime.engines.vllm import start_engines
+        from speclrm.runtime.engines.vllm_start import start_engines
 
         daemon = await self._daemon(stack, notify) if self._mps else None
         started = await start_engines(

@@ -89,7 +89,7 @@ def _limits(engine: Engine, settings: EngineSettings | None, machine: Machine) -
         "max_num_seqs": GPU_SEQUENCES_MAX if machine.gpus else CPU_SEQUENCES_MAX,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "block_size": settings.block_size,
-        "chunked_prefill": settings.device != "cpu",  # as runtime/engines/vllm.py starts them
+        "chunked_prefill": settings.device != "cpu",  # as runtime/engines/vllm_arguments.py says them
     }
 
 

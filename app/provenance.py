@@ -82,7 +82,7 @@ def _take_seeds(servers: Mapping[str, JsonValue]) -> bool:
 
 def _engines(settings: Mapping[Role, EngineSettings]) -> dict[str, JsonValue]:
     """Returns what each engine was started with, and what of the environment vLLM reads."""
-    from speclrm.runtime.engines.vllm import arguments
+    from speclrm.runtime.engines.vllm_arguments import arguments
 
     environment: dict[str, JsonValue] = {
         name: value

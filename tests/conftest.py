@@ -64,7 +64,7 @@ def tiny_settings(tiny_models: dict[str, Path]) -> dict[Role, EngineSettings]:
 async def engine_pair(
     tiny_settings: dict[Role, EngineSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[dict[Role, VllmEngine]]:
-    from speclrm.runtime.engines.vllm import start_engines
+    from speclrm.runtime.engines.vllm_start import start_engines
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     engines = await start_engines(

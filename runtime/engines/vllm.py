@@ -1,6 +1,6 @@
-"""Runs vLLM in this process: draft and target as two AsyncLLMEngines on the caller's loop.
+"""Drives one of vLLM's AsyncLLMEngines on the caller's loop.
 
-Imports vllm only when engines are started. Facts about vLLM 0.32 that the code relies on are stated where they matter,
+Imports vllm only when an engine is there. Facts about vLLM 0.32 that the code relies on are stated where they matter,
 with the file of vLLM that shows them.
 """
 
@@ -9,49 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import difflib
 import itertools
-import logging
-import math
-import tempfile
 from contextlib import aclosing
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
 
-from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request
 from speclrm.runtime.engines import vllm_memory
-from speclrm.runtime.engines.vllm_plugin import SECONDS, open_pace
+from speclrm.runtime.engines.confidence import ENTROPY_TOP, entropy_of
+from speclrm.runtime.engines.vllm_plugin import SECONDS
 from speclrm.runtime.engines.vllm_processes import (
-    CHILD_POLL_S,
     Watchdog,
-    common_values,
-    engine_cores,
-    environment,
-    executable,
-    kill,
-    own_values,
     see_off,
-    shell_script,
-    start_error,
     with_children,
 )
-from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError, SettingsError
+from speclrm.runtime.errors import CapacityError, EngineDeadError, EngineError, RequestError
 from speclrm.runtime.settings import UNREAD_MAX
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-
-    from pydantic import JsonValue
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from pathlib import Path
 
     from speclrm.runtime.engine import Tokenizer
-    from speclrm.runtime.protocols import Role
+    from speclrm.runtime.engines.vllm_counters import VllmCounters
     from speclrm.runtime.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -60,288 +43,11 @@ STREAM_INTERVAL = 8
 """Tokens between two deltas. vLLM sends every token to this process anyway (v1/engine/output_processor.py); passing
 them on eight at a time costs the loop little and still tells, after an abort, what had been generated."""
 
-ENTROPY_TOP = 20
-"""The most probable ids that an entropy is taken over: as many as vLLM gives unless its ``max_logprobs`` says
-otherwise. GlimpRouter (arXiv 2601.05110) takes as many."""
 
 ABORT_LIMIT_S = 5.0
-GIVE_UP_LIMIT_S = 30.0
-"""Seconds that an abandoned start may take to end: mostly the import of vLLM, which nothing can stop."""
 SHUTDOWN_S = 1.0
 CLOSE_LIMIT_S = 8.0
 """Seconds that vLLM may wait for its processes to end, and seconds that we wait for vLLM."""
-
-
-async def start_engines(
-    settings: Mapping[Role, EngineSettings],
-    tokenizers: Mapping[Role, Tokenizer],
-    *,
-    log_path: Path,
-    warm_up: Mapping[Role, Sequence[Request]] | None = None,
-    notify: Callable[[str], None] | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> dict[Role, VllmEngine]:
-    """Starts an engine for each role, side by side, and warms them up.
-
-    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes'
-    environment. ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
-    any is left.
-
-    Raises:
-        SettingsError: vLLM is not installed.
-        EngineError: an engine did not start; the message quotes its log.
-    """
-    if find_spec("vllm") is None:
-        raise SettingsError(
-            "vLLM is not installed. On a machine without a GPU install the packages of locks/cpu.txt (see README); "
-            "with a CUDA GPU: pip install 'speclrm[cuda]'."
-        )
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    log_path.touch()
-    started: dict[Role, VllmEngine] = {}
-    # The processes read from this folder while they start.
-    with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
-        ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
-        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None), variables or {})
-        try:
-            for role, (engine, counters) in (await start.engines()).items():
-                started[role] = VllmEngine(
-                    settings[role], tokenizers[role], engine, counters, start.watchdog, log_path, start.paces[role]
-                )
-            for role, engine in started.items():
-                engine.tell_memory(settings[role].estimate, start.log_offset)
-                await engine.warm_up((warm_up or {}).get(role, ()))
-        except BaseException as error:
-            await to_its_end(start.give_up())
-            for engine in started.values():
-                await to_its_end(engine.aclose())
-            if isinstance(error, Exception) and not isinstance(error, SettingsError):
-                raise start_error(error, log_path, start.log_offset) from error
-            raise
-    return started
-
-
-class _Start:
-    """Takes engines from settings to ready, or leaves nothing at all.
-
-    vLLM is configured and constructed in threads, and a thread cannot be cancelled. So the spawning is a task of its
-    own that nobody cancels: the environment stays until each engine's process is there, and one that is abandoned at
-    that moment is found and ended.
-    """
-
-    def __init__(
-        self,
-        settings: Mapping[Role, EngineSettings],
-        ids: Mapping[Role, int],
-        folder: Path,
-        log_path: Path,
-        notify: Callable[[str], None],
-        variables: Mapping[str, str],
-    ) -> None:
-        self._variables = variables
-        self.log_offset = log_path.stat().st_size
-        self.watchdog = Watchdog()
-        self._settings = settings
-        self._ids = ids
-        self._folder = folder
-        self._log_path = log_path
-        self._notify = notify
-        self._known = engine_cores()
-        self.paces = {role: open_pace(str(self._pace_file(role))) for role in settings}
-        """What each engine's process is told of its pace. It stays in memory when the file is gone."""
-        self._threads: dict[Role, asyncio.Task[tuple[Any, _Counters]]] = {}
-        self._given_up = False
-        self._spawning = asyncio.ensure_future(self._spawn())
-
-    def _pace_file(self, role: Role) -> Path:
-        return self._folder / f"pace-{role.value}"
-
-    async def engines(self) -> dict[Role, tuple[Any, _Counters]]:
-        await asyncio.shield(self._spawning)
-        # Not ``gather``: it would cancel the threads' tasks with us, and lose the engines that come out of them.
-        done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
-        for thread in done:
-            thread.result()
-        # With their workers: a worker whose core has died is no descendant of ours.
-        self.watchdog.name(with_children(engine_cores() - self._known))
-        return {role: thread.result() for role, thread in self._threads.items()}
-
-    async def _spawn(self) -> None:
-        with (
-            environment(common_values(self._folder, self._log_path) | dict(self._variables)),
-            executable(shell_script(self._folder, self._log_path)),
-        ):
-            for role, chosen in self._settings.items():
-                if self._given_up:
-                    return
-                self._notify(f"loading {role.value} {chosen.name}")
-                with environment(own_values(chosen, self._ids[role], self._pace_file(role))):
-                    # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
-                    config = await asyncio.to_thread(_config, chosen)
-                    if self._given_up:
-                        return
-                    before = len(engine_cores())
-                    thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
-                    self._threads[role] = thread
-                    while not thread.done() and len(engine_cores()) <= before:  # noqa: ASYNC110
-                        await asyncio.sleep(CHILD_POLL_S)
-                    self.watchdog.name(engine_cores() - self._known)
-
-    async def give_up(self) -> None:
-        """Ends every process of this start, also one that is about to appear. Takes ``GIVE_UP_LIMIT_S`` at most."""
-        self._given_up = True
-        deadline = asyncio.get_running_loop().time() + GIVE_UP_LIMIT_S
-        tasks: set[asyncio.Task[Any]] = set()
-        killed: set[psutil.Process] = set()
-        while asyncio.get_running_loop().time() < deadline:
-            killed.update(kill(engine_cores() - self._known))
-            # The threads notice their engines' death and return; until then they hold sockets.
-            tasks = {self._spawning, *self._threads.values()}
-            if all(task.done() for task in tasks):
-                break
-            await asyncio.wait({task for task in tasks if not task.done()}, timeout=CHILD_POLL_S)
-        killed.update(kill(engine_cores() - self._known))
-        await see_off(killed)
-        for task in tasks:
-            if task.done() and not task.cancelled() and task.exception() is None and task is not self._spawning:
-                await asyncio.to_thread(task.result()[0].shutdown, 0.0)
-        self.watchdog.end()
-
-
-def arguments(settings: EngineSettings) -> dict[str, JsonValue]:
-    """Returns everything that vLLM's engine is told; the rest are its own defaults."""
-    options: dict[str, JsonValue] = {
-        "model": str(settings.path),
-        "served_model_name": settings.name,
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "block_size": settings.block_size,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "pipeline_parallel_size": settings.pipeline_parallel_size,
-        "enforce_eager": settings.enforce_eager,
-        "enable_prefix_caching": True,
-        # Without it priorities are silently ignored (config/scheduler.py).
-        "scheduling_policy": "priority",
-        "disable_log_stats": True,  # no periodic lines; our own logger is passed separately
-        "generation_config": "vllm",  # only we choose the sampling
-        "seed": 0,
-    }
-    if settings.device == "cpu":
-        # A seeded request whose prompt is computed in parts kills the CPU engine: the runner rewinds its generator,
-        # which CPU generators cannot do (v1/worker/gpu_model_runner.py, _bookkeeping_sync).
-        options["enable_chunked_prefill"] = False
-    if settings.kv_cache_bytes is not None:
-        options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
-    if settings.gpu_memory_utilization is not None:
-        options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    return {**options, **settings.extra}
-
-
-def _config(settings: EngineSettings) -> Any:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # silences its warning that a CPU has no Triton
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
-    try:
-        return AsyncEngineArgs(**cast("Any", arguments(settings))).create_engine_config()
-    except (TypeError, ValueError) as error:
-        raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
-
-
-OURS = frozenset(
-    {
-        *("model", "served_model_name", "max_model_len", "scheduling_policy", "generation_config", "seed"),
-        *("tensor_parallel_size", "pipeline_parallel_size"),
-    }
-)
-"""Arguments that the runtime relies on, or that have an option of their own."""
-
-
-def check_arguments(settings: EngineSettings, known: set[str]) -> None:
-    """Raises SettingsError for an additional argument that vLLM does not know, or that the user may not set."""
-    for name in settings.extra:
-        if name in OURS:
-            raise SettingsError(f"{settings.name}: the engine argument {name!r} is set by SpecLRM. Leave it out.")
-        if name not in known:
-            close = difflib.get_close_matches(name, known - OURS, n=3)
-            meant = f" Close to it: {', '.join(close)}." if close else ""
-            raise SettingsError(f"{settings.name}: vLLM has no engine argument {name!r}.{meant}")
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Keeps what the engine's own statistics say; counters run from its start."""
-
-    running: int = 0
-    waiting: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    progress: int = 0
-    iterations: int = 0
-    batched: int = 0
-    preemptions: int = 0
-
-
-def _construct(config: Any) -> tuple[Any, _Counters]:
-    """Constructs an engine. Blocks until its process is ready, so it is called in a thread."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    counters = _Counters()
-    return AsyncLLM.from_vllm_config(
-        config, stat_loggers=[_stat_logger(counters)], disable_log_stats=True, enable_log_requests=False
-    ), counters
-
-
-def _stat_logger(counters: _Counters) -> Any:
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-    class Logger(PrometheusStatLogger):
-        """Reads vLLM's statistics. vLLM calls this interface unstable, so every field is looked up with care.
-
-        A Prometheus logger by name only: if none is given vLLM adds its own, asked or not (StatLoggerManager in
-        v1/metrics/loggers.py), and that one takes all metrics of other engines out of the program's registry.
-        """
-
-        def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None: ...
-
-        def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-            counters.progress += 1
-            if scheduler_stats is not None:
-                counters.running = getattr(scheduler_stats, "num_running_reqs", 0)
-                counters.waiting = getattr(scheduler_stats, "num_waiting_reqs", 0)
-            if iteration_stats is not None:
-                written = getattr(iteration_stats, "num_generation_tokens", 0)
-                prompts = getattr(iteration_stats, "prompt_token_stats", None)
-                counters.prompt_tokens += getattr(prompts, "computed", 0)
-                counters.output_tokens += written
-                counters.preemptions += getattr(iteration_stats, "num_preempted_reqs", 0)
-                counters.iterations += 1
-                counters.batched += written  # each request of an iteration brings one token
-
-        def log_engine_initialized(self) -> None: ...
-
-        def log(self) -> None: ...
-
-        def record_sleep_state(self, *_: Any, **__: Any) -> None: ...
-
-        def record_admission_rejection(self, reason: str) -> None: ...
-
-    return Logger
-
-
-def entropy_of(logprobs: Sequence[float]) -> float | None:
-    """Returns the entropy, in nats, of the given log-probabilities made to sum to one; at most ln of their number.
-
-    None if there are fewer than ``ENTROPY_TOP``: a batch in which another request asks for certain ids gives no others
-    for any request (v1/sample/sampler.py).
-    """
-    weights = [math.exp(value) for value in logprobs if value > -math.inf]
-    if len(weights) < ENTROPY_TOP:
-        return None
-    total = sum(weights)
-    return -sum(weight / total * math.log(weight / total) for weight in weights if weight > 0)
 
 
 def read_prompt(output: Any, start: int, end: int, values: dict[int, float]) -> int:
@@ -372,7 +78,7 @@ class VllmEngine:
         settings: EngineSettings,
         tokenizer: Tokenizer,
         engine: Any,
-        counters: _Counters,
+        counters: VllmCounters,
         watchdog: Watchdog,
         log_path: Path,
         pace: mmap.mmap,

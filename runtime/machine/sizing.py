@@ -296,7 +296,7 @@ def _need(
         dtype = "bfloat16" if on_gpu or machine.fast_bfloat16 else "float32"
     width = 4 if dtype == "float32" else 2
     sequences = max(1, min(work.tracks, GPU_SEQUENCES_MAX if on_gpu else CPU_SEQUENCES_MAX))
-    # Without prefill in parts (see runtime/engines/vllm.py) a whole prompt must fit into one iteration.
+    # Without prefill in parts (see runtime/engines/vllm_arguments.py) a whole prompt must fit into one iteration.
     batched = GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length)
     pipeline = placement.pipeline_parallel
     tensor = placement.size // pipeline

@@ -20,7 +20,7 @@ from speclrm.app.resolve import resolve
 from speclrm.app.settings_diff import changed_models, changes
 from speclrm.app.weights import weights
 from speclrm.evaluators.datasets import load, origin
-from speclrm.runtime.engines.vllm import arguments
+from speclrm.runtime.engines.vllm_arguments import arguments
 from speclrm.runtime.machine import hardware
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Problem, Role

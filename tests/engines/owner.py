@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from speclrm.runtime.engine import Request
-from speclrm.runtime.engines.vllm import start_engines
+from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
 from speclrm.runtime.protocols import Role

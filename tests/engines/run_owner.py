@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from support import make_strategy, parts
 
-from speclrm.runtime.engines.vllm import start_engines
+from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
 from speclrm.runtime.protocols import Problem, Role

@@ -17,7 +17,8 @@ from support import Collector, make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.engine import Delta, Request
-from speclrm.runtime.engines.vllm import entropy_of, start_engines
+from speclrm.runtime.engines.confidence import entropy_of
+from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
 from speclrm.runtime.events import EVENT, EngineFacts, MethodsChosen, StepDrafted, StepScored

@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.engine import LOGPROB_MIN, Delta, EngineStats, Finish, Request, continued
+from speclrm.runtime.engines.confidence import ENTROPY_TOP, entropy_of
 from speclrm.runtime.engines.http.client import Trouble
 from speclrm.runtime.engines.http.dialects import MISSHAPED, Ask, checked
 from speclrm.runtime.engines.http.hints import RouterHints, hints
 from speclrm.runtime.engines.http.retries import Retries
 from speclrm.runtime.engines.http.texts import TextToIds
-from speclrm.runtime.engines.vllm import ENTROPY_TOP, entropy_of
 from speclrm.runtime.errors import CapacityError, EngineDeadError, FailureReason, RequestError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speclrm.runtime.engines.vllm import OURS, arguments, check_arguments
+from speclrm.runtime.engines.vllm_arguments import OURS, arguments, check_arguments
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.settings import EngineSettings
 

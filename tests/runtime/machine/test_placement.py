@@ -16,7 +16,7 @@ from speclrm.app.engines import RealEngines, placement
 from speclrm.app.progress import quiet
 from speclrm.app.resolve import make_strategy
 from speclrm.commands.errors import checked
-from speclrm.runtime.engines.vllm import arguments, check_arguments
+from speclrm.runtime.engines.vllm_arguments import arguments, check_arguments
 from speclrm.runtime.engines.vllm_processes import own_values
 from speclrm.runtime.errors import CapacityError, ModelError, SettingsError, UsageError
 from speclrm.runtime.machine.doctor import ORIGINAL, examine
