@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
-from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats
+from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
 
 if TYPE_CHECKING:
