@@ -182,7 +182,7 @@ class MockServer:
         limit = sampling.get(
             "max_tokens", sampling.get("max_new_tokens", sampling.get("n_predict", sampling.get("num_predict")))
         )
-        stops = set(sampling.get("stop_token_ids") or ())
+        stops: set[int] = set(sampling.get("stop_token_ids") or ())
         vocabulary = self.tokenizer.vocabulary
         whole = [*self.tokenizer.encode(self.write(text)), min(vocabulary.end_ids)]
         if limit == 1:

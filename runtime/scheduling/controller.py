@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import EngineCosts
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.scheduling.admission import Admission
-    from speclrm.runtime.scheduling.lanes import Lane, Overlap
+    from speclrm.runtime.scheduling.lanes import Lane
+    from speclrm.runtime.scheduling.overlap import Overlap
     from speclrm.runtime.scheduling.pacing import Pacer
 
 

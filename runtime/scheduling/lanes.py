@@ -9,7 +9,6 @@ urgent one can pass and one that became useless never reaches it.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -19,6 +18,7 @@ from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import Delta, continued
 from speclrm.runtime.errors import EngineDeadError, EngineStalledError
 from speclrm.runtime.scheduling.health import Health
+from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -300,34 +300,6 @@ class Lane:
     def stats(self) -> tuple[LaneStats, ...]:
         """Returns a snapshot of each engine's queue."""
         return tuple(queue.stats() for queue in self.queues)
-
-
-class Overlap:
-    """Counts the seconds in which engines of several roles worked side by side: on one device they slow each other down.
-
-    ``notify``: called when the engines of a role begin (True) or end (False) to have work.
-    """
-
-    def __init__(self, notify: Callable[[Role, bool], None] | None = None) -> None:
-        self._notify = notify
-        self._busy: Counter[Role] = Counter()
-        self._since_s = 0.0
-        self._both_s = 0.0
-
-    @property
-    def both_s(self) -> float:
-        return self._both_s + (now_s() - self._since_s if len(self._busy) > 1 else 0.0)
-
-    def change(self, role: Role, by: int) -> None:
-        """Notes that an engine of that role begins (1) or ends (-1) to have work."""
-        self._both_s = self.both_s
-        self._since_s = now_s()
-        before = self._busy[role]
-        self._busy[role] += by
-        if not self._busy[role]:
-            del self._busy[role]
-        if self._notify is not None and (not before or role not in self._busy):
-            self._notify(role, role in self._busy)
 
 
 class _Queue:

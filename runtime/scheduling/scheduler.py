@@ -10,7 +10,8 @@ from speclrm.runtime.engine import Paceable
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
-from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats, Overlap
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats
+from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.pacing import Pacer
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
 
