@@ -19,7 +19,7 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Problem
-from speclrm.runtime.runtime import Parts
+from speclrm.runtime.runtime import Components
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 
@@ -131,16 +131,16 @@ class Runtime(_Runtime):
         )
         work = Work(tracks, prompt_tokens, token_budget, max_step_tokens, suffix_tokens=0)
 
-        async def open_parts(stack: AsyncExitStack) -> Parts:
+        async def open_components(stack: AsyncExitStack) -> Components:
             if engines is not None:
-                return Parts(engines, same or ExactEquivalence())
+                return Components(engines, same or ExactEquivalence())
             named = make_engines(options)
             await named.size(strategy("speculative" if draft else "baseline"), work, (), notify)
             models = await weights(options)
             self.facts = lambda seed: models | engine_facts(named, seed)
             return await named.open(stack, notify)
 
-        super().__init__(open_parts)
+        super().__init__(open_components)
 
     async def __aenter__(self) -> Runtime:
         await super().__aenter__()

@@ -27,7 +27,7 @@ from speclrm.runtime.machine.sizing import check_room, engine_settings, read_fac
 from speclrm.runtime.models import store
 from speclrm.runtime.models.tokenizer_files import find_tokenizer, pull_tokenizer
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.tokens.prompts import judge_of, open_prompt, question_ids
 from speclrm.strategies.methods import LONGEST_METHOD
 
@@ -71,7 +71,7 @@ class Engines(Protocol):
         """Finds models and fits them to the work; nothing is loaded. Raises UsageError for what cannot be done."""
         ...
 
-    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
         """Starts the engines; the stack closes them. Raises EngineError."""
         ...
 
@@ -96,11 +96,11 @@ def open_runtime(
 ) -> Runtime:
     """Returns a runtime for ``async with`` on these engines. Raises on entry what ``size`` and ``open`` raise."""
 
-    async def open_parts(stack: AsyncExitStack) -> Parts:
+    async def open_components(stack: AsyncExitStack) -> Components:
         await engines.size(strategy, work, problems, notify)
         return await engines.open(stack, notify)
 
-    return Runtime(open_parts)
+    return Runtime(open_components)
 
 
 class SimulatedEngines:
@@ -130,7 +130,7 @@ class SimulatedEngines:
         said = world(self._options, self._dataset, self._seed, problems)
         return simulated_engines(model_names(self._options), said, shared_device=shared)
 
-    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
         engines = self._made
 
         async def close() -> None:
@@ -138,7 +138,7 @@ class SimulatedEngines:
 
         stack.push_async_callback(close)
         # Answers of the simulated world are numbers; worker processes have no place under virtual time.
-        return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
+        return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         return {role: engine.tokenizer for role, engine in self._make((), shared=False).items()}
@@ -211,7 +211,7 @@ class RealEngines:
             for role in names
         }
 
-    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
         options = self._options
         notify("starting the graders", None, None)
         _quiet_tracker()
@@ -222,7 +222,7 @@ class RealEngines:
                 stack.push_async_callback(engine.aclose)
         if self._settings:
             engines |= await self._start(stack, notify)
-        return Parts(engines, grader, slices=by_slices(self._settings), stall_limit_s=options.stall_timeout)
+        return Components(engines, grader, slices=by_slices(self._settings), stall_limit_s=options.stall_timeout)
 
     async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
         """Starts the engines of this machine."""

@@ -242,7 +242,7 @@ def _finished(shards: Sequence[Shard]) -> RunFinished:
             for role in roles
         },
         engines={role: one for role in roles if (one := _engine_report(shards, role)) is not None},
-        stood_up=sum(shard.finished.stood_up for shard in shards),
+        deferred=sum(shard.finished.deferred for shard in shards),
     )
 
 

@@ -22,7 +22,7 @@ from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunStarted
 from speclrm.runtime.replay.recorded_engine import RecordedEngine
 from speclrm.runtime.replay.recorded_run import Past, read_past
-from speclrm.runtime.runtime import Parts, Resumption, Runtime
+from speclrm.runtime.runtime import Components, Resumption, Runtime
 from speclrm.runtime.trace import run_directory
 from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace
@@ -135,9 +135,9 @@ async def _recorded_runtime(past: Past, found: Resolved) -> Runtime:
         if role.value in first.context_max
     }
 
-    async def parts(stack: AsyncExitStack) -> Parts:
+    async def parts(stack: AsyncExitStack) -> Components:
         exact = found.engines.simulated
-        return Parts(engines, ExactEquivalence() if exact else await stack.enter_async_context(GraderOfAThread()))
+        return Components(engines, ExactEquivalence() if exact else await stack.enter_async_context(GraderOfAThread()))
 
     return Runtime(parts)
 

@@ -34,7 +34,7 @@ from speclrm.runtime.events import ProblemStarted, StepCommitted
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.tokens.prompts import judge_of, open_prompt
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.prompts import step_prompts
@@ -212,8 +212,8 @@ def simulated(preset: Path, plan: Plan, cell: Cell, *, by_slices: bool) -> Row:
     async def main() -> Row:
         engines = simulated_engines(dict.fromkeys(family.roles, f"sim/{preset}"), world, shared_device=by_slices)
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence(), slices=by_slices and slices(engines))
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence(), slices=by_slices and slices(engines))
 
         async with Runtime(parts) as runtime:
             row = await turn(runtime, plan, cell)

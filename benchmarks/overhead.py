@@ -24,7 +24,7 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.events import StepCommitted
 from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -274,8 +274,8 @@ async def run_empty(tracks: int, context: int, directory: Path, gauge: Gauge) ->
         closing=False,
     )
 
-    async def parts(stack: AsyncExitStack) -> Parts:
-        return Parts({role: EmptyEngine(f"empty {role}") for role in Role}, ExactEquivalence())
+    async def parts(stack: AsyncExitStack) -> Components:
+        return Components({role: EmptyEngine(f"empty {role}") for role in Role}, ExactEquivalence())
 
     problems = _problems(tracks, context, strategy)
     async with Runtime(parts) as runtime:

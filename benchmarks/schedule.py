@@ -21,7 +21,7 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,8 +86,8 @@ def simulate(
         nonlocal preemptions
         engines = simulated_engines(names, world, shared_device=shared)
 
-        async def parts(_: contextlib.AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
+        async def parts(_: contextlib.AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
 
         async with Runtime(parts) as runtime:
             problems = world.problems(max(1, tracks // each))

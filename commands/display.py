@@ -315,8 +315,8 @@ def figures(summary: RunSummary) -> list[str]:
             lines.append(
                 f"failures    {role}: {use.failures}, {use.down_s:.1f} s without an engine; its requests went on"
             )
-    if summary.stood_up:
-        lines.append(f"room        tracks gave theirs to older ones {summary.stood_up} times")
+    if summary.deferred:
+        lines.append(f"room        tracks gave theirs to older ones {summary.deferred} times")
     return lines
 
 

@@ -98,7 +98,7 @@ class RunSummary(_Model):
     ``discarded_drafts``: the share of the draft's tokens that was thrown away, 0 to 1; ``draft_share``: of all kept tokens
     those by the draft. ``chains``: tracks with an answer; ``chain_length``: their mean tokens generated and kept. ``flops``:
     by role, where the parameters are known; ``decode_flops`` and ``all_flops``: of both, None where one is not known.
-    ``stood_up``: how often a track gave its room to older ones. Formulas: docs/ledger.md. ``intervals``: in what is written
+    ``deferred``: how often a track gave its room to older ones. Formulas: docs/ledger.md. ``intervals``: in what is written
     and shown at a run's end (docs/statistics.md).
     """
 
@@ -126,7 +126,7 @@ class RunSummary(_Model):
     seconds: float = 0.0
     busy_s: dict[str, float] = {}
     engines: dict[str, EngineUse] = {}
-    stood_up: int = 0
+    deferred: int = 0
     modes: ModeCounts = ModeCounts()
     discarded_drafts: float | None = None
     draft_share: float | None = None
@@ -276,7 +276,7 @@ class Summary:
             seconds=ledger.seconds,
             busy_s=ledger.busy_s(),
             engines=ledger.engines(),
-            stood_up=ledger.stood_up,
+            deferred=ledger.deferred,
             modes=ModeCounts(
                 speculated=self._count["speculated"],
                 eager=self._count["eager"],

@@ -12,6 +12,7 @@ from operator import not_
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -495,7 +496,7 @@ class EngineRecovered(EventBase):
 
 class RunFinished(EventBase):
     """The last line of a trace that ended by itself. ``busy_s``, by role: seconds in which each engine had work;
-    ``engines``: what else they did. ``stood_up``: times that a track released its KV cache reservation to older ones
+    ``engines``: what else they did. ``deferred``: times that a track released its KV cache reservation to older ones
     and waited.
     """
 
@@ -505,7 +506,8 @@ class RunFinished(EventBase):
     error: str | None = Field(default=None, exclude_if=_is_none)
     busy_s: dict[str, float] = Field(default_factory=dict)
     engines: dict[str, EngineReport] = Field(default_factory=dict)
-    stood_up: int = 0
+    deferred: int = Field(default=0, validation_alias=AliasChoices("deferred", "stood_up"))
+    """Older traces call it ``stood_up``."""
 
 
 Event = Annotated[

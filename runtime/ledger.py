@@ -212,7 +212,7 @@ class Ledger:
         """Run time so far."""
         self.chains = 0
         """Tracks that ended with an answer."""
-        self.stood_up = 0
+        self.deferred = 0
         """Times that a track released its KV cache reservation to older ones and waited."""
 
     def add(self, event: Event) -> None:
@@ -349,7 +349,7 @@ class Ledger:
             self._work_again(engine, event.t)
         for key in list(self._pending):
             self._lapse(key)
-        self.stood_up += event.stood_up
+        self.deferred += event.deferred
         for role, seconds in event.busy_s.items():
             self._busy_s[role] += seconds
         for role, report in event.engines.items():

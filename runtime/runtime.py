@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.replay.recorded_run import Past
-    from speclrm.runtime.scheduling.requests import Flights
+    from speclrm.runtime.scheduling.requests import RequestLane
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ STREAM_EVENTS_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """The parts that a runtime works with. ``engines``: one of each role, or several with the same model.
 
     ``slices``: draft and target share a device by time slices, each at about half its speed while both work.
@@ -126,12 +126,12 @@ class Runtime:
     """
 
     def __init__(
-        self, open_parts: Callable[[AsyncExitStack], Awaitable[Parts]], *, in_flight_max: int | None = None
+        self, open_components: Callable[[AsyncExitStack], Awaitable[Components]], *, in_flight_max: int | None = None
     ) -> None:
-        self._open_parts = open_parts
+        self._open_components = open_components
         self._in_flight_max = in_flight_max
         self._stack = AsyncExitStack()
-        self._parts: Parts | None = None
+        self._components: Components | None = None
         self._scheduler: Scheduler | None = None
         self._orders = count()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -143,8 +143,8 @@ class Runtime:
     async def __aenter__(self) -> Runtime:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            self._parts = await self._open_parts(stack)
-            parts = self._parts
+            self._components = await self._open_components(stack)
+            parts = self._components
             scheduler = Scheduler(
                 parts.engines,
                 in_flight_max=self._in_flight_max,
@@ -169,7 +169,7 @@ class Runtime:
                 await asyncio.wait(self._calls)
         finally:
             await self._stack.aclose()
-            self._parts = self._scheduler = None
+            self._components = self._scheduler = None
             self._closing = False
 
     async def _call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -204,7 +204,7 @@ class Runtime:
     @property
     def slices(self) -> bool:
         """Whether its engines share a device by time slices."""
-        return self._parts is not None and self._parts.slices
+        return self._components is not None and self._components.slices
 
     @property
     def scheduler(self) -> Scheduler:
@@ -493,7 +493,7 @@ class Runtime:
                     error=error,
                     busy_s=meter.busy_s(),
                     engines=meter.reports(),
-                    stood_up=meter.stood_up,
+                    deferred=meter.deferred,
                 )
             )
 
@@ -521,7 +521,7 @@ class Runtime:
     async def _sample(self, job: Job, bus: EventBus) -> SampleState:
         problem, playback = job.problem, job.playback
         await bus.turn("problem_started", problem.id, job.repeat)
-        lanes: Mapping[Role, Flights] = self.scheduler.lanes
+        lanes: Mapping[Role, RequestLane] = self.scheduler.lanes
         equivalence = self._equivalence()
         again: SamplePlayback | None = None
         if playback is not None:
@@ -559,8 +559,8 @@ class Runtime:
 
     def _equivalence(self) -> Equivalence:
         """Returns the judge of answers for a sample."""
-        assert self._parts is not None
-        judge = self._parts.equivalence
+        assert self._components is not None
+        judge = self._components.equivalence
         return judge.of_sample() if isinstance(judge, EquivalenceBySample) else judge
 
 

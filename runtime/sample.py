@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.protocols import Equivalence, Plan, Problem, Strategy, TrackPlan
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.scheduling.requests import Flights
+    from speclrm.runtime.scheduling.requests import RequestLane
     from speclrm.runtime.scheduling.scheduler import Scheduler
     from speclrm.runtime.tokens.prompts import JudgeSuffix
     from speclrm.runtime.trace.bus import EventBus
@@ -54,7 +54,7 @@ class Sample:
         seed: int | None,
         strategy: Strategy,
         scheduler: Scheduler,
-        lanes: Mapping[Role, Flights],
+        lanes: Mapping[Role, RequestLane],
         record: SamplePlayback | None = None,
         equivalence: Equivalence,
         bus: EventBus,

@@ -19,7 +19,7 @@ from speclrm.commands.screen import providing
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.engines.scripted import ByteTokenizer, ScriptedEngine, by_step
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts
+from speclrm.runtime.runtime import Components
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,13 +64,13 @@ class ScriptedEngines:
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
         notify("loading", None, None)
 
-    async def open(self, stack: AsyncExitStack, notify: Notify) -> Parts:
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
         engines: dict[Role, Engine] = {
             Role.TARGET: ScriptedEngine(by_step(self._steps, scores=self._scores), token_s=self._token_s)
         }
         if self._options.draft:
             engines[Role.DRAFT] = ScriptedEngine(by_step(self._steps), token_s=self._token_s)
-        return Parts(engines, ExactEquivalence())
+        return Components(engines, ExactEquivalence())
 
     async def tokenizers(self) -> Mapping[Role, Tokenizer]:
         return {Role.TARGET: ByteTokenizer(), Role.DRAFT: ByteTokenizer()}

@@ -37,10 +37,10 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.lanes import Lane
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
@@ -61,11 +61,11 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(main)
 
 
-def parts(engines: Mapping[Role, Engine]) -> Callable[[AsyncExitStack], Awaitable[Parts]]:
-    async def open_parts(stack: AsyncExitStack) -> Parts:
-        return Parts(engines, ExactEquivalence())
+def parts(engines: Mapping[Role, Engine]) -> Callable[[AsyncExitStack], Awaitable[Components]]:
+    async def open_components(stack: AsyncExitStack) -> Components:
+        return Components(engines, ExactEquivalence())
 
-    return open_parts
+    return open_components
 
 
 def simulated(**settings: Any) -> tuple[SimulatedWorld, SimulatedEngine]:
@@ -131,12 +131,12 @@ def display(size: float) -> None:
 
 
 def cancel(size: float) -> None:
-    """Requests that wait in a lane, and tracks that wait for a seat, all given up at once: with 8,000, no turn of the loop
+    """Requests that wait in a lane, and tracks that wait for room, all given up at once: with 8,000, no turn of the loop
     takes 50 ms. Beside it what asyncio takes to cancel as many tasks that wait for nothing.
     """
     for count in sized(size, 1_000, 8_000):
         bare, _ = run(cancelled(count, lambda number: forever()))
-        for what, make in (("in a lane", in_lane), ("for a seat", for_seat)):
+        for what, make in (("in a lane", in_lane), ("for room", for_reservation)):
             whole, longest = run(cancelled(count, make()))
             tell(
                 f"cancel {count:,} that wait {what}",
@@ -150,7 +150,7 @@ async def forever() -> None:
 
 def in_lane() -> Callable[[int], Coroutine[Any, Any, Any]]:
     lane = Lane(Role.TARGET, ScriptedEngine(lambda request, prompt: Reply("x", wait_s=1e9)), in_flight_max=1)
-    return lambda number: lane.run(Flight(Request(str(number), [65], 5, priority=number % 7), "scripted"))
+    return lambda number: lane.run(RequestState(Request(str(number), [65], 5, priority=number % 7), "scripted"))
 
 
 class Small(ScriptedEngine):
@@ -160,18 +160,18 @@ class Small(ScriptedEngine):
         return replace(super().stats(), kv_tokens=1_000)
 
 
-def for_seat() -> Callable[[int], Coroutine[Any, Any, Any]]:
+def for_reservation() -> Callable[[int], Coroutine[Any, Any, Any]]:
     admission = Admission({Role.TARGET: Lane(Role.TARGET, Small(lambda request, prompt: Reply()))})
 
-    async def sit(number: int) -> None:
-        seat = admission.claim(number % 7, {Role.TARGET: 800})
+    async def admit(number: int) -> None:
+        reservation = admission.claim(number % 7, {Role.TARGET: 800})
         try:
-            await admission.sit(seat)
+            await admission.admit(reservation)
             await forever()
         finally:
-            admission.leave(seat)
+            admission.leave(reservation)
 
-    return sit
+    return admit
 
 
 async def cancelled(count: int, make: Callable[[int], Coroutine[Any, Any, Any]]) -> tuple[float, float]:

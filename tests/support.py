@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.strategies.catalog import strategy
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Engine, Request
     from speclrm.runtime.events import Event, Outcome
     from speclrm.runtime.protocols import Equivalence, Strategy
-    from speclrm.runtime.scheduling.admission import Admission, Seat
+    from speclrm.runtime.scheduling.admission import Admission, Reservation
     from speclrm.runtime.state import SampleState
 
 T = TypeVar("T")
@@ -107,11 +107,11 @@ def make_strategy(name: str, **options: object) -> Strategy:
 
 def parts(
     engines: Mapping[Role, Engine | Sequence[Engine]], equivalence: Equivalence | None = None
-) -> Callable[[AsyncExitStack], Awaitable[Parts]]:
-    async def open_parts(stack: AsyncExitStack) -> Parts:
-        return Parts(engines, equivalence or ExactAnswers())
+) -> Callable[[AsyncExitStack], Awaitable[Components]]:
+    async def open_components(stack: AsyncExitStack) -> Components:
+        return Components(engines, equivalence or ExactAnswers())
 
-    return open_parts
+    return open_components
 
 
 def play(
@@ -153,11 +153,11 @@ def play(
     return played
 
 
-async def enter(admission: Admission, order: int, tokens: Mapping[Role, int]) -> Seat:
-    """A seat, once there is room for it."""
-    seat = admission.claim(order, tokens)
-    await admission.sit(seat)
-    return seat
+async def enter(admission: Admission, order: int, tokens: Mapping[Role, int]) -> Reservation:
+    """A reservation, once there is room for it."""
+    reservation = admission.claim(order, tokens)
+    await admission.admit(reservation)
+    return reservation
 
 
 def operation(request: Request) -> tuple[str, str, int, str]:

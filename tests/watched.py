@@ -1,6 +1,6 @@
-"""The scheduler under watch: what each lane was asked and when it began, who has a seat, and what an engine has open.
+"""The scheduler under watch: what each lane was asked and when it began, who has a reservation, and what an engine has open.
 
-``watched()`` puts lanes and seats that keep a record in the place of plain ones; both do what plain ones do.
+``watched()`` puts lanes and reservations that keep a record in the place of plain ones; both do what plain ones do.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from speclrm.runtime.clock import VirtualTimeLoop, now_s
 from speclrm.runtime.engines.scripted import ScriptedEngine
 from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.scheduling import scheduler
-from speclrm.runtime.scheduling.admission import Admission, Seat
-from speclrm.runtime.scheduling.lanes import Lane, Stay
+from speclrm.runtime.scheduling.admission import Admission, Reservation
+from speclrm.runtime.scheduling.lanes import Lane, LaneSlot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Delta, Request
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.scheduling.requests import Flight
+    from speclrm.runtime.scheduling.requests import RequestState
 
 T = TypeVar("T")
 
@@ -47,12 +47,12 @@ class Asked:
 
 @dataclass
 class Record:
-    """What happened in the lanes and seats of one runtime."""
+    """What happened in the lanes and reservations of one runtime."""
 
     asked: list[Asked] = field(default_factory=list[Asked])
     in_flight: dict[int, int] = field(default_factory=dict[int, int])
     most_in_flight: dict[int, int] = field(default_factory=dict[int, int])
-    seats: list[Seat] = field(default_factory=list[Seat])
+    reservations: list[Reservation] = field(default_factory=list[Reservation])
     admissions: list[Admission] = field(default_factory=list[Admission])
     over: list[str] = field(default_factory=list[str])
     step_tokens: int = 0
@@ -85,13 +85,15 @@ class Record:
         return found
 
 
-class _WatchedStay(Stay):
-    def __init__(self, lane: Lane, flight: Flight, record: Record) -> None:
-        queue = lane.queues[flight.place]
-        super().__init__(lane, flight)
+class _WatchedStay(LaneSlot):
+    def __init__(self, lane: Lane, request_state: RequestState, record: Record) -> None:
+        queue = lane.queues[request_state.place]
+        super().__init__(lane, request_state)
         self._record = record
         self._of = id(queue)
-        self._entry = Asked(flight.request.id, flight.request.priority, self._of, 0, 0.0, flight.lasting)
+        self._entry = Asked(
+            request_state.request.id, request_state.request.priority, self._of, 0, 0.0, request_state.lasting
+        )
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
         record, entry = self._record, self._entry
@@ -121,8 +123,8 @@ def watched() -> Generator[Record]:
     record = Record()
 
     class WatchedLane(Lane):
-        def fly(self, flight: Flight) -> Stay:
-            return _WatchedStay(self, flight, record)
+        def fly(self, request_state: RequestState) -> LaneSlot:
+            return _WatchedStay(self, request_state, record)
 
     class WatchedAdmission(Admission):
         def __init__(self, lanes: Mapping[Role, Lane]) -> None:
@@ -130,23 +132,23 @@ def watched() -> Generator[Record]:
             self._watched_lanes = lanes
             record.admissions.append(self)
 
-        def claim(self, order: int, tokens: Mapping[Role, int]) -> Seat:
-            seat = super().claim(order, tokens)
-            record.seats.append(seat)
-            return seat
+        def claim(self, order: int, tokens: Mapping[Role, int]) -> Reservation:
+            reservation = super().claim(order, tokens)
+            record.reservations.append(reservation)
+            return reservation
 
-        def resize(self, seat: Seat, role: Role, tokens: int) -> None:
-            super().resize(seat, role, tokens)
+        def resize(self, reservation: Reservation, role: Role, tokens: int) -> None:
+            super().resize(reservation, role, tokens)
             self._look()
 
         def _look(self) -> None:
             for role, lane in self._watched_lanes.items():
                 for place, engine in enumerate(lane.engines):
                     room = engine.stats().kv_tokens
-                    seated = [s for s in record.seats if s.seated and s.places.get(role) == place]
-                    held = sum(seat.tokens[role] for seat in seated)
-                    if room is not None and len(seated) > 1 and held > room + record.step_tokens * len(seated):
-                        record.over.append(f"{role} {place}: {len(seated)} seats hold {held} of {room} tokens")
+                    admitted = [s for s in record.reservations if s.admitted and s.places.get(role) == place]
+                    held = sum(reservation.tokens[role] for reservation in admitted)
+                    if room is not None and len(admitted) > 1 and held > room + record.step_tokens * len(admitted):
+                        record.over.append(f"{role} {place}: {len(admitted)} reservations hold {held} of {room} tokens")
 
     with patch.object(scheduler, "Lane", WatchedLane), patch.object(scheduler, "Admission", WatchedAdmission):
         yield record

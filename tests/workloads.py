@@ -219,18 +219,18 @@ def execute(work: Workload, *, cancel_after_s: float | None = None, fail: dict[i
 
 
 def check_nothing_left(ran: Ran) -> None:
-    """No request in an engine, no seat, nobody in a queue, no problem in the controller's mind."""
+    """No request in an engine, no reservation, nobody in a queue, no problem in the controller's mind."""
     assert not ran.open_at_end
     assert ran.scheduler is not None
     for several in ran.scheduler.stats().values():
         for lane in several:
             assert (lane.in_flight, lane.waiting, lane.engine.running, lane.engine.waiting) == (0, 0, 0, 0)
-    assert (ran.scheduler.admission.seated, ran.scheduler.admission.waiting) == (0, 0)
+    assert (ran.scheduler.admission.admitted, ran.scheduler.admission.waiting) == (0, 0)
     if ran.scheduler.controller is not None:
         assert ran.scheduler.controller.problems == 0
     for engine in ran.every_engine:
         assert engine.kv_tokens_used == 0
-    assert not any(seat.seated for seat in ran.record.seats)
+    assert not any(reservation.admitted for reservation in ran.record.reservations)
 
 
 def operations(events: Sequence[Event]) -> list[tuple[Event, Operation]]:

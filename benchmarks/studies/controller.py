@@ -19,7 +19,7 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -49,8 +49,8 @@ def simulate(
     async def main() -> None:
         engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=shared)
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
 
         async with Runtime(parts) as runtime:
             problems = world.problems(max(1, tracks // each))

@@ -24,7 +24,7 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld, WorldSettings
 from speclrm.runtime.events import RunFinished, SampleFinished
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.trace.reader import read_run
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def simulate(case: Case, seed: int, *, steps: float = STEPS) -> list[Event]:
     async def main() -> None:
         engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=False)
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence())
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence())
 
         async with Runtime(parts) as runtime:
             await runtime.run(

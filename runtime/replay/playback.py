@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Outcome
-    from speclrm.runtime.replay.recorded_replies import Share
+    from speclrm.runtime.replay.recorded_replies import RecordedReply
     from speclrm.runtime.replay.recorded_run import SampleKey
 
 Mode = Literal["resume", "replay"]
@@ -374,13 +374,13 @@ class SamplePlayback:
         """Returns whether the trace says anything about a request."""
         return operation in self._answers
 
-    def find(self, request: Request) -> list[Share] | None:
+    def find(self, request: Request) -> list[RecordedReply] | None:
         """Returns what the trace has of exactly this request."""
-        shares = self._answers.get(request.id)
-        if shares is None:
+        replies = self._answers.get(request.id)
+        if replies is None:
             return None
-        if shares[0].operation.digest == digest(request):
-            return shares
+        if replies[0].operation.digest == digest(request):
+            return replies
         _, _, track, step, kind = request.id.rsplit("/", 4)
         if self.mode == "resume":
             raise self._break(f"track {track}, step {step}: the {kind} request is another one than recorded")

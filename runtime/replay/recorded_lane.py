@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import Operation
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.replay.recorded_replies import Share
-    from speclrm.runtime.scheduling.requests import Flight, Flights
+    from speclrm.runtime.replay.recorded_replies import RecordedReply
+    from speclrm.runtime.scheduling.requests import RequestLane, RequestState
 
 
 class RecordedLane:
     """A lane behind the trace of one sample."""
 
-    def __init__(self, lane: Flights, sample: SamplePlayback) -> None:
+    def __init__(self, lane: RequestLane, sample: SamplePlayback) -> None:
         self._lane = lane
         self._sample = sample
 
@@ -34,43 +34,45 @@ class RecordedLane:
     def engines(self) -> Sequence[Engine]:
         return self._lane.engines
 
-    def recall(self, flight: Flight) -> None:
-        shares = self._sample.find(flight.request)
-        flight.recorded = None if shares is None else _Reports(shares)
+    def recall(self, request_state: RequestState) -> None:
+        replies = self._sample.find(request_state.request)
+        request_state.recorded = None if replies is None else _Reports(replies)
 
-    def wants_place(self, flight: Flight) -> bool:
-        return self._lane.wants_place(flight)
+    def wants_place(self, request_state: RequestState) -> bool:
+        return self._lane.wants_place(request_state)
 
-    async def run(self, flight: Flight) -> None:
-        async with self.fly(flight) as deltas:
+    async def run(self, request_state: RequestState) -> None:
+        async with self.fly(request_state) as deltas:
             async for _ in deltas:
                 pass
 
     @asynccontextmanager
-    async def fly(self, flight: Flight) -> AsyncGenerator[AsyncIterator[Delta], None]:
-        sample, request = self._sample, flight.request
-        if isinstance(flight.recorded, _Reports):
-            shares = flight.recorded.shares
-            answered = [share for share in shares if not share.dropped or share.piece or share.error]
-            async with aclosing(self._answer(flight, shares[-1], answered)) as deltas:
+    async def fly(self, request_state: RequestState) -> AsyncGenerator[AsyncIterator[Delta], None]:
+        sample, request = self._sample, request_state.request
+        if isinstance(request_state.recorded, _Reports):
+            replies = request_state.recorded.replies
+            answered = [share for share in replies if not share.dropped or share.piece or share.error]
+            async with aclosing(self._answer(request_state, replies[-1], answered)) as deltas:
                 yield deltas
             return
         if sample.mode == "replay":
             await sample.wait(request, "the trace does not have it")
         await sample.live()
-        async with self._lane.fly(flight) as deltas:
+        async with self._lane.fly(request_state) as deltas:
             yield deltas
 
-    async def _answer(self, flight: Flight, last: Share, answered: Sequence[Share]) -> AsyncGenerator[Delta, None]:
-        sample, request = self._sample, flight.request
+    async def _answer(
+        self, request_state: RequestState, last: RecordedReply, answered: Sequence[RecordedReply]
+    ) -> AsyncGenerator[Delta, None]:
+        sample, request = self._sample, request_state.request
         before = 0
         for share in answered:
             operation = share.operation
             if not share.piece:
                 await sample.due(share.index)
-            flight.engine = operation.engine
-            flight.queue_s += operation.queue_s
-            flight.engine_s += operation.engine_s
+            request_state.engine = operation.engine
+            request_state.queue_s += operation.queue_s
+            request_state.engine_s += operation.engine_s
             if share.error is not None and not share.piece:  # a whole piece was dropped because a later one failed
                 raise retold(share.error)
             seen, finish = [*share.ids, *operation.ahead], operation.finish
@@ -79,8 +81,8 @@ class RecordedLane:
                 seen, finish = seen[: max(0, request.max_tokens - before)], "length"
             elif finish == "length" and before + len(seen) < request.max_tokens:
                 finish = None
-            told = len(flight.ids) - before
-            if told < len(seen) or finish != flight.finish:
+            told = len(request_state.ids) - before
+            if told < len(seen) or finish != request_state.finish:
                 delta = Delta(
                     tuple(seen[told:]),
                     finish,
@@ -90,37 +92,37 @@ class RecordedLane:
                     operation.first_entropy,
                     operation.prompt_logprobs,
                 )
-                flight.take(delta)
+                request_state.take(delta)
                 yield delta
-            if flight.finish is not None:
+            if request_state.finish is not None:
                 return
             before += len(share.ids)
         if last.dropped and not last.piece:
             await sample.wait(request, "it was given up, so what it would have brought is not in the trace")
         if request.id.rpartition("/")[2].partition(".")[0] != "write":
             await sample.wait(request, "the trace has only a part of it")
-        flight.cut = True
+        request_state.cut = True
 
 
 @dataclass(slots=True)
 class _Reports:
     """Lets a request report as the trace has it. The shares are reported one by one, in their order."""
 
-    shares: Sequence[Share]
+    replies: Sequence[RecordedReply]
     _next: int = 0
 
     @property
     def left(self) -> int:
-        return len(self.shares) - self._next
+        return len(self.replies) - self._next
 
     @property
     def dropped_next(self) -> bool:
-        return self.shares[self._next].dropped
+        return self.replies[self._next].dropped
 
     def report(self, now: Operation) -> Operation:
         if not self.left:
             return now
-        share = self.shares[self._next]
+        share = self.replies[self._next]
         self._next += 1
         then = share.operation
         if share.dropped:

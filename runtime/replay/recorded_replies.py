@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RecordedReply:
     """The part of a request that one event has. ``index``: of the event among its sample's.
 
     ``ids``: of this share; ``operation.ahead`` come after them. ``digits``: log-probabilities of 0 to 9. ``dropped``:
@@ -44,16 +44,16 @@ class Share:
         return dict(zip(request.logprob_ids, values, strict=True)) if values and request.logprob_ids else None
 
 
-def answers(events: Iterable[Event]) -> dict[str, list[Share]]:
+def answers(events: Iterable[Event]) -> dict[str, list[RecordedReply]]:
     """Returns the shares of each operation, by its id, in order."""
-    found: dict[str, list[Share]] = {}
+    found: dict[str, list[RecordedReply]] = {}
     for index, event in enumerate(events):
-        for share in _shares(index, event):
+        for share in _replies(index, event):
             found.setdefault(share.operation.id, []).append(share)
     return found
 
 
-def _shares(index: int, event: Event) -> Iterable[Share]:
+def _replies(index: int, event: Event) -> Iterable[RecordedReply]:
     match event:
         case StepDrafted() | StepWritten():
             rest = event.ids
@@ -63,17 +63,19 @@ def _shares(index: int, event: Event) -> Iterable[Share]:
                 rest = rest[len(rest) - kept :]
             for operation in event.operations:
                 kept = operation.output_tokens - len(operation.tail)
-                yield Share(index, operation, (*rest[:kept], *operation.tail))
+                yield RecordedReply(index, operation, (*rest[:kept], *operation.tail))
                 rest = rest[kept:]
         case StepScored():
             for operation in event.operations:
-                yield Share(index, operation, operation.tail, event.digits)
+                yield RecordedReply(index, operation, operation.tail, event.digits)
         case MethodsChosen():
             for operation in event.operations:
-                yield Share(index, operation, operation.tail)
+                yield RecordedReply(index, operation, operation.tail)
         case OperationDropped():
             piece = event.operation.finish is not None
-            yield Share(index, event.operation, event.operation.tail, dropped=True, error=event.error, piece=piece)
+            yield RecordedReply(
+                index, event.operation, event.operation.tail, dropped=True, error=event.error, piece=piece
+            )
         case _:
             pass
 

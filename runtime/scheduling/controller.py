@@ -33,7 +33,7 @@ from speclrm.runtime.events import (
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, predict
 from speclrm.runtime.scheduling.controller_settings import ControllerSettings
-from speclrm.runtime.scheduling.iteration_costs import CostFit, Look
+from speclrm.runtime.scheduling.iteration_costs import CostFit, CounterDelta
 from speclrm.runtime.scheduling.pacing import FREE, Pace, Snapshot, pace
 
 if TYPE_CHECKING:
@@ -418,7 +418,7 @@ class Controller:
             if not totals.iterations and self._token_s[role].value:  # an engine that does not count them
                 iterations = busy_s / self._token_s[role].value
             self._fits[role].add(
-                Look(
+                CounterDelta(
                     busy_s,
                     iterations,
                     totals.new_tokens - before.new_tokens,
@@ -439,16 +439,16 @@ class Controller:
             return
         self._decided_s, self._decided_tracks = now, tracks
         shape = self._step
-        seated = 1 - min(1.0, self._waiting / tracks)
-        if not seated:
+        admitted = 1 - min(1.0, self._waiting / tracks)
+        if not admitted:
             return
-        tail = self._tail(tracks * seated, shape, target, draft)
-        alone = predict([Group(tracks * seated, None)], shape, target, None).rate
+        tail = self._tail(tracks * admitted, shape, target, draft)
+        alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
 
         def worth(speculate: Callable[[_Problem], bool], tail: float) -> float:
             """Predicted tokens a second over those of the target alone."""
-            groups = self._groups(seated, lambda p: self._acceptance(p) if speculate(p) else None)
-            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * seated)
+            groups = self._groups(admitted, lambda p: self._acceptance(p) if speculate(p) else None)
+            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * admitted)
             rate = self._predict(groups, shape, target, draft).rate if share else alone
             return rate / alone * (1 + share * (1 / (1 + tail) - 1))
 
@@ -463,14 +463,14 @@ class Controller:
         best = self.gain if self.threshold <= 1 else 1.0
         change = best >= now_worth * (1 + self._settings.hysteresis)
         hope = min(self._settings.hopeful, self._hoped())
-        hoped = self._predict([Group(tracks * seated, hope)], shape, target, draft).rate / alone / (1 + tail)
+        hoped = self._predict([Group(tracks * admitted, hope)], shape, target, draft).rate / alone / (1 + tail)
         self._hopeless = hoped < self._settings.hope_on and self.threshold > 1
         for problem in self._problems.values():
             if change:
                 self._turn(problem)
             else:
                 problem.reason = self._reason(problem)
-        at_work = self._groups(seated, lambda p: self._acceptance(p) if p.speculates else None)
+        at_work = self._groups(admitted, lambda p: self._acceptance(p) if p.speculates else None)
         load = self._predict(at_work, shape, target, draft)
         self._eager = (
             draft.slowdown + target.slowdown < self._settings.eager_cost
@@ -524,13 +524,13 @@ class Controller:
             return f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
         return f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
 
-    def _groups(self, seated: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
+    def _groups(self, admitted: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
         """Groups all tracks at work by acceptance in steps of 0.05."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
             accepted = acceptance(problem)
             tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
-        return [Group(count * seated, accepted) for accepted, count in tracks.items()]
+        return [Group(count * admitted, accepted) for accepted, count in tracks.items()]
 
     @property
     def _steps_a_track(self) -> float:

@@ -47,7 +47,7 @@ class Meter:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._before = self._totals()
-        self._stood_up = scheduler.admission.stood_up
+        self._deferred = scheduler.admission.deferred
 
     def facts(self) -> dict[str, EngineFacts]:
         """Returns what the engines are, by role."""
@@ -64,8 +64,8 @@ class Meter:
         return facts
 
     @property
-    def stood_up(self) -> int:
-        return self._scheduler.admission.stood_up - self._stood_up
+    def deferred(self) -> int:
+        return self._scheduler.admission.deferred - self._deferred
 
     def busy_s(self) -> dict[str, float]:
         """Returns the seconds in which each role's engines had work."""

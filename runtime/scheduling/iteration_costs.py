@@ -26,7 +26,7 @@ SLOWDOWN_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CounterDelta:
     """The work of an engine between two looks at it. ``context``: tokens of context, summed over iterations and requests.
 
     ``both_s``: seconds of ``busy_s`` in which another engine was busy too.
@@ -55,7 +55,7 @@ class CostFit:
     def costs(self) -> EngineCosts | None:
         return self._costs or self.known
 
-    def add(self, look: Look) -> None:
+    def add(self, look: CounterDelta) -> None:
         """Adds a look; one without an iteration changes nothing."""
         if look.iterations <= 0 or look.busy_s <= 0:
             return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Engine, EngineStats
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Role
-    from speclrm.runtime.scheduling.requests import Flight
+    from speclrm.runtime.scheduling.requests import RequestState
 
 SURPLUS = 1.25
 """Requests in flight for each sequence that the engine runs. The surplus waits inside the engine, so that a free place
@@ -74,7 +74,7 @@ class LaneStats:
         return self.engine.batched / self.engine.iterations if self.engine.iterations else 0.0
 
 
-class Stay:
+class LaneSlot:
     """A request's time in its lane: the block around it, and the iterator over its deltas.
 
     A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
@@ -93,10 +93,10 @@ class Stay:
         "_stream",
     )
 
-    def __init__(self, lane: Lane, flight: Flight) -> None:
+    def __init__(self, lane: Lane, request_state: RequestState) -> None:
         self._lane = lane
-        self._flight = flight
-        self._queue = lane.queues[flight.place]
+        self._flight = request_state
+        self._queue = lane.queues[request_state.place]
         self._reader: asyncio.Task[Any] | None = None
         self._stalled = self._inside = False
         self._moves = 0
@@ -109,23 +109,23 @@ class Stay:
 
     async def _enter(self) -> None:
         """Waits for a place at an engine that works, and opens the stream there, for what is left of the output."""
-        flight = self._flight
+        request_state = self._flight
         asked = now_s()
         try:
             while True:
                 queue = self._queue
                 if not queue.health.works:
-                    self._queue = queue = await self._lane.another(flight)
-                if await queue.enter(flight):
+                    self._queue = queue = await self._lane.another(request_state)
+                if await queue.enter(request_state):
                     break
         finally:
-            flight.queue_s += now_s() - asked
+            request_state.queue_s += now_s() - asked
             self._queue.waited_s += now_s() - asked
         self._started = now_s()
         self._inside = True
-        flight.place, flight.engine = self._lane.queues.index(queue), queue.engine.name
-        queue.stays.add(self)
-        self._stream = queue.engine.stream(continued(flight.request, flight.ids))
+        request_state.place, request_state.engine = self._lane.queues.index(queue), queue.engine.name
+        queue.slots.add(self)
+        self._stream = queue.engine.stream(continued(request_state.request, request_state.ids))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -212,7 +212,7 @@ class Stay:
             else:
                 await self._stream.aclose()  # there is nothing left to abort
         finally:
-            self._queue.stays.discard(self)
+            self._queue.slots.discard(self)
             self._queue.leave(self._flight)
 
 
@@ -243,11 +243,11 @@ class Lane:
     def engines(self) -> list[Engine]:
         return [queue.engine for queue in self.queues]
 
-    def recall(self, flight: Flight) -> None:
+    def recall(self, request_state: RequestState) -> None:
         """Does nothing: a live lane has no trace behind it."""
 
-    def fly(self, flight: Flight) -> Stay:
-        """Waits for room, then opens the engine's stream. Each delta updates ``flight``.
+    def fly(self, request_state: RequestState) -> LaneSlot:
+        """Waits for room, then opens the engine's stream. Each delta updates ``request_state``.
 
         Leaving the block, also by cancellation, aborts the request in the engine and frees the place. If the engine fails, the
         request continues at another one, or waits until one works again: with its id, its seed, and the ids that it has.
@@ -257,14 +257,14 @@ class Lane:
             EngineStalledError: the engine as a whole showed no progress for ``stall_limit_s``, somebody waited for it, and
                 there is no other.
         """
-        return Stay(self, flight)
+        return LaneSlot(self, request_state)
 
-    async def another(self, flight: Flight) -> _Queue:
+    async def another(self, request_state: RequestState) -> _Queue:
         """Returns the queue of an engine that works, instead of the request's own: the same one for all requests of a track as
         long as the same engines work, so that its cache serves them. Waits for one if there is none.
         """
         while not (working := [queue for queue in self.queues if queue.health.works]):
-            failed = self.queues[flight.place].health
+            failed = self.queues[request_state.place].health
             if not any(queue.health.may_return for queue in self.queues):
                 raise failed.failed()
             self._returned.clear()
@@ -274,7 +274,7 @@ class Lane:
             except TimeoutError:
                 if not failed.works:
                     raise failed.failed() from None
-        track = flight.request.id.rsplit("/", 2)[0]
+        track = request_state.request.id.rsplit("/", 2)[0]
         return working[crc32(track.encode()) % len(working)]
 
     def watches(self) -> list[Coroutine[Any, Any, None]]:
@@ -284,16 +284,16 @@ class Lane:
         found: list[Coroutine[Any, Any, None]] = [queue.watch() for queue in self.queues]
         return found + [queue.health.mend(self._returned.set) for queue in self.queues if queue.health.may_return]
 
-    def wants_place(self, flight: Flight) -> bool:
+    def wants_place(self, request_state: RequestState) -> bool:
         """Returns whether a lasting request in its engine should give its place up at the end of its step, and ask again.
 
         True while something more urgent waits and lasting requests hold all places.
         """
-        return self.queues[flight.place].wants_place(flight)
+        return self.queues[request_state.place].wants_place(request_state)
 
-    async def run(self, flight: Flight) -> None:
+    async def run(self, request_state: RequestState) -> None:
         """Reads a request to its end."""
-        async with self.fly(flight) as deltas:
+        async with self.fly(request_state) as deltas:
             async for _ in deltas:
                 pass
 
@@ -329,7 +329,7 @@ class _Queue:
         self._lasting = 0
         self._short = _Peak()
         self._later: asyncio.TimerHandle | None = None
-        self.stays: set[Stay] = set()
+        self.slots: set[LaneSlot] = set()
         self._busy_s = 0.0
         self._since_s = 0.0
         self._idle_ready_s = 0.0
@@ -345,12 +345,12 @@ class _Queue:
         while True:
             await asyncio.sleep(self.stall_limit_s / 10)
             progress = self.engine.stats().progress
-            waits = [stay for stay in self.stays if stay.waits]
+            waits = [slot for slot in self.slots if slot.waits]
             if not waits or progress != seen[0]:
                 seen = (progress, now_s())
             elif now_s() - seen[1] >= self.stall_limit_s:
-                for stay in waits:
-                    stay.stall()
+                for slot in waits:
+                    slot.stall()
 
     def stats(self) -> LaneStats:
         return LaneStats(
@@ -373,39 +373,39 @@ class _Queue:
                 if not turn.done():
                     turn.set_result(False)
 
-    async def enter(self, flight: Flight) -> bool:
+    async def enter(self, request_state: RequestState) -> bool:
         """Waits for a place. Returns whether it has one: False if the engine failed meanwhile."""
         self._adapt()
-        lasting = flight.lasting
+        lasting = request_state.lasting
         waiting = self._waiting[lasting]
         if not lasting:
             self._short.see(self.in_flight - self._lasting + len(waiting) + 1)
         if self._has_room(lasting) and self._next() is None:
-            if not self.in_flight and flight.ready_s is not None:
-                self._idle_ready_s += now_s() - max(flight.ready_s, self._since_s)
+            if not self.in_flight and request_state.ready_s is not None:
+                self._idle_ready_s += now_s() - max(request_state.ready_s, self._since_s)
             self._take_place(lasting)
             return True
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        number = waiting.push(flight.request.priority, turn)
+        number = waiting.push(request_state.request.priority, turn)
         self._serve()  # the bound may have grown while others waited
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 if turn.result():
-                    self.leave(flight)  # the place was given at the same moment: pass it on
+                    self.leave(request_state)  # the place was given at the same moment: pass it on
             else:
                 waiting.remove(number)
             raise
 
-    def wants_place(self, flight: Flight) -> bool:
-        if not flight.lasting:
+    def wants_place(self, request_state: RequestState) -> bool:
+        if not request_state.lasting:
             return False
         short = self.in_flight - self._lasting
         if short:  # a request in the engine may still wait there, behind writes that fill it
             return self._lasting >= self.engine.max_num_seqs
         waiting = self._waiting[False]
-        return bool(waiting) and waiting.first()[0] < flight.request.priority
+        return bool(waiting) and waiting.first()[0] < request_state.request.priority
 
     def _has_room(self, lasting: bool) -> bool:
         """Returns whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
@@ -438,9 +438,9 @@ class _Queue:
         self.in_flight += 1
         self._lasting += lasting
 
-    def leave(self, flight: Flight) -> None:
+    def leave(self, request_state: RequestState) -> None:
         self.in_flight -= 1
-        self._lasting -= flight.lasting
+        self._lasting -= request_state.lasting
         if not self.in_flight:
             self._busy_s += now_s() - self._since_s
             self._since_s = now_s()  # from now on: it counts idle time

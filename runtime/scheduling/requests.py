@@ -47,7 +47,7 @@ def digest(request: Request) -> str:
 
 
 @dataclass(slots=True)
-class Flight:
+class RequestState:
     """One request and what became of it so far; complete enough to be accounted for at any moment.
 
     ``place``: the number of the engine in its lane. ``ready_s``: when, on the loop's clock, its track could have
@@ -191,7 +191,7 @@ def _finite(logprob: float) -> float:
     return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
 
 
-class Flights(Protocol):
+class RequestLane(Protocol):
     """The protocol of what a track's requests go to: a lane, or a trace with a lane behind it."""
 
     @property
@@ -200,14 +200,14 @@ class Flights(Protocol):
     @property
     def engines(self) -> Sequence[Engine]: ...
 
-    def recall(self, flight: Flight) -> None:
+    def recall(self, request_state: RequestState) -> None:
         """Gives a new request what a trace says of it, before it is sent or abandoned."""
         ...
 
-    def wants_place(self, flight: Flight) -> bool:
+    def wants_place(self, request_state: RequestState) -> bool:
         """Returns whether a more urgent request waits for a place such as this one in flight holds."""
         ...
 
-    def fly(self, flight: Flight) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
+    def fly(self, request_state: RequestState) -> AbstractAsyncContextManager[AsyncIterator[Delta]]: ...
 
-    async def run(self, flight: Flight) -> None: ...
+    async def run(self, request_state: RequestState) -> None: ...

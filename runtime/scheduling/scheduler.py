@@ -37,7 +37,7 @@ def priority(purpose: Purpose, order: int, *, ahead: bool = False) -> int:
 
 
 class Scheduler:
-    """Holds the lanes of a runtime, the seats of its tracks, and the controller.
+    """Holds the lanes of a runtime, the reservations of its tracks, and the controller.
 
     ``engines``: one of each role, or several with the same model. ``slices``: draft and target share a device by time slices.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Operation, Purpose
     from speclrm.runtime.protocols import Role, Score, Step
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.scheduling.requests import Flight
+    from speclrm.runtime.scheduling.requests import RequestState
     from speclrm.runtime.track.requests import TrackRequests
 
 
@@ -66,9 +66,9 @@ class TrackEvents:
     def reason(self, error: BaseException) -> DropReason:
         return "error" if isinstance(error, Exception) else self.stop_reason
 
-    def drop(self, flight: Flight, role: Role, purpose: Purpose, error: BaseException) -> None:
+    def drop(self, request_state: RequestState, role: Role, purpose: Purpose, error: BaseException) -> None:
         """Accounts for a request that ended with ``error``."""
-        self.dropped(flight.report(), role, purpose, self.reason(error), error=error)
+        self.dropped(request_state.report(), role, purpose, self.reason(error), error=error)
 
     def dropped(
         self,
@@ -98,7 +98,7 @@ class TrackEvents:
         self,
         step: Step,
         score: Score,
-        flight: Flight,
+        request_state: RequestState,
         scorer: Scorer,
         digits: tuple[float, ...] = (),
         said: str = "",
@@ -112,7 +112,7 @@ class TrackEvents:
                 digits=digits,
                 said=said,
                 scorer=scorer,
-                operations=(flight.report(kept=(), digits=bool(digits)),),
+                operations=(request_state.report(kept=(), digits=bool(digits)),),
             )
         )
 

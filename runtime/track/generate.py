@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.protocols import Role, Step
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.tokens.steps import confidence, split_ending, step_length, whole_characters, without_think_close
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Made = tuple[Step, "tuple[Operation, ...]"]
 class Making:
     """A step that is being made. All that it depends on, its first request included, was read when it was asked for.
 
-    ``before``: uncommitted ids after the context; ``begun``: the context's length; ``flights``: one a piece, of which
+    ``before``: uncommitted ids after the context; ``begun``: the context's length; ``request_states``: one a piece, of which
     the last one is under way until ``whole``. ``given_up``: it has been accounted for. ``task``: the task that makes it
     ahead.
     """
@@ -58,7 +58,7 @@ class Making:
     before: tuple[int, ...]
     begun: int
     limit: int
-    flights: list[Flight] = field(default_factory=list[Flight])
+    request_states: list[RequestState] = field(default_factory=list[RequestState])
     whole: Made | None = None
     given_up: bool = False
     task: asyncio.Task[Made] | None = None
@@ -94,10 +94,10 @@ class StepMaker:
         self._next_piece(making, [])
         return making
 
-    def _next_piece(self, making: Making, ids: Sequence[int]) -> Flight:
+    def _next_piece(self, making: Making, ids: Sequence[int]) -> RequestState:
         """Builds the request for the piece after ``ids``."""
-        role, part = making.role, len(making.flights)
-        flight = self._requests.flight(
+        role, part = making.role, len(making.request_states)
+        request_state = self._requests.request_state(
             role,
             making.purpose,
             self._requests.contexts[role].ids(making.before, ids, length=making.begun),
@@ -109,8 +109,8 @@ class StepMaker:
             index=making.index,
             ahead=making.ahead,
         )
-        making.flights.append(flight)
-        return flight
+        making.request_states.append(request_state)
+        return request_state
 
     async def make(self, making: Making) -> Made:
         """Makes one step with one model: one request, and more if the first brought nothing visible."""
@@ -124,29 +124,29 @@ class StepMaker:
         entropy: float | None = None
         text = ""
         ended = left = False
-        flights = making.flights
+        request_states = making.request_states
         # Each piece has a token or ends the text, so at most this many pieces make a step long enough.
         for part in range(max(least, BLANK_PIECES_MAX)):
             try:
-                flight = self._next_piece(making, ids) if part else flights[0]
-                length, left = await self._run_step(role, flight, ids, sampled, entropy)
+                request_state = self._next_piece(making, ids) if part else request_states[0]
+                length, left = await self._run_step(role, request_state, ids, sampled, entropy)
             except BaseException as error:
                 if not making.given_up:
                     making.given_up = True
                     self._drop_flights(making, self._events.reason(error), error)
                 raise
-            entropy = entropy if flight.first_entropy is None else flight.first_entropy
-            new, ended = split_ending(flight.ids, tokenizer.vocabulary)
-            ended = ended or flight.finish == "end"
+            entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
+            new, ended = split_ending(request_state.ids, tokenizer.vocabulary)
+            ended = ended or request_state.finish == "end"
             ids.extend(new)
-            sampled.extend(flight.sampled_logprobs[: len(new)])
-            if flight.finish == "length":
+            sampled.extend(request_state.sampled_logprobs[: len(new)])
+            if request_state.finish == "length":
                 del ids[whole_characters(tokenizer, ids) :]
             if length is not None:
                 del ids[length:]
                 ended = False  # an end may have come with the step's last token, or later
             text = context.text_of(ids, before, begun)
-            if original or ended or left or len(ids) >= limit or flight.finish == "length":
+            if original or ended or left or len(ids) >= limit or request_state.finish == "length":
                 break
             if len(ids) >= least if text.strip() else part + 1 >= BLANK_PIECES_MAX:
                 break
@@ -162,8 +162,8 @@ class StepMaker:
         step = Step(role, making.index, text, tuple(ids), ended, kind, removed, sure, left)
         operations: list[Operation] = []
         start = 0
-        for flight in flights:
-            operation = flight.report(kept=ids[start:])
+        for request_state in request_states:
+            operation = request_state.report(kept=ids[start:])
             start += operation.output_tokens - len(operation.tail)
             operations.append(operation)
         making.whole = step, tuple(operations)
@@ -172,7 +172,7 @@ class StepMaker:
     async def _run_step(
         self,
         role: Role,
-        flight: Flight,
+        request_state: RequestState,
         before: list[int],
         sampled: list[float],
         entropy: float | None,
@@ -187,19 +187,19 @@ class StepMaker:
         blank, least = bool(self._requests.limits.original_marks), self._requests.limits.min_step_tokens
         lines = self._requests.line_ids[role]
         length, judged = None, 0
-        async with self._requests.lanes[role].fly(flight) as deltas:
+        async with self._requests.lanes[role].fly(request_state) as deltas:
             async for _ in deltas:
                 # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
-                if not (lines.isdisjoint(flight.ids) and lines.isdisjoint(before)):
-                    ids = [*before, *flight.ids]
+                if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
+                    ids = [*before, *request_state.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                entropy = entropy if flight.first_entropy is None else flight.first_entropy
-                complete = length is not None or flight.finish is not None
-                whole = len(flight.ids) if length is None else length - len(before)
+                entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
+                complete = length is not None or request_state.finish is not None
+                whole = len(request_state.ids) if length is None else length - len(before)
                 judging = range(judged + 1, whole + (not complete))
                 judged = max(judged, whole)
                 for tokens in judging:
-                    so_far = confidence([*sampled, *flight.sampled_logprobs[:tokens]], entropy)
+                    so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
                     if so_far and self._gate(so_far, whole=False) == "doubtful":
                         self._requests.ready_s = now_s()
                         return len(before) + tokens, True
@@ -236,7 +236,7 @@ class StepMaker:
 
     def _drop_flights(self, making: Making, reason: DropReason, error: BaseException | None = None) -> None:
         """Accounts for the request under way, then for the pieces before it."""
-        *pieces, last = making.flights
+        *pieces, last = making.request_states
         self._events.dropped(last.report(), making.role, making.purpose, reason, making.index, error)
         for piece in pieces:
             self._events.dropped(piece.report(kept=()), making.role, making.purpose, reason, making.index, error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import EngineDeadError, EngineError, UsageError, told
 from speclrm.runtime.events import Event, Operation, OperationDropped
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
 from speclrm.runtime.tokens.prompts import question_ids
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from speclrm.runtime.protocols import Question
-    from speclrm.runtime.scheduling.requests import Flights
+    from speclrm.runtime.scheduling.requests import RequestLane
 
 PLAN_TRACK = "plan"
 """Stands for the track's name in the operation's id: there is no track yet."""
@@ -40,7 +40,7 @@ async def ask(
     *,
     order: int,
     seed: int | None,
-    lane: Flights,
+    lane: RequestLane,
     emit: Callable[[Event], None],
     room: Callable[[], Awaitable[None]],
 ) -> Reply:
@@ -48,7 +48,7 @@ async def ask(
     await room()
     tokenizer = lane.engine.tokenizer
     name = operation_id(problem, repeat, PLAN_TRACK, 0, "choose")
-    flight = Flight(
+    request_state = RequestState(
         Request(
             id=name,
             prompt_ids=question_ids(tokenizer, question),
@@ -58,7 +58,7 @@ async def ask(
         ),
         lane.engine.name,
     )
-    lane.recall(flight)
+    lane.recall(request_state)
 
     def dropped(reason: Literal["cancelled", "error"], error: str | None = None) -> None:
         emit(
@@ -70,13 +70,13 @@ async def ask(
                 role="target",
                 purpose="choose",
                 reason=reason,
-                operation=flight.report(),
+                operation=request_state.report(),
                 error=error,
             )
         )
 
     try:
-        await lane.run(flight)
+        await lane.run(request_state)
     except (EngineError, UsageError) as error:
         dropped("error", told(error))
         if isinstance(error, EngineDeadError):
@@ -85,5 +85,5 @@ async def ask(
     except BaseException:
         dropped("cancelled")
         raise
-    ids, _ = split_ending(flight.ids, tokenizer.vocabulary)
-    return Reply(tokenizer.decode(ids), (flight.report(kept=()),))
+    ids, _ = split_ending(request_state.ids, tokenizer.vocabulary)
+    return Reply(tokenizer.decode(ids), (request_state.report(kept=()),))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Delta
     from speclrm.runtime.events import DropReason
-    from speclrm.runtime.scheduling.requests import Flight
+    from speclrm.runtime.scheduling.requests import RequestState
     from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.requests import TrackRequests
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class _Writing:
     """An open write: its request, the block around it, and its result."""
 
-    flight: Flight
+    request_state: RequestState
     block: AbstractAsyncContextManager[AsyncIterator[Delta]]
     deltas: AsyncIterator[Delta]
 
@@ -42,8 +42,8 @@ class OpenWrite:
         self._writing: _Writing | None = None
 
     @property
-    def flight(self) -> Flight | None:
-        return None if self._writing is None else self._writing.flight
+    def request_state(self) -> RequestState | None:
+        return None if self._writing is None else self._writing.request_state
 
     def stop(self) -> None:
         """Ends the request; ``close`` accounts for it."""
@@ -55,41 +55,45 @@ class OpenWrite:
         attempt.
         """
         writing = self._writing or await self._open()
-        flight = writing.flight
-        taken = len(flight.ids) - flight.unreported_tokens
+        request_state = writing.request_state
+        taken = len(request_state.ids) - request_state.unreported_tokens
         try:
-            while (step := self._next(flight, taken)) is None:
+            while (step := self._next(request_state, taken)) is None:
                 if await anext(writing.deltas, None) is None:
-                    if flight.cut:
+                    if request_state.cut:
                         break
-                    raise RequestError(f"Engine {flight.engine} ended request {flight.request.id} without a reason.")
+                    raise RequestError(
+                        f"Engine {request_state.engine} ended request {request_state.request.id} without a reason."
+                    )
         except BaseException as error:
             self._writing = None
             self._leaving.add(asyncio.ensure_future(_left(writing)), cancel=False)
-            self._events.drop(flight, Role.TARGET, "write", error)
+            self._events.drop(request_state, Role.TARGET, "write", error)
             raise
         if step is None:  # the request ended with an earlier attempt: another one continues from here
             self._writing = None
             await _left(writing)
             return None
         self._requests.ready_s = now_s()
-        spent = flight.unreported_tokens if step.ended else len(step.ids)
-        self._events.written("write", step, (flight.report(spent, kept=step.ids),))
-        if flight.over and (step.ended or flight.finish != "end"):  # an end after a whole step is a step of its own
+        spent = request_state.unreported_tokens if step.ended else len(step.ids)
+        self._events.written("write", step, (request_state.report(spent, kept=step.ids),))
+        if request_state.over and (
+            step.ended or request_state.finish != "end"
+        ):  # an end after a whole step is a step of its own
             self._writing = None
             await _left(writing)
         return step
 
     async def _open(self) -> _Writing:
         context = self._requests.contexts[Role.TARGET]
-        flight = self._requests.flight(
+        request_state = self._requests.request_state(
             Role.TARGET, "write", context.ids(), self._requests.limits.token_budget - self._requests.state.tokens
         )
-        block = self._requests.lanes[Role.TARGET].fly(flight)
+        block = self._requests.lanes[Role.TARGET].fly(request_state)
         try:
-            self._writing = _Writing(flight, block, await block.__aenter__())
+            self._writing = _Writing(request_state, block, await block.__aenter__())
         except BaseException as error:
-            self._events.drop(flight, Role.TARGET, "write", error)
+            self._events.drop(request_state, Role.TARGET, "write", error)
             raise
         return self._writing
 
@@ -105,10 +109,10 @@ class OpenWrite:
     def close(self, reason: DropReason) -> None:
         """Accounts for the open write, which the caller leaves."""
         writing, self._writing = self._writing, None
-        if writing is not None and writing.flight.owes_report:
-            self._events.dropped(writing.flight.report(), Role.TARGET, "write", reason)
+        if writing is not None and writing.request_state.owes_report:
+            self._events.dropped(writing.request_state.report(), Role.TARGET, "write", reason)
 
-    def _next(self, flight: Flight, taken: int) -> Step | None:
+    def _next(self, request_state: RequestState, taken: int) -> Step | None:
         """Returns the next complete step of the open write, None if more tokens are needed.
 
         It never looks behind the step's end, so the size of the deltas changes nothing.
@@ -116,17 +120,17 @@ class OpenWrite:
         context = self._requests.contexts[Role.TARGET]
         tokenizer = context.tokenizer
         most = self._requests.limits.max_step_tokens
-        ids, ended = split_ending(flight.ids[taken:], tokenizer.vocabulary)
-        if not ids and not ended and flight.finish is None:
+        ids, ended = split_ending(request_state.ids[taken:], tokenizer.vocabulary)
+        if not ids and not ended and request_state.finish is None:
             return None
         length = step_length(tokenizer, ids, tokenizer.decode(ids), least=self._requests.limits.min_step_tokens)
         if length is not None and length <= most:
             ids, ended = ids[:length], False
         elif len(ids) >= most:
             ids, ended = ids[: whole_characters(tokenizer, ids[:most])], False
-        elif flight.finish is None and not ended:
+        elif request_state.finish is None and not ended:
             return None
-        elif flight.finish == "length" and not ended:
+        elif request_state.finish == "length" and not ended:
             ids = ids[: whole_characters(tokenizer, ids)]
         else:
             ended = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import CapacityError
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
 from speclrm.runtime.tokens.context import Context, translate
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import Purpose
     from speclrm.runtime.protocols import Limits, Role, Step
-    from speclrm.runtime.scheduling.admission import Seat
-    from speclrm.runtime.scheduling.requests import Flights
+    from speclrm.runtime.scheduling.admission import Reservation
+    from speclrm.runtime.scheduling.requests import RequestLane
     from speclrm.runtime.state import TrackState
     from speclrm.runtime.tokens.context import Ids
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class TrackRequests:
     """Builds one track's requests from its contexts.
 
-    ``contexts``: the track's ids, as each model sees them. ``seat``: its reservation of KV cache, once it has one.
+    ``contexts``: the track's ids, as each model sees them. ``reservation``: of KV cache, once it has one.
     ``ready_s``: when, on the loop's clock, the track could have continued. ``stop_ids``: for each model, the ids that
     end a step. ``line_ids``: ids of which every blank line contains at least one.
     """
@@ -43,7 +43,7 @@ class TrackRequests:
         order: int,
         seed: int | None,
         limits: Limits,
-        lanes: Mapping[Role, Flights],
+        lanes: Mapping[Role, RequestLane],
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         state: Callable[[], TrackState],
@@ -54,7 +54,7 @@ class TrackRequests:
         self.contexts = {role: Context(lanes[role].engine.tokenizer, ids) for role, ids in prompts.items()}
         self.stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self.contexts.items()}
         self.line_ids = {role: line_ids(context.tokenizer.vocabulary) for role, context in self.contexts.items()}
-        self.seat: Seat | None = None
+        self.reservation: Reservation | None = None
         self.ready_s: float | None = None
         self._order = order
         self._seed = seed
@@ -96,7 +96,7 @@ class TrackRequests:
             context.append([*self.opening(role), *self.ids_for(step, role)])
         self._translated.clear()
 
-    def flight(
+    def request_state(
         self,
         role: Role,
         purpose: Purpose,
@@ -113,15 +113,15 @@ class TrackRequests:
         part: int = 0,
         index: int | None = None,
         ahead: bool = False,
-    ) -> Flight:
+    ) -> RequestState:
         """Builds a request without sending it. ``temperature``: None for the recipe's, with its ``top_p``.
 
         Raises:
             CapacityError: the context has no room for another token.
         """
         name = self.name(f"{purpose}-ahead" if ahead else purpose, index=index, part=part)
-        # Work ahead may be requested while the track waits for its first seat.
-        place = 0 if self.seat is None else self.seat.places.get(role, 0)
+        # Work ahead may be requested while the track waits for its first reservation.
+        place = 0 if self.reservation is None else self.reservation.places.get(role, 0)
         engine = self.lanes[role].engines[place]
         room = engine.max_model_len - len(ids)
         if room <= 0:
@@ -144,6 +144,6 @@ class TrackRequests:
             likelihood_from=likelihood_from,
             priority=priority(purpose, self._order, ahead=ahead),
         )
-        flight = Flight(request, engine.name, place, self.ready_s)
-        self.lanes[role].recall(flight)
-        return flight
+        request_state = RequestState(request, engine.name, place, self.ready_s)
+        self.lanes[role].recall(request_state)
+        return request_state

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Purpose, Verdict
     from speclrm.runtime.protocols import Problem, Strategy
     from speclrm.runtime.replay.playback import SamplePlayback
-    from speclrm.runtime.scheduling.requests import Flight, Flights
+    from speclrm.runtime.scheduling.requests import RequestLane, RequestState
     from speclrm.runtime.scheduling.scheduler import Scheduler
     from speclrm.runtime.state import TrackState
     from speclrm.runtime.tokens.context import Context
@@ -66,7 +66,7 @@ class RuntimeTrack:
         seed: int | None,
         strategy: Strategy,
         scheduler: Scheduler,
-        lanes: Mapping[Role, Flights],
+        lanes: Mapping[Role, RequestLane],
         record: SamplePlayback | None,
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
@@ -145,8 +145,8 @@ class RuntimeTrack:
         try:
             await self._leaving.gone()
         finally:
-            if self._requests.seat is not None:
-                self._admission.leave(self._requests.seat)
+            if self._requests.reservation is not None:
+                self._admission.leave(self._requests.reservation)
 
     # ------------------------------------------------------------------------------------------------------ verbs
 
@@ -230,7 +230,7 @@ class RuntimeTrack:
             raise AssertionError("a track without a judge was asked for a score")
         context = self._requests.contexts[Role.TARGET]
         ids = self._requests.ids_for(step, Role.TARGET)
-        flight = self._requests.flight(
+        request_state = self._requests.request_state(
             Role.TARGET,
             "score",
             context.ids(self._requests.opening(Role.TARGET), ids, self._judge.ids),
@@ -239,13 +239,13 @@ class RuntimeTrack:
             allowed_ids=() if self._prompts.any_token else self._judge.digit_ids,
             logprob_ids=self._judge.digit_ids,
         )
-        await self._run(Role.TARGET, "score", flight)
-        logprobs = flight.logprobs or {}
+        await self._run(Role.TARGET, "score", request_state)
+        logprobs = request_state.logprobs or {}
         # Rounded before the score is computed, so that a reader of the trace gets the same one.
         digits = tuple(round(logprobs[token], 6) for token in self._judge.digit_ids)
-        said = context.tokenizer.decode(flight.ids)
+        said = context.tokenizer.decode(request_state.ids)
         score = self._read_score(digits, said)
-        self._events.scored(step, score, flight, self._prompts.scorer, digits, said)
+        self._events.scored(step, score, request_state, self._prompts.scorer, digits, said)
         return score
 
     async def _score_by_likelihood(self, step: Step) -> Score:
@@ -255,7 +255,7 @@ class RuntimeTrack:
         context = self._requests.contexts[Role.TARGET]
         opening, ids = self._requests.opening(Role.TARGET), self._requests.ids_for(step, Role.TARGET)
         ends = () if ids else tuple(sorted(context.tokenizer.vocabulary.end_ids))
-        flight = self._requests.flight(
+        request_state = self._requests.request_state(
             Role.TARGET,
             "score",
             context.ids(opening, ids),
@@ -264,10 +264,10 @@ class RuntimeTrack:
             logprob_ids=ends,
             likelihood_from=len(context) + len(opening) if ids else None,
         )
-        await self._run(Role.TARGET, "score", flight)
-        values = flight.prompt_logprobs or (max((flight.logprobs or {}).values()),)
+        await self._run(Role.TARGET, "score", request_state)
+        values = request_state.prompt_logprobs or (max((request_state.logprobs or {}).values()),)
         score = Score(sum(values) / len(values), 1.0)
-        self._events.scored(step, score, flight, self._prompts.scorer)
+        self._events.scored(step, score, request_state, self._prompts.scorer)
         return score
 
     async def write(self) -> Step:
@@ -290,7 +290,7 @@ class RuntimeTrack:
                 *context.tokenizer.encode("\n\n"),
                 *forced,
             ]
-        flight = self._requests.flight(
+        request_state = self._requests.request_state(
             Role.TARGET,
             "closing",
             context.ids(forced),
@@ -298,14 +298,19 @@ class RuntimeTrack:
             temperature=0.0,
             stop_ids=self._requests.stop_ids[Role.TARGET],
         )
-        await self._run(Role.TARGET, "closing", flight)
-        written, ended = split_ending(flight.ids, vocabulary)
+        await self._run(Role.TARGET, "closing", request_state)
+        written, ended = split_ending(request_state.ids, vocabulary)
         written = written[: whole_characters(context.tokenizer, written)]
         ids = (*forced, *written)
         step = Step(
-            Role.TARGET, self._requests.index, context.text_of(ids), ids, ended or flight.finish == "end", "closing"
+            Role.TARGET,
+            self._requests.index,
+            context.text_of(ids),
+            ids,
+            ended or request_state.finish == "end",
+            "closing",
         )
-        self._events.written("closing", step, (flight.report(kept=written),))
+        self._events.written("closing", step, (request_state.report(kept=written),))
         return step
 
     async def commit(self, step: Step, score: float | None = None) -> None:
@@ -317,11 +322,11 @@ class RuntimeTrack:
         if step.kind != "draft":
             self._ahead.give_up("draft", "useless")
         self._requests.append(step)
-        if (seat := self._requests.seat) is not None:
+        if (reservation := self._requests.reservation) is not None:
             for role, context in self._requests.contexts.items():
                 # A track that the target writes alone releases the draft's KV cache to others.
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
-                self._admission.resize(seat, role, 0 if idle else len(context))
+                self._admission.resize(reservation, role, 0 if idle else len(context))
         self._events.emit(
             StepCommitted(
                 **self._events.where,
@@ -353,22 +358,24 @@ class RuntimeTrack:
                 await self._room()
         except TimeoutError:
             paused = await self._pause("reader", paused)
-            if self._requests.seat is not None:
-                self._admission.leave(self._requests.seat)
+            if self._requests.reservation is not None:
+                self._admission.leave(self._requests.reservation)
             await self._room()
-        if self._requests.seat is None:
+        if self._requests.reservation is None:
             tokens = {role: len(context) for role, context in self._requests.contexts.items()}
-            self._requests.seat = self._admission.claim(self._order, tokens)
-        if self._requests.seat.asked:
+            self._requests.reservation = self._admission.claim(self._order, tokens)
+        if self._requests.reservation.asked:
             paused = await self._pause("room", paused)
-            await self._admission.hold(self._requests.seat)
-        elif not self._requests.seat.seated and not self._admission.sit_at_once(self._requests.seat):
+            await self._admission.hold(self._requests.reservation)
+        elif not self._requests.reservation.admitted and not self._admission.admit_at_once(self._requests.reservation):
             paused = await self._pause("room", paused)
-            await self._admission.sit(self._requests.seat)
+            await self._admission.admit(self._requests.reservation)
         if paused:
             self._events.emit(TrackContinued(**self._events.where, step=self._requests.index))
             self._requests.ready_s = None
-        elif (flight := self._writing.flight) and self._requests.lanes[Role.TARGET].wants_place(flight):
+        elif (request_state := self._writing.request_state) and self._requests.lanes[Role.TARGET].wants_place(
+            request_state
+        ):
             await self._pause("turn", paused=False)
 
     async def _held_then(self, record: SamplePlayback) -> Literal["asks", "waited", "new"]:
@@ -397,7 +404,7 @@ class RuntimeTrack:
                 case TrackFinished(error=str(line)) if isinstance(error := retold(line), RequestError):
                     raise error  # older versions ended the track where an engine refused a draft or a score
                 case _:
-                    if self._writing.flight is not None:
+                    if self._writing.request_state is not None:
                         # The next step may have come with the one before, and was read when the track got to it.
                         await record.turn_of(self._requests.track)
                     return "asks"
@@ -410,10 +417,10 @@ class RuntimeTrack:
         await self._writing.end()
         return True
 
-    async def _run(self, role: Role, purpose: Purpose, flight: Flight) -> None:
+    async def _run(self, role: Role, purpose: Purpose, request_state: RequestState) -> None:
         try:
-            await self._requests.lanes[role].run(flight)
+            await self._requests.lanes[role].run(request_state)
         except BaseException as error:
-            self._events.drop(flight, role, purpose, error)
+            self._events.drop(request_state, role, purpose, error)
             raise
         self._requests.ready_s = now_s()

@@ -266,10 +266,10 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 steps = [f"Step {{n}}.\\n\\n" for n in range(10_000)]
 async def parts(stack):
-    return Parts({{Role.TARGET: ScriptedEngine(by_step(steps), token_s=0.002)}}, ExactEquivalence())
+    return Components({{Role.TARGET: ScriptedEngine(by_step(steps), token_s=0.002)}}, ExactEquivalence())
 async def main():
     async with Runtime(parts) as runtime:
         endless = strategy("baseline", token_budget=100_000)

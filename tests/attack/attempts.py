@@ -215,13 +215,17 @@ def left_over(engines: Iterable[WatchedSimulated], scheduler: Scheduler, record:
             if lane.in_flight or lane.waiting:
                 found.append(f"{lane.in_flight} in flight and {lane.waiting} waiting before {lane.engine.name}")
     for lane in scheduler.lanes.values():
-        found += [f"a stay before {queue.engine.name}" for queue in lane.queues if queue.stays]
+        found += [f"a stay before {queue.engine.name}" for queue in lane.queues if queue.slots]
     for engine in alive:
         stats = engine.stats()
         if stats.running or stats.waiting or engine.kv_tokens_used:
             found.append(f"{stats.running} running, {stats.waiting} waiting, {engine.kv_tokens_used} in {engine.name}")
-    if scheduler.admission.seated or scheduler.admission.waiting or any(seat.seated for seat in record.seats):
-        found.append(f"{scheduler.admission.seated} seats, {scheduler.admission.waiting} waiting for one")
+    if (
+        scheduler.admission.admitted
+        or scheduler.admission.waiting
+        or any(reservation.admitted for reservation in record.reservations)
+    ):
+        found.append(f"{scheduler.admission.admitted} reservations, {scheduler.admission.waiting} waiting for one")
     if scheduler.controller is not None and scheduler.controller.problems:
         found.append(f"{scheduler.controller.problems} problems in the controller's mind")
     return [Fault("left", one) for one in found]

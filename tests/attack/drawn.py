@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Aim = Literal["any", "room", "stops", "ahead", "hurry"]
-"""``room``: tracks stand up in the middle of writes; ``stops``: answers stop other tracks, also those that wait for a seat;
+"""``room``: tracks are deferred in the middle of writes; ``stops``: answers stop other tracks, also those that wait for room;
 ``ahead``: much is made before it is known to be wanted; ``hurry``: and answers stop it.
 """
 AIMS: Sequence[Aim] = ("any", "any", "room", "stops", "ahead", "hurry")

@@ -32,7 +32,7 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.sizing import read_facts
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,11 +123,11 @@ def preset_fits() -> dict[Any, EngineFit]:
 def open_runtime() -> Runtime:
     world = SimulatedWorld(WorldSettings((0.5,), steps=2000, draft_lengths=(32.0,) * 3, target_lengths=(32.0,) * 3), 0)
 
-    async def parts(stack: AsyncExitStack) -> Parts:
+    async def parts(stack: AsyncExitStack) -> Components:
         engines = simulated_engines(NAMES, world, shared_device=True)
         for engine in engines.values():
             stack.push_async_callback(engine.aclose)
-        return Parts(dict(engines), ExactEquivalence(), slices=slices(engines))
+        return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
 
     return Runtime(parts)
 
@@ -221,9 +221,9 @@ async def test_from_loading_to_the_closing_table(
         async def size(self, strategy: Any, work: Any, problems: Any, notify: Any) -> None:
             assert strategy.roles == frozenset(Role)
 
-        async def open(self, stack: AsyncExitStack, notify: Any) -> Parts:
+        async def open(self, stack: AsyncExitStack, notify: Any) -> Components:
             text = by_step(["We go on and on.\n\n"] * 200, scores=[5] * 400)
-            return Parts({role: Askable(text, token_s=0.0002) for role in Role}, ExactEquivalence(), slices=True)
+            return Components({role: Askable(text, token_s=0.0002) for role in Role}, ExactEquivalence(), slices=True)
 
         async def tokenizers(self) -> dict[Role, Any]:
             return {}

@@ -274,7 +274,7 @@ def test_the_report_shows_the_ledger_a_column_a_model() -> None:
             chains=2,
             chain_length=35.0,
             seconds=10.0,
-            stood_up=4,
+            deferred=4,
         )
     )
     for line in (

@@ -72,7 +72,7 @@ SAMPLES: list[EventBase] = [
                 idle_ready_s=0.5, iterations=3, batched=6, preemptions=1, operations=2, waited_s=0.1
             )
         },
-        stood_up=1,
+        deferred=1,
     ),
 ]
 

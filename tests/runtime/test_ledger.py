@@ -128,7 +128,7 @@ FINISHED = RunFinished(
         "draft": EngineReport(idle_ready_s=0.5, iterations=20, batched=30, preemptions=0, operations=6, waited_s=0.25),
         "target": EngineReport(idle_ready_s=0.0, iterations=0, batched=0, preemptions=3, operations=9, waited_s=1.0),
     },
-    stood_up=2,
+    deferred=2,
 )
 RUN: list[Event] = [
     STARTED,
@@ -223,7 +223,7 @@ def test_engines_are_told_by_what_they_did_not_do() -> None:
     assert (draft.idle, draft.idle_ready, draft.batch, draft.operations, draft.waited_s) == (0.6, 0.05, 1.5, 6, 0.25)
     assert (target.idle, target.idle_ready, target.batch, target.preemptions) == (0.05, 0.0, None, 3)
     assert target.facts == STARTED.engines["target"]
-    assert fold.stood_up == 2
+    assert fold.deferred == 2
     before_the_end = ledger(RUN[:-1]).engines()["draft"]
     assert (before_the_end.idle, before_the_end.idle_ready, before_the_end.batch) == (None, None, None)
 

@@ -121,7 +121,7 @@ def test_a_track_that_gave_its_room_to_older_ones_does_so_again(options: dict[st
     events = read_all(tmp_path / "whole")
     paused = [event for event in events if isinstance(event, TrackPaused)]
     assert paused
-    assert any(isinstance(event, RunFinished) and event.stood_up for event in events)
+    assert any(isinstance(event, RunFinished) and event.deferred for event in events)
     replays(setup, tmp_path / "whole")
     for share in (0.3, 0.5, 0.7, 0.9):
         folder = cut(tmp_path / "whole", tmp_path / str(share), lines=int(len(events) * share))
@@ -181,7 +181,7 @@ def test_a_second_cancellation_loses_no_request(turns: int) -> None:
             call = asyncio.create_task(runtime.solve(one.problems(1)[0], strategy, sinks=[Sink()]))
             await asyncio.wait([call])
             assert asyncio.all_tasks() - before == {call} - {call}
-            assert all(not queue.stays for lane in runtime.scheduler.lanes.values() for queue in lane.queues)
+            assert all(not queue.slots for lane in runtime.scheduler.lanes.values() for queue in lane.queues)
 
     loop: asyncio.AbstractEventLoop
     call: asyncio.Task[Any]

@@ -30,14 +30,14 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.trace.journal import TraceOptions
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.strategies.catalog import strategy
 
 STEPS = [f"Step {number} says more.\\n\\n" for number in range(40)] + ["So it is \\\\boxed{4}."]
 
 async def parts(stack):
     draft = ScriptedEngine(by_step(STEPS), name="draft", token_s=0.0005)
-    return Parts({Role.DRAFT: draft, Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 3, 8] * 14), token_s=0.0005)},
+    return Components({Role.DRAFT: draft, Role.TARGET: ScriptedEngine(by_step(STEPS, scores=[9, 3, 8] * 14), token_s=0.0005)},
         ExactEquivalence())
 
 async def main():

@@ -12,7 +12,7 @@ from support import enter
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.admission import GROWTH_TOKENS, ROOM_SHARE, SPARE_TOKENS, Admission, Seat
+from speclrm.runtime.scheduling.admission import GROWTH_TOKENS, ROOM_SHARE, SPARE_TOKENS, Admission, Reservation
 from speclrm.runtime.scheduling.lanes import Lane
 
 if TYPE_CHECKING:
@@ -41,24 +41,24 @@ def seats_on(*engines: Roomy, draft: Sequence[Roomy] = ()) -> Admission:
 
 
 class Waiting:
-    """Those who asked for a seat, by name, in a task of their own."""
+    """Those who asked for room, by name, in a task of their own."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
-        self.tasks: dict[str, asyncio.Task[Seat | None]] = {}
+        self.tasks: dict[str, asyncio.Task[Reservation | None]] = {}
 
-    async def ask(self, name: str, seat: Coroutine[Any, Any, Seat | None]) -> None:
-        self.tasks[name] = asyncio.create_task(seat)
+    async def ask(self, name: str, reservation: Coroutine[Any, Any, Reservation | None]) -> None:
+        self.tasks[name] = asyncio.create_task(reservation)
         await settle()
 
     @property
-    def seated(self) -> list[str]:
+    def admitted(self) -> list[str]:
         return [name for name, task in self.tasks.items() if task.done()]
 
-    def seat(self, name: str) -> Seat:
-        seat = self.tasks[name].result()
-        assert seat is not None
-        return seat
+    def reservation(self, name: str) -> Reservation:
+        reservation = self.tasks[name].result()
+        assert reservation is not None
+        return reservation
 
     async def cancel(self, name: str) -> None:
         self.tasks[name].cancel()
@@ -76,10 +76,10 @@ def test_a_track_that_finds_room_sits_down_at_once_and_the_next_waits_until_ther
         first = await enter(admission, 0, {TARGET: 600})
         waiting = Waiting(admission)
         await waiting.ask("second", enter(admission, 1, {TARGET: 400}))
-        assert (waiting.seated, admission.seated, admission.waiting) == ([], 1, 1)
+        assert (waiting.admitted, admission.admitted, admission.waiting) == ([], 1, 1)
         admission.leave(first)
         await settle()
-        assert (waiting.seated, admission.seated, admission.waiting) == (["second"], 1, 0)
+        assert (waiting.admitted, admission.admitted, admission.waiting) == (["second"], 1, 0)
 
     run_virtual(main())
 
@@ -89,14 +89,14 @@ def test_an_engine_that_names_no_room_seats_everybody() -> None:
         admission = seats_on(Roomy(None))
         for order in range(50):
             await enter(admission, order, {TARGET: 100_000})
-        return admission.seated
+        return admission.admitted
 
     assert run_virtual(main()) == 50
 
 
 @pytest.mark.parametrize(("room", "sits"), [(0, True), (1, False)])
 def test_whoever_sits_down_leaves_two_steps_of_room_to_each_that_sits_already(room: int, sits: bool) -> None:
-    """So that nobody has to stand up again at once."""
+    """So that nobody is deferred again at once."""
 
     async def main() -> None:
         admission = seats_on()
@@ -104,7 +104,7 @@ def test_whoever_sits_down_leaves_two_steps_of_room_to_each_that_sits_already(ro
         need = ROOM - (300 + SPARE_TOKENS) - SPARE_TOKENS - GROWTH_TOKENS + room
         waiting = Waiting(admission)
         await waiting.ask("next", enter(admission, 1, {TARGET: need}))
-        assert waiting.seated == (["next"] if sits else [])
+        assert waiting.admitted == (["next"] if sits else [])
 
     run_virtual(main())
 
@@ -122,23 +122,23 @@ def test_the_youngest_stands_up_at_its_next_step_and_sits_down_again_when_there_
             await admission.hold(young)
 
         await waiting.ask("young", hold())
-        assert (waiting.seated, admission.seated, admission.stood_up) == ([], 1, 1)
+        assert (waiting.admitted, admission.admitted, admission.deferred) == ([], 1, 1)
         admission.leave(old)
         await settle()
-        assert waiting.seated == ["young"]
-        assert (young.seated, young.asked) == (True, False)
+        assert waiting.admitted == ["young"]
+        assert (young.admitted, young.asked) == (True, False)
 
     run_virtual(main())
 
 
-def test_who_stood_up_waits_for_more_room_than_it_lacked() -> None:
+def test_who_was_deferred_waits_for_more_room_than_it_lacked() -> None:
     """Hysteresis: the room by which it was over does not do; two steps for each that sits must be there beside it."""
 
     async def main() -> None:
         admission = seats_on()
         first, second, third = [await enter(admission, order, {TARGET: 150}) for order in range(3)]
         admission.resize(first, TARGET, ROOM - 2 * (150 + SPARE_TOKENS) - SPARE_TOKENS + 1)
-        assert [seat.asked for seat in (first, second, third)] == [False, False, True]
+        assert [reservation.asked for reservation in (first, second, third)] == [False, False, True]
         waiting = Waiting(admission)
 
         async def hold() -> None:
@@ -147,10 +147,10 @@ def test_who_stood_up_waits_for_more_room_than_it_lacked() -> None:
         await waiting.ask("third", hold())
         admission.resize(first, TARGET, first.tokens[TARGET] - 2)  # the token that was too much, and one more
         await settle()
-        assert waiting.seated == []
+        assert waiting.admitted == []
         admission.resize(first, TARGET, first.tokens[TARGET] - 2 * GROWTH_TOKENS)
         await settle()
-        assert waiting.seated == ["third"]
+        assert waiting.admitted == ["third"]
 
     run_virtual(main())
 
@@ -165,13 +165,13 @@ def test_older_samples_sit_down_first_and_nobody_passes_one_who_does_not_fit() -
         await waiting.ask("middle", enter(admission, 5, {TARGET: 10}))
         admission.resize(holder, TARGET, 400)  # room for the small ones, not for the large one
         await settle()
-        assert waiting.seated == []
+        assert waiting.admitted == []
         admission.leave(holder)
         await settle()
-        assert waiting.seated == ["old and large"]  # and beside it there is no room
-        admission.resize(waiting.seat("old and large"), TARGET, 560)
+        assert waiting.admitted == ["old and large"]  # and beside it there is no room
+        admission.resize(waiting.reservation("old and large"), TARGET, 560)
         await settle()
-        assert sorted(waiting.seated) == ["middle", "old and large"]
+        assert sorted(waiting.admitted) == ["middle", "old and large"]
 
     run_virtual(main())
 
@@ -184,10 +184,10 @@ def test_a_track_larger_than_the_room_runs_alone() -> None:
         await waiting.ask("small", enter(admission, 0, {TARGET: 10}))
         admission.resize(large, TARGET, 6 * KV_TOKENS)
         await admission.hold(large)  # nobody to make room for
-        assert (waiting.seated, large.asked) == ([], False)
+        assert (waiting.admitted, large.asked) == ([], False)
         admission.leave(large)
         await settle()
-        assert waiting.seated == ["small"]
+        assert waiting.admitted == ["small"]
 
     run_virtual(main())
 
@@ -195,9 +195,9 @@ def test_a_track_larger_than_the_room_runs_alone() -> None:
 def test_one_that_grows_over_the_room_gets_all_of_it() -> None:
     async def main() -> None:
         admission = seats_on()
-        seats = [await enter(admission, order, {TARGET: 100}) for order in range(3)]
-        admission.resize(seats[0], TARGET, 2 * KV_TOKENS)
-        assert [seat.asked for seat in seats] == [False, True, True]
+        reservations = [await enter(admission, order, {TARGET: 100}) for order in range(3)]
+        admission.resize(reservations[0], TARGET, 2 * KV_TOKENS)
+        assert [reservation.asked for reservation in reservations] == [False, True, True]
 
     run_virtual(main())
 
@@ -209,11 +209,11 @@ def test_cancelling_one_that_waits_lets_those_behind_it_sit_down() -> None:
         waiting = Waiting(admission)
         await waiting.ask("large", enter(admission, 1, {TARGET: 900}))
         await waiting.ask("small", enter(admission, 2, {TARGET: 50}))
-        assert waiting.seated == []
+        assert waiting.admitted == []
         await waiting.cancel("large")
         assert waiting.tasks["large"].cancelled()
-        assert waiting.seat("small").seated
-        assert (admission.seated, admission.waiting) == (2, 0)
+        assert waiting.reservation("small").admitted
+        assert (admission.admitted, admission.waiting) == (2, 0)
 
     run_virtual(main())
 
@@ -225,11 +225,11 @@ def test_one_that_is_cancelled_in_the_moment_in_which_it_is_seated_gives_its_sea
         waiting = Waiting(admission)
         await waiting.ask("one", enter(admission, 1, {TARGET: 700}))
         await waiting.ask("other", enter(admission, 2, {TARGET: 700}))
-        admission.leave(holder)  # seats the one, whose task has not heard of it yet
+        admission.leave(holder)  # admits the one, whose task has not heard of it yet
         await waiting.cancel("one")
         assert waiting.tasks["one"].cancelled()
-        assert waiting.seat("other").seated
-        assert (admission.seated, admission.waiting) == (1, 0)
+        assert waiting.reservation("other").admitted
+        assert (admission.admitted, admission.waiting) == (1, 0)
 
     run_virtual(main())
 
@@ -241,7 +241,7 @@ def test_leaving_twice_is_leaving_once() -> None:
         admission.leave(one)
         admission.leave(one)
         admission.resize(one, TARGET, 900)  # of no account any more
-        assert (admission.seated, other.asked) == (1, False)
+        assert (admission.admitted, other.asked) == (1, False)
 
     run_virtual(main())
 
@@ -253,7 +253,7 @@ def test_each_engine_of_each_role_needs_room() -> None:
         waiting = Waiting(admission)
         await waiting.ask("next", enter(admission, 1, {TARGET: 300, Role.DRAFT: 300}))
         await waiting.ask("without a draft", enter(admission, 2, {TARGET: 300}))
-        assert waiting.seated == []  # the first of them does not fit, and nobody passes it
+        assert waiting.admitted == []  # the first of them does not fit, and nobody passes it
 
     run_virtual(main())
 
@@ -264,10 +264,10 @@ def test_a_track_without_drafts_leaves_the_drafts_room_to_others() -> None:
         first = await enter(admission, 0, {TARGET: 400, Role.DRAFT: 400})
         waiting = Waiting(admission)
         await waiting.ask("next", enter(admission, 1, {TARGET: 300, Role.DRAFT: 300}))
-        assert waiting.seated == []
+        assert waiting.admitted == []
         admission.resize(first, Role.DRAFT, 0)
         await settle()
-        assert waiting.seated == ["next"]
+        assert waiting.admitted == ["next"]
 
     run_virtual(main())
 
@@ -278,10 +278,12 @@ def test_a_track_without_drafts_leaves_the_drafts_room_to_others() -> None:
 def test_newcomers_go_where_the_fewest_tokens_are_and_stay_there() -> None:
     async def main() -> list[int]:
         admission = seats_on(Roomy(10_000), Roomy(10_000))
-        seats = [await enter(admission, order, {TARGET: tokens}) for order, tokens in enumerate((900, 100, 100, 100))]
-        admission.resize(seats[1], TARGET, 5000)
-        await admission.hold(seats[1])
-        return [seat.places[TARGET] for seat in seats]
+        reservations = [
+            await enter(admission, order, {TARGET: tokens}) for order, tokens in enumerate((900, 100, 100, 100))
+        ]
+        admission.resize(reservations[1], TARGET, 5000)
+        await admission.hold(reservations[1])
+        return [reservation.places[TARGET] for reservation in reservations]
 
     assert run_virtual(main()) == [0, 1, 1, 1]
 
@@ -293,11 +295,11 @@ def test_those_who_waited_for_room_spread_over_the_engines_as_it_comes() -> None
         waiting = Waiting(admission)
         for number in range(4):
             await waiting.ask(str(number), enter(admission, 1, {TARGET: 200}))
-        assert waiting.seated == []
+        assert waiting.admitted == []
         for holder in holders:
             admission.leave(holder)
         await settle()
-        return sorted(waiting.seat(name).places[TARGET] for name in waiting.seated)
+        return sorted(waiting.reservation(name).places[TARGET] for name in waiting.admitted)
 
     assert run_virtual(main()) == [0, 0, 1, 1]
 

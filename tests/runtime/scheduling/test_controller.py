@@ -100,10 +100,10 @@ class KnownLane(Lane):
 
 
 class Everybody(Admission):
-    """All tracks have a seat."""
+    """All tracks are admitted."""
 
     @property
-    def seated(self) -> int:
+    def admitted(self) -> int:
         return 1_000_000
 
 

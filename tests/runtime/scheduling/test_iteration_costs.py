@@ -10,22 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speclrm.runtime.engine import EngineCosts
-from speclrm.runtime.scheduling.iteration_costs import SLOWDOWN_MAX, CostFit, Look
+from speclrm.runtime.scheduling.iteration_costs import SLOWDOWN_MAX, CostFit, CounterDelta
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def look(costs: EngineCosts, batch: float, context: float, *, iterations: float = 50.0, both: float = 0.0) -> Look:
+def look(
+    costs: EngineCosts, batch: float, context: float, *, iterations: float = 50.0, both: float = 0.0
+) -> CounterDelta:
     """``batch`` sequences of ``context`` tokens each, a new token each an iteration; ``both``: the share of the time in
     which another engine worked, too.
     """
     alone_s = costs.w + costs.p * batch + costs.k * batch * context
     busy_s = iterations * alone_s * (1 + both * costs.slowdown)
-    return Look(busy_s, iterations, iterations * batch, iterations * batch * context, both * busy_s)
+    return CounterDelta(busy_s, iterations, iterations * batch, iterations * batch * context, both * busy_s)
 
 
-def fitted(looks: Sequence[Look]) -> EngineCosts:
+def fitted(looks: Sequence[CounterDelta]) -> EngineCosts:
     fit = CostFit()
     for one in looks:
         fit.add(one)
@@ -48,7 +50,7 @@ def predicted_s(costs: EngineCosts, batch: float, context: float, both: float) -
 )
 def test_phases_with_different_batches_tell_the_costs_apart(costs: EngineCosts) -> None:
     draw = random.Random(1)
-    looks: list[Look] = []
+    looks: list[CounterDelta] = []
     for batch in (1, 64, 8, 200, 24, 120):
         for both in (0.0, 1.0, 0.5):
             looks += [
@@ -67,13 +69,13 @@ def test_phases_with_different_batches_tell_the_costs_apart(costs: EngineCosts) 
 def test_before_the_first_look_there_is_no_estimate_and_an_empty_look_makes_none() -> None:
     fit = CostFit()
     assert fit.costs is None
-    fit.add(Look(0.0, 0.0, 0.0, 0.0, 0.0))
-    fit.add(Look(1.0, 0.0, 0.0, 0.0, 0.0))
+    fit.add(CounterDelta(0.0, 0.0, 0.0, 0.0, 0.0))
+    fit.add(CounterDelta(1.0, 0.0, 0.0, 0.0, 0.0))
     assert fit.costs is None
 
 
 def test_one_look_is_taken_for_a_cost_of_the_iteration_alone() -> None:
-    costs = fitted([Look(1.0, 50.0, 400.0, 400_000.0, 0.0)])
+    costs = fitted([CounterDelta(1.0, 50.0, 400.0, 400_000.0, 0.0)])
     assert costs.w == pytest.approx(0.02, rel=0.2)
     assert costs.w + costs.p * 8 + costs.k * 8000 == pytest.approx(0.02, rel=0.05)
 
@@ -97,12 +99,14 @@ def counts(least: float, most: float) -> st.SearchStrategy[float]:
     return st.one_of(st.just(0.0), st.floats(least, most))
 
 
-any_look = st.builds(Look, counts(1e-6, 1e4), counts(0.01, 1e6), counts(1, 1e7), counts(1, 1e11), counts(1e-6, 1e4))
+any_look = st.builds(
+    CounterDelta, counts(1e-6, 1e4), counts(0.01, 1e6), counts(1, 1e7), counts(1, 1e11), counts(1e-6, 1e4)
+)
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(any_look, min_size=1, max_size=40))
-def test_no_cost_is_ever_negative_or_without_a_bound(looks: list[Look]) -> None:
+def test_no_cost_is_ever_negative_or_without_a_bound(looks: list[CounterDelta]) -> None:
     fit = CostFit()
     for one in looks:
         fit.add(one)

@@ -12,7 +12,7 @@ from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineError, EngineStalledError, RequestError
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.lanes import RESERVE_S, Lane
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.scheduling.waiting import Waiting
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Operation
 
 
-def flight(name: str, *, urgency: int = 0) -> Flight:
-    return Flight(Request(id=name, prompt_ids=[65], max_tokens=50, priority=urgency), "scripted")
+def request_state(name: str, *, urgency: int = 0) -> RequestState:
+    return RequestState(Request(id=name, prompt_ids=[65], max_tokens=50, priority=urgency), "scripted")
 
 
 def lane_on(
@@ -40,7 +40,7 @@ def ten_tokens(request: Request, prompt: str) -> Reply:
 def test_an_operation_that_finds_room_starts_at_once() -> None:
     async def main() -> tuple[float, float]:
         lane, _ = lane_on(ten_tokens)
-        one = flight("one")
+        one = request_state("one")
         await lane.run(one)
         return one.queue_s, one.engine_s
 
@@ -49,7 +49,7 @@ def test_an_operation_that_finds_room_starts_at_once() -> None:
 
 @pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}])
 def test_an_engine_that_leaves_out_what_was_asked_for_is_an_error_and_no_guess(asked: dict[str, Any]) -> None:
-    silent = Flight(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
+    silent = RequestState(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
     with pytest.raises(EngineError, match="Engine silent") as caught:
         silent.take(Delta((1, 2)))
     assert not isinstance(caught.value, RequestError)  # no other request to that engine would do better
@@ -61,7 +61,7 @@ def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next(
         most = 0
         async with asyncio.TaskGroup() as group:
             for name, urgency in (("a", 5), ("b", 5), ("later", 9), ("urgent", 1), ("middle", 5)):
-                group.create_task(lane.run(flight(name, urgency=urgency)))
+                group.create_task(lane.run(request_state(name, urgency=urgency)))
                 await asyncio.sleep(0)
                 most = max(most, engine.stats().running)
             for _ in range(30):
@@ -75,10 +75,10 @@ def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next(
 def test_cancelling_one_that_waits_keeps_it_from_the_engine_and_frees_nothing() -> None:
     async def main() -> tuple[list[str], int, int]:
         lane, engine = lane_on(ten_tokens, in_flight_max=1)
-        first = asyncio.create_task(lane.run(flight("first")))
+        first = asyncio.create_task(lane.run(request_state("first")))
         await asyncio.sleep(0)
-        second = asyncio.create_task(lane.run(flight("second")))
-        third = asyncio.create_task(lane.run(flight("third")))
+        second = asyncio.create_task(lane.run(request_state("second")))
+        third = asyncio.create_task(lane.run(request_state("third")))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(first, second, third, return_exceptions=True)
@@ -94,7 +94,7 @@ def test_a_place_is_never_lost_whenever_a_cancel_comes(moment: int) -> None:
 
     async def main() -> int:
         lane, engine = lane_on(lambda request, prompt: Reply("ab", token_s=0.0), in_flight_max=1)
-        tasks = [asyncio.create_task(lane.run(flight(name))) for name in ("first", "second", "third")]
+        tasks = [asyncio.create_task(lane.run(request_state(name))) for name in ("first", "second", "third")]
         for _ in range(moment):
             await asyncio.sleep(0)
         tasks[1].cancel()
@@ -109,7 +109,7 @@ def test_a_place_is_never_lost_whenever_a_cancel_comes(moment: int) -> None:
 def test_cancelling_one_in_the_engine_aborts_it_there_and_keeps_what_had_come() -> None:
     async def main() -> tuple[list[str], int, int]:
         lane, engine = lane_on(ten_tokens)
-        one = flight("one")
+        one = request_state("one")
         task = asyncio.create_task(lane.run(one))
         await asyncio.sleep(9)
         task.cancel()
@@ -124,7 +124,7 @@ def test_an_error_of_one_request_reaches_its_caller_and_frees_the_place() -> Non
         lane, _ = lane_on(lambda request, prompt: Reply(error=RequestError("refused")), in_flight_max=1)
         for name in ("one", "two"):
             with pytest.raises(RequestError, match="refused"):
-                await lane.run(flight(name))
+                await lane.run(request_state(name))
         return lane.stats()[0].in_flight
 
     assert run_virtual(main()) == 0
@@ -135,7 +135,7 @@ def test_an_engine_without_any_progress_ends_its_operations() -> None:
         lane, _ = lane_on(lambda request, prompt: Reply("x", wait_s=1e9), stall_limit_s=100)
         watch = asyncio.create_task(lane.queues[0].watch())
         with pytest.raises(EngineStalledError, match="no progress for 100 s"):
-            await lane.run(flight("one"))
+            await lane.run(request_state("one"))
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         assert lane.stats()[0].in_flight == 0
@@ -148,7 +148,7 @@ def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
     async def main() -> int:
         lane, _ = lane_on(lambda request, prompt: Reply("x" * 40, token_s=5.0), stall_limit_s=100)
         watch = asyncio.create_task(lane.queues[0].watch())
-        one = flight("one")
+        one = request_state("one")
         await lane.run(one)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
@@ -160,12 +160,12 @@ def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
 def test_an_operation_that_never_reached_the_engine_cost_no_tokens() -> None:
     async def main() -> list[tuple[int, int, float]]:
         lane, _ = lane_on(ten_tokens, in_flight_max=1)
-        flights = [flight("first"), flight("second")]
-        tasks = [asyncio.create_task(lane.run(one)) for one in flights]
+        request_states = [request_state("first"), request_state("second")]
+        tasks = [asyncio.create_task(lane.run(one)) for one in request_states]
         await asyncio.sleep(5)
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        reports = [one.report() for one in flights]
+        reports = [one.report() for one in request_states]
         return [(report.prompt_tokens, report.output_tokens, report.queue_s) for report in reports]
 
     assert run_virtual(main()) == [(1, 10, 0.0), (0, 0, 5.0)]
@@ -174,7 +174,7 @@ def test_an_operation_that_never_reached_the_engine_cost_no_tokens() -> None:
 def test_the_number_of_those_who_wait_is_right_whoever_goes_away() -> None:
     async def main() -> list[int]:
         lane, _ = lane_on(ten_tokens, in_flight_max=1)
-        tasks = [asyncio.create_task(lane.run(flight(str(number), urgency=number % 3))) for number in range(20)]
+        tasks = [asyncio.create_task(lane.run(request_state(str(number), urgency=number % 3))) for number in range(20)]
         await asyncio.sleep(0)
         seen = [lane.stats()[0].waiting]
         for task in (*tasks[5:15], tasks[1]):
@@ -187,13 +187,13 @@ def test_the_number_of_those_who_wait_is_right_whoever_goes_away() -> None:
     assert run_virtual(main()) == [*range(19, 7, -1), 0]
 
 
-def write(name: str, tokens: int = 50) -> Flight:
+def write(name: str, tokens: int = 50) -> RequestState:
     """One that brings step after step."""
-    return Flight(Request(id=name, prompt_ids=[65], max_tokens=tokens, priority=priority("write", 0)), "scripted")
+    return RequestState(Request(id=name, prompt_ids=[65], max_tokens=tokens, priority=priority("write", 0)), "scripted")
 
 
-def score(name: str) -> Flight:
-    return Flight(Request(id=name, prompt_ids=[65], max_tokens=1, priority=priority("score", 9)), "scripted")
+def score(name: str) -> RequestState:
+    return RequestState(Request(id=name, prompt_ids=[65], max_tokens=1, priority=priority("score", 9)), "scripted")
 
 
 def paced(request: Request, prompt: str) -> Reply:
@@ -339,9 +339,9 @@ def test_a_place_is_wanted_only_by_what_is_more_urgent_and_only_from_what_lasts(
                 task.cancel()
         return wanted
 
-    def step(name: str, *, ahead: bool = False) -> Flight:
+    def step(name: str, *, ahead: bool = False) -> RequestState:
         urgency = priority("rewrite", 0, ahead=ahead)
-        return Flight(Request(name, [65], 50, stop_ids=(10,), priority=urgency), "scripted")
+        return RequestState(Request(name, [65], 50, stop_ids=(10,), priority=urgency), "scripted")
 
     assert run_virtual(main()) == {
         "alone": False,
@@ -374,7 +374,7 @@ def test_the_bound_falls_where_the_engine_only_queues_and_grows_where_it_does_no
 
         async def ask(names: str) -> None:
             for name in names:
-                group.create_task(lane.run(flight(name)))
+                group.create_task(lane.run(request_state(name)))
             await asyncio.sleep(1)
             stats = lane.stats()[0]
             assert not stats.waiting or stats.in_flight >= stats.in_flight_max
@@ -397,9 +397,9 @@ def test_the_bound_falls_where_the_engine_only_queues_and_grows_where_it_does_no
 def test_busy_time_is_the_time_with_work_in_flight() -> None:
     async def main() -> float:
         lane, _ = lane_on(ten_tokens)
-        await asyncio.gather(lane.run(flight("a")), lane.run(flight("b")))
+        await asyncio.gather(lane.run(request_state("a")), lane.run(request_state("b")))
         await asyncio.sleep(100)
-        await lane.run(flight("c"))
+        await lane.run(request_state("c"))
         return lane.stats()[0].busy_s
 
     assert run_virtual(main()) == 20.0
@@ -408,7 +408,7 @@ def test_busy_time_is_the_time_with_work_in_flight() -> None:
 def test_the_reports_of_a_flight_add_up_to_its_cost() -> None:
     async def main() -> tuple[int, int, float]:
         lane, _ = lane_on(ten_tokens)
-        one = flight("one")
+        one = request_state("one")
         reports: list[Operation] = []
         async with lane.fly(one) as deltas:
             async for _ in deltas:

@@ -112,7 +112,7 @@ def test_the_work_of_one_that_dies_goes_on_at_the_other_and_no_track_fails(momen
                     assert (engine.stats().running, engine.stats().waiting, engine.kv_tokens_used) == (0, 0, 0)
             for several in runtime.scheduler.stats().values():
                 assert all((lane.in_flight, lane.waiting) == (0, 0) for lane in several)
-            assert (runtime.scheduler.admission.seated, runtime.scheduler.admission.waiting) == (0, 0)
+            assert (runtime.scheduler.admission.admitted, runtime.scheduler.admission.waiting) == (0, 0)
 
     run_virtual(main())
     reasons = Counter(event.reason for event in pair.collector.of(TrackFinished))
@@ -144,7 +144,7 @@ def test_the_death_of_the_last_one_ends_the_run_and_leaves_no_request_on_the_oth
             assert now_s() - died_s < 0.05
             for stats in runtime.scheduler.stats().values():
                 assert all((lane.in_flight, lane.waiting) == (0, 0) for lane in stats)
-            assert (runtime.scheduler.admission.seated, runtime.scheduler.admission.waiting) == (0, 0)
+            assert (runtime.scheduler.admission.admitted, runtime.scheduler.admission.waiting) == (0, 0)
 
     run_virtual(main())
     assert pair.collector.of(RunFinished)[-1].status == "failed"

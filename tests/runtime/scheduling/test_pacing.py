@@ -19,7 +19,7 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import DraftPaced, ProblemStarted, RunFinished
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.scheduling.breakeven import StepShape
 from speclrm.runtime.scheduling.pacing import FREE, Pacer, Snapshot, pace
 from speclrm.runtime.scheduling.scheduler import Scheduler
@@ -140,8 +140,8 @@ def run(folder: Path | None, *, shared: bool, paced: bool, mode: str = "always",
     async def main() -> None:
         engines = simulated_engines(NAMES, world, shared_device=shared)
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence(), slices=paced and slices(engines))
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence(), slices=paced and slices(engines))
 
         async with Runtime(parts) as runtime:
             await runtime.run(world.problems(4), chosen, directory=folder, required=[Sink()])
@@ -194,8 +194,8 @@ def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
     async def main() -> None:
         engines = simulated_engines(NAMES, world, shared_device=True)
 
-        async def parts(_: AsyncExitStack) -> Parts:
-            return Parts(dict(engines), ExactEquivalence())
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence())
 
         async with Runtime(parts) as runtime:
 

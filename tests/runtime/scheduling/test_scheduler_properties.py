@@ -43,9 +43,9 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.scheduling.admission import ROOM_SHARE, SPARE_TOKENS, Admission, Seat
+from speclrm.runtime.scheduling.admission import ROOM_SHARE, SPARE_TOKENS, Admission, Reservation
 from speclrm.runtime.scheduling.lanes import Lane
-from speclrm.runtime.scheduling.requests import Flight
+from speclrm.runtime.scheduling.requests import RequestState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -66,8 +66,8 @@ def test_no_operation_is_lost_or_run_twice_and_bounds_and_priorities_hold(work: 
     assert {event.reason for event in ran.of(TrackFinished)}.isdisjoint({"error", "cancelled"})
     check_all(ran, work)
     assert ran.scheduler is not None
-    # Tracks stand up before an engine runs out of room; what it puts back beside that is the exception.
-    assert sum(engine.preemptions for engine in ran.every_engine) <= ran.scheduler.admission.stood_up
+    # Tracks are deferred before an engine runs out of room; what it puts back beside that is the exception.
+    assert sum(engine.preemptions for engine in ran.every_engine) <= ran.scheduler.admission.deferred
 
 
 @by_chance
@@ -75,7 +75,7 @@ def test_no_operation_is_lost_or_run_twice_and_bounds_and_priorities_hold(work: 
 def test_with_room_enough_nobody_stands_up_and_no_engine_puts_anything_back(work: Workload) -> None:
     ran = execute(work)
     assert ran.scheduler is not None
-    assert ran.scheduler.admission.stood_up == 0
+    assert ran.scheduler.admission.deferred == 0
     assert sum(engine.preemptions for engine in ran.every_engine) == 0
 
 
@@ -329,11 +329,11 @@ def test_a_lane_serves_the_most_urgent_first_and_leaves_no_place_empty(several: 
         async def one(job: Job, name: str) -> None:
             await asyncio.sleep(job.after_s)
             waiting[name] = job.priority, next(numbers)
-            flight = Flight(Request(name, [65], job.tokens, priority=job.priority), "e")
+            request_state = RequestState(Request(name, [65], job.tokens, priority=job.priority), "e")
             try:
-                async with asyncio.timeout(job.give_up_s), lane.fly(flight) as deltas:
+                async with asyncio.timeout(job.give_up_s), lane.fly(request_state) as deltas:
                     mine = waiting.pop(name)
-                    if flight.queue_s:
+                    if request_state.queue_s:
                         assert all(mine < other or other[1] > mine[1] for other in waiting.values()) or (
                             mine == min([mine, *waiting.values()])
                         )
@@ -397,55 +397,61 @@ sitters = st.builds(
 def test_seats_never_outgrow_the_room_and_all_come_to_their_turn(
     several: list[Sitter], kv_tokens: int, engines: int
 ) -> None:
-    """Those who were not asked to stand up always fit, but for one that is larger than the room; and all that are seated
-    hold no more than the room and two steps each: the one it grew by, and the one that those asked to stand up are at.
+    """Those who were not asked to make room always fit, but for one that is larger than the room; and all that are admitted
+    hold no more than the room and two steps each: the one it grew by, and the one that those asked to make room are at.
     """
 
     async def main() -> int:
         lane = Lane(Role.TARGET, *(Roomy(kv_tokens) for _ in range(engines)))
         admission = Admission({Role.TARGET: lane})
-        seats: list[Seat] = []
+        reservations: list[Reservation] = []
         done = 0
 
         def check() -> None:
             for place in range(engines):
-                seated = [seat for seat in seats if seat.seated and seat.places[Role.TARGET] == place]
-                staying = [seat.tokens[Role.TARGET] + SPARE_TOKENS for seat in seated if not seat.asked]
+                admitted = [
+                    reservation
+                    for reservation in reservations
+                    if reservation.admitted and reservation.places[Role.TARGET] == place
+                ]
+                staying = [
+                    reservation.tokens[Role.TARGET] + SPARE_TOKENS for reservation in admitted if not reservation.asked
+                ]
                 assert len(staying) <= 1 or sum(staying) <= kv_tokens * ROOM_SHARE
-                held = sum(seat.tokens[Role.TARGET] for seat in seated)
-                assert len(seated) <= 1 or held <= kv_tokens + 2 * 60 * len(seated)
+                held = sum(reservation.tokens[Role.TARGET] for reservation in admitted)
+                assert len(admitted) <= 1 or held <= kv_tokens + 2 * 60 * len(admitted)
 
         async def one(sitter: Sitter) -> None:
             nonlocal done
             await asyncio.sleep(sitter.after_s)
-            seat = None
+            reservation = None
             try:
                 async with asyncio.timeout(sitter.give_up_s):
-                    seat = await enter(admission, sitter.order, {Role.TARGET: sitter.prompt})
-                    seats.append(seat)
-                    place = seat.places[Role.TARGET]
+                    reservation = await enter(admission, sitter.order, {Role.TARGET: sitter.prompt})
+                    reservations.append(reservation)
+                    place = reservation.places[Role.TARGET]
                     for step in sitter.steps:
-                        await admission.hold(seat)
-                        assert seat.seated
+                        await admission.hold(reservation)
+                        assert reservation.admitted
                         check()
                         await asyncio.sleep(step)
-                        admission.resize(seat, Role.TARGET, seat.tokens[Role.TARGET] + step)
+                        admission.resize(reservation, Role.TARGET, reservation.tokens[Role.TARGET] + step)
                         check()
-                        assert seat.places[Role.TARGET] == place
+                        assert reservation.places[Role.TARGET] == place
                     done += 1
             except TimeoutError:
                 assert sitter.give_up_s is not None
             finally:
-                if seat is not None:
-                    admission.leave(seat)
-                    admission.leave(seat)
+                if reservation is not None:
+                    admission.leave(reservation)
+                    admission.leave(reservation)
 
         async with asyncio.TaskGroup() as group:
             for sitter in several:
                 group.create_task(one(sitter))
-        assert (admission.seated, admission.waiting) == (0, 0)
+        assert (admission.admitted, admission.waiting) == (0, 0)
         newcomer = await asyncio.wait_for(enter(admission, 0, {Role.TARGET: kv_tokens}), 1.0)
-        assert newcomer.seated  # nothing is left in the books: one as large as the room sits down alone
+        assert newcomer.admitted  # nothing is left in the books: one as large as the room sits down alone
         return done
 
     assert run_virtual(main()) >= sum(sitter.give_up_s is None for sitter in several)

@@ -131,9 +131,9 @@ def test_cancelling_at_any_moment_leaves_nothing_in_the_engines(moment_s: float)
             assert now_s() - started < moment_s + 0.05
             running = sum(engine.stats().running for engine in engines.values())
             flying = sum(one.in_flight for lane in runtime.scheduler.stats().values() for one in lane)
-            seats = runtime.scheduler.admission.seated
+            reservations = runtime.scheduler.admission.admitted
             reasons = [event.reason for event in collector.of(TrackFinished)]
-            return running, flying + seats, reasons, collector
+            return running, flying + reservations, reasons, collector
 
     running, held, reasons, collector = run_virtual(main())
     assert (running, held, len(reasons)) == (0, 0, 2)

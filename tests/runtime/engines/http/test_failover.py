@@ -24,7 +24,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.ledger import Ledger
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Parts, Runtime
+from speclrm.runtime.runtime import Components, Runtime
 from speclrm.runtime.trace.check import Checker
 
 if TYPE_CHECKING:
@@ -46,16 +46,16 @@ async def running(
     """A runtime on these servers, which have been started on the stack in the order of the list."""
     async with AsyncExitStack() as stack:
 
-        async def open_parts(inner: AsyncExitStack) -> Parts:
+        async def open_components(inner: AsyncExitStack) -> Components:
             engines: dict[Role, list[Any]] = {Role.TARGET: [], Role.DRAFT: []}
             for role, several in ((Role.TARGET, targets), (Role.DRAFT, [draft])):
                 for one in several:
                     client = Client(one.url)
                     inner.push_async_callback(client.aclose)
                     engines[role].append(await probe(Server("http/m", role.value, TOKENIZER), client))
-            return Parts(engines, ExactAnswers(), stall_limit_s=stall_limit_s)
+            return Components(engines, ExactAnswers(), stall_limit_s=stall_limit_s)
 
-        yield await stack.enter_async_context(Runtime(open_parts)), Collector(), stack
+        yield await stack.enter_async_context(Runtime(open_components)), Collector(), stack
 
 
 def checked(collector: Collector) -> None:
