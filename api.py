@@ -19,7 +19,7 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Problem
-from speclrm.runtime.runtime import Components
+from speclrm.runtime.run_parts import Components
 from speclrm.runtime.runtime import Runtime as _Runtime
 from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 

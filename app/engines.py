@@ -27,7 +27,8 @@ from speclrm.runtime.machine.sizing import check_room, engine_settings, read_fac
 from speclrm.runtime.models import store
 from speclrm.runtime.models.tokenizer_files import find_tokenizer, pull_tokenizer
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.tokens.prompts import judge_of, open_prompt, question_ids
 from speclrm.strategies.methods import LONGEST_METHOD
 

@@ -22,7 +22,8 @@ from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.events import RunStarted
 from speclrm.runtime.replay.recorded_engine import RecordedEngine
 from speclrm.runtime.replay.recorded_run import Past, read_past
-from speclrm.runtime.runtime import Components, Resumption, Runtime
+from speclrm.runtime.run_parts import Components, Resumption
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace import run_directory
 from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace

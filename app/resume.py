@@ -19,7 +19,7 @@ from speclrm.runtime.events import ProblemStarted
 from speclrm.runtime.machine.hardware import read_devices
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.replay.recorded_run import Past, read_past
-from speclrm.runtime.runtime import Resumption
+from speclrm.runtime.run_parts import Resumption
 from speclrm.runtime.trace import run_directory
 from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace

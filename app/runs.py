@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Sink
-    from speclrm.runtime.runtime import Resumption, Runtime
+    from speclrm.runtime.run_parts import Resumption
+    from speclrm.runtime.runtime import Runtime
 
 RUNS_FOLDER = Path("runs")
 READ_AT_ONCE = 5_000

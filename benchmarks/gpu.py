@@ -34,7 +34,8 @@ from speclrm.runtime.events import ProblemStarted, StepCommitted
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.tokens.prompts import judge_of, open_prompt
 from speclrm.runtime.tokens.tokenizer import load_tokenizer
 from speclrm.strategies.prompts import step_prompts

@@ -24,7 +24,8 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.events import StepCommitted
 from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

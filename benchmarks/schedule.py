@@ -21,7 +21,8 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

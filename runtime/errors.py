@@ -26,7 +26,10 @@ paragraph without a traceback.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FailureReason = Literal["died", "hung", "overloaded", "out_of_memory", "garbage", "refused"]
 """Why an engine as a whole failed: its process or its connection is gone; it shows no progress; it keeps turning work away; its
@@ -135,3 +138,17 @@ def retold(line: str) -> Exception:
 def ends_attempt(line: str | None) -> bool:
     """Returns whether an event's error is one after which no track could continue."""
     return line is not None and line.partition(": ")[0] in ("EngineDeadError", "TraceError", "TooManyErrors")
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Returns the error to report: one of ours before any other."""
+    flat = list(_flatten(errors))
+    return next((error for error in flat if isinstance(error, SpecLRMError)), flat[0])
+
+
+def _flatten(error: BaseException) -> Iterable[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _flatten(part)
+    else:
+        yield error

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from itertools import count
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.errors import RuntimeClosedError, SettingsError, SpecLRMError, TooManyErrors
-from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackFinished, TrackResumed
+from speclrm.runtime.errors import RuntimeClosedError, SettingsError, first_of
+from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackResumed
 from speclrm.runtime.protocols import EquivalenceBySample
 from speclrm.runtime.replay.playback import Playback
 from speclrm.runtime.replay.playback_bus import PlaybackBus
 from speclrm.runtime.replay.recorded_lane import RecordedLane
 from speclrm.runtime.replay.recorded_run import lasting
 from speclrm.runtime.replay.recorded_verdicts import RecordedVerdicts
+from speclrm.runtime.run_parts import Began, Components, Job, Resumption, RunResult
+from speclrm.runtime.run_sinks import ErrorGuard, Tap
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling.engine_counters import Meter
-from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
 from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.settings import CONCURRENCY
 from speclrm.runtime.state import SampleState
@@ -34,13 +32,12 @@ from speclrm.runtime.trace.run_directory import RunRecord, add_attempt, create, 
 from speclrm.runtime.trace.sinks import Subscriber
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.engine import Engine
     from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy
     from speclrm.runtime.replay.playback import SamplePlayback
     from speclrm.runtime.replay.recorded_run import Past
@@ -52,68 +49,6 @@ log = structlog.get_logger(__name__)
 
 STARTED_AT_ONCE = 64
 """Samples that start together before other tasks have their turn: the first events of thousands would overwhelm every sink."""
-
-ERRORS_MIN = 8
-ERROR_SHARE_MAX = 0.5
-"""A run stops when at least this many tracks failed and they are more than this share of all that ended: something is
-wrong with the whole, and continuing would only waste time."""
-
-STREAM_EVENTS_MAX = 1_000
-"""Events that a caller of ``stream`` may be behind before its tracks wait for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Components:
-    """The parts that a runtime works with. ``engines``: one of each role, or several with the same model.
-
-    ``slices``: draft and target share a device by time slices, each at about half its speed while both work.
-    ``stall_limit_s``: seconds without progress, or without any engine that works, after which requests are given up.
-    """
-
-    engines: Mapping[Role, Engine | Sequence[Engine]]
-    equivalence: Equivalence
-    slices: bool = False
-    stall_limit_s: float = STALL_LIMIT_S
-
-
-Began = Callable[[int], "tuple[Strategy, int | None]"]
-"""The strategy and the seed of samples that began in an attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A sample to run. ``playback``: its part of the trace, if it has one."""
-
-    problem: Problem
-    repeat: int
-    strategy: Strategy
-    seed: int | None
-    playback: Playback | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """The past of a run that continues. ``events``: the whole trace so far, from its beginning. ``overrides``: as in RunResumed.
-
-    ``anew``: the run is a new one that begins with what the trace has.
-    """
-
-    past: Past
-    began: Began
-    events: Callable[[], Iterable[Event]] = tuple
-    overrides: Mapping[str, tuple[JsonValue, JsonValue]] = field(
-        default_factory=dict[str, "tuple[JsonValue, JsonValue]"]
-    )
-    anew: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """``samples``: in the order of problems, then repeats. ``directory``: None for a run kept in memory."""
-
-    run: str
-    samples: tuple[SampleState, ...]
-    directory: Path | None
 
 
 class Runtime:
@@ -232,7 +167,7 @@ class Runtime:
 
         A caller that does not read delays nobody else: its tracks release the engines until it reads again.
         """
-        tap = _Tap()
+        tap = Tap()
         # Not a TaskGroup: it groups its errors, and leaving a generator inside one raises another.
         task = self._begin_call(self._run([problem], strategy, seed=seed, required=[tap]))
         task.add_done_callback(lambda _: tap.end())
@@ -345,7 +280,7 @@ class Runtime:
         if self.scheduler.controller is not None:
             self.scheduler.controller.budget = strategy.limits.token_budget
         async with AsyncExitStack() as stack:
-            must: list[Sink] = [_ErrorGuard(), *required]
+            must: list[Sink] = [ErrorGuard(), *required]
 
             async def open_directory(folder: Path) -> Journal:
                 if not go_on:
@@ -512,7 +447,7 @@ class Runtime:
             finish("cancelled")
             raise
         except BaseExceptionGroup as errors:
-            first = _first(errors)
+            first = first_of(errors)
             finish("failed", f"{type(first).__name__}: {first}")
             raise first from None
         finish("finished")
@@ -575,77 +510,3 @@ async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:
             except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
                 left.remove(sink)
                 log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Returns the error to report: one of ours before any other."""
-    flat = list(_flatten(errors))
-    return next((error for error in flat if isinstance(error, SpecLRMError)), flat[0])
-
-
-def _flatten(error: BaseException) -> Iterable[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _flatten(part)
-    else:
-        yield error
-
-
-class _ErrorGuard:
-    """Counts the tracks that failed; ``room`` raises once they are too many."""
-
-    def __init__(self) -> None:
-        self._ended = 0
-        self._failed = 0
-        self._last = ""
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, TrackFinished):
-            self._ended += 1
-            if event.reason == "error":
-                self._failed += 1
-                self._last = event.error or ""
-
-    async def room(self) -> None:
-        if self._failed >= ERRORS_MIN and self._failed > ERROR_SHARE_MAX * self._ended:
-            raise TooManyErrors(
-                f"{self._failed} of {self._ended} tracks failed, so the run was stopped. The last error: {self._last}"
-            )
-
-    async def aclose(self) -> None:
-        pass
-
-
-class _Tap:
-    """A sink that one reader follows."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-        self._arrived = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._ended = False
-
-    def emit(self, event: Event) -> None:
-        self._events.append(event)
-        self._arrived.set()
-
-    async def room(self) -> None:
-        while len(self._events) >= STREAM_EVENTS_MAX:
-            self._taken.clear()
-            await self._taken.wait()
-
-    async def aclose(self) -> None:
-        self.end()
-
-    def end(self) -> None:
-        self._ended = True
-        self._arrived.set()
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        while self._events or not self._ended:
-            if not self._events:
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            yield self._events.popleft()
-            self._taken.set()

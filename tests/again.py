@@ -19,7 +19,8 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.events import StepDrafted, StepScored, StepWritten
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.replay.recorded_run import Past, read_past
-from speclrm.runtime.runtime import Resumption, RunResult, Runtime
+from speclrm.runtime.run_parts import Resumption, RunResult
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace
 from speclrm.runtime.trace.run_directory import RUN_FILE

@@ -19,7 +19,7 @@ from speclrm.commands.screen import providing
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.engines.scripted import ByteTokenizer, ScriptedEngine, by_step
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components
+from speclrm.runtime.run_parts import Components
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -37,7 +37,8 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.events import StepScored
 from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.lanes import Lane
 from speclrm.runtime.scheduling.requests import RequestState

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.strategies.catalog import strategy
 
 if TYPE_CHECKING:

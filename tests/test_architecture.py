@@ -44,9 +44,11 @@ INSIDE = {
     "replay": {"trace", "scheduling"},
     "track": {"tokens", "scheduling", "replay"},
     "sample": {"tokens", "trace", "scheduling", "replay", "track"},
-    "runtime": {"sample", "trace", "scheduling", "replay"},
+    "run_parts": {"scheduling", "replay"},
+    "run_sinks": set[str](),
+    "runtime": {"sample", "trace", "scheduling", "replay", "run_parts", "run_sinks"},
 }
-"""The wings inside runtime/ and, last, its two doors, each with the others that it may use beside the shared modules."""
+"""The wings inside runtime/ and, last, its doors, each with the others that it may use beside the shared modules."""
 WINGS = {
     "runtime": set[str](),
     "strategies": {"runtime"},

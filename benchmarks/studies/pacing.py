@@ -22,7 +22,8 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.simulated.presets import simulated_engines
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack

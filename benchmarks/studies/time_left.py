@@ -24,7 +24,8 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld, WorldSettings
 from speclrm.runtime.events import RunFinished, SampleFinished
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace.reader import read_run
 
 if TYPE_CHECKING:

@@ -266,7 +266,8 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.api import strategy
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.run_parts import Components
 steps = [f"Step {{n}}.\\n\\n" for n in range(10_000)]
 async def parts(stack):
     return Components({{Role.TARGET: ScriptedEngine(by_step(steps), token_s=0.002)}}, ExactEquivalence())

@@ -18,7 +18,8 @@ from workloads import STEP_TOKENS, Workload, operations
 from speclrm.runtime.errors import EngineDeadError, ResumeError
 from speclrm.runtime.events import Event, OperationDropped, TrackFinished, VoteUpdated
 from speclrm.runtime.replay.recorded_run import read_past
-from speclrm.runtime.runtime import Resumption, Runtime
+from speclrm.runtime.run_parts import Resumption
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace.bus import EventBus
 from speclrm.runtime.trace.check import Checker
 from speclrm.runtime.trace.journal import TRACE_FILE

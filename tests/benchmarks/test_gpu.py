@@ -32,7 +32,8 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.errors import ModelError, SettingsError
 from speclrm.runtime.machine.sizing import read_facts
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,8 @@ from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.events import StepCommitted
 from speclrm.runtime.replay.recorded_engine import RecordedEngine
 from speclrm.runtime.replay.recorded_run import read_past
-from speclrm.runtime.runtime import Resumption, Runtime
+from speclrm.runtime.run_parts import Resumption
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.trace.journal import TraceOptions
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.runtime import Runtime
+from speclrm.runtime.run_parts import Components
 from speclrm.strategies.catalog import strategy
 
 STEPS = [f"Step {number} says more.\\n\\n" for number in range(40)] + ["So it is \\\\boxed{4}."]

@@ -16,7 +16,7 @@ from speclrm.runtime.errors import RequestError, ResumeError
 from speclrm.runtime.events import OperationDropped, RunStarted, StepCommitted, TrackFinished
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.replay.recorded_run import past_of, read_past
-from speclrm.runtime.runtime import Resumption
+from speclrm.runtime.run_parts import Resumption
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import DraftPaced, ProblemStarted, RunFinished
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.breakeven import StepShape
 from speclrm.runtime.scheduling.pacing import FREE, Pacer, Snapshot, pace
 from speclrm.runtime.scheduling.scheduler import Scheduler

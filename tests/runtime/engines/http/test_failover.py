@@ -24,7 +24,8 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.ledger import Ledger
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import Components, Runtime
+from speclrm.runtime.run_parts import Components
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.trace.check import Checker
 
 if TYPE_CHECKING:

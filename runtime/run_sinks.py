@@ -1,0 +1,85 @@
+"""Holds the sinks of the runtime itself: one ends a run with too many errors, one is followed by a caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from speclrm.runtime.errors import TooManyErrors
+from speclrm.runtime.events import Event, TrackFinished
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+ERRORS_MIN = 8
+
+
+ERROR_SHARE_MAX = 0.5
+"""A run stops when at least this many tracks failed and they are more than this share of all that ended: something is
+wrong with the whole, and continuing would only waste time."""
+
+
+STREAM_EVENTS_MAX = 1_000
+"""Events that a caller of ``stream`` may be behind before its tracks wait for it."""
+
+
+class ErrorGuard:
+    """Counts the tracks that failed; ``room`` raises once they are too many."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._failed = 0
+        self._last = ""
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, TrackFinished):
+            self._ended += 1
+            if event.reason == "error":
+                self._failed += 1
+                self._last = event.error or ""
+
+    async def room(self) -> None:
+        if self._failed >= ERRORS_MIN and self._failed > ERROR_SHARE_MAX * self._ended:
+            raise TooManyErrors(
+                f"{self._failed} of {self._ended} tracks failed, so the run was stopped. The last error: {self._last}"
+            )
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Tap:
+    """A sink that one reader follows."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._ended = False
+
+    def emit(self, event: Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    async def room(self) -> None:
+        while len(self._events) >= STREAM_EVENTS_MAX:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def aclose(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._ended = True
+        self._arrived.set()
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        while self._events or not self._ended:
+            if not self._events:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            yield self._events.popleft()
+            self._taken.set()
