@@ -13,14 +13,16 @@ from speclrm.app.resolve import make_strategy, resolve
 from speclrm.app.runs import run_in
 from speclrm.app.thresholds import Calibration
 from speclrm.evaluators.metrics import RunSummary
-from speclrm.runtime.ledger import TokenCounts
+from speclrm.runtime.events import ModeChanged
 from speclrm.runtime.machine.sizing import Work
+from speclrm.runtime.scheduling.controller import PROBE_REASON
 from speclrm.runtime.trace.run_directory import check_free
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from speclrm.app.progress import Notify
+    from speclrm.runtime.events import Event
     from speclrm.runtime.protocols import Sink
 
 TARGET = "qwen2.5-coder-0.5b-instruct"
@@ -52,7 +54,9 @@ class Comparison(BaseModel):
 
     calibration: Calibration
     drafted_under: float
-    """The threshold of the run with drafts. If none is safe, it is drafted all the same, to show what that costs."""
+    """The threshold of the run with drafts. If none is safe, the one that keeps the share asked for."""
+    decision: str
+    """Why ``--speculate auto`` drafted, or left steps to the target; empty if it decided nothing."""
     speculative: RunSummary
     alone: RunSummary
 
@@ -102,52 +106,61 @@ async def compare(
         threshold = by_share if calibration.threshold is None else calibration.threshold
         if plan is not None:
             plan(options.limit)
-        with_threshold = recipe | {"speculate": "always", "score_threshold": threshold}
+        with_threshold = recipe | {"speculate": "auto", "score_threshold": threshold}
         drafted = resolve(
             RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common), make=make
         )
-        with_drafts = await run_in(runtime, drafted, directory / "speculative", sinks)
+        decisions = _Decisions()
+        with_drafts = await run_in(runtime, drafted, directory / "speculative", [*sinks, decisions])
         without = await run_in(runtime, alone, directory / "baseline", sinks)
     return Comparison(
-        calibration=calibration, drafted_under=threshold, speculative=with_drafts.summary, alone=without.summary
+        calibration=calibration,
+        drafted_under=threshold,
+        decision=decisions.last,
+        speculative=with_drafts.summary,
+        alone=without.summary,
     )
 
 
+class _Decisions:
+    """A sink that keeps the reason of the last decision to draft or not."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, ModeChanged) and event.reason != PROBE_REASON:
+            self.last = event.reason
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
 def verdict(comparison: Comparison) -> list[str]:
-    """Returns lines that say which was faster here, and why: what each model had to compute, in tokens."""
-    with_drafts, alone = comparison.speculative, comparison.alone
+    """Returns lines that say which was faster here, and why."""
+    auto, alone = comparison.speculative, comparison.alone
+    drafted = auto.acceptance is not None
     lines = [
-        f"with drafts   {with_drafts.seconds:6.1f} s, accuracy {with_drafts.accuracy or 0:.0%}, "
-        f"{_committed(with_drafts)} tokens committed, {with_drafts.acceptance or 0:.0%} of the steps by the draft",
+        f"auto          {auto.seconds:6.1f} s, accuracy {auto.accuracy or 0:.0%}, {_committed(auto)} tokens committed, "
+        + (f"{auto.acceptance:.0%} of the drafted steps kept" if drafted else "no step drafted"),
         f"target alone  {alone.seconds:6.1f} s, accuracy {alone.accuracy or 0:.0%}, {_committed(alone)} tokens committed, "
         "with as many tracks at once",
     ]
     if comparison.calibration.threshold is None:
         lines.append(
-            "`--score-threshold auto` would not draft with this pair. Here steps were drafted under "
-            f"{comparison.drafted_under:.3f} all the same, to show what that costs."
+            "`--score-threshold auto` would not draft with this pair: no threshold is safe. Here the threshold is "
+            f"{comparison.drafted_under:.3f} all the same, so that the time alone decides."
         )
-    if not with_drafts.seconds or not alone.seconds:
-        return lines
-    if with_drafts.seconds < alone.seconds:
-        lines.append(f"On this machine drafting was faster: {alone.seconds / with_drafts.seconds:.2f} times.")
-    else:
+    if auto.seconds and alone.seconds:
+        ratio = alone.seconds / auto.seconds * _committed(auto) / max(1, _committed(alone))
         lines.append(
-            f"On this machine the target alone was faster: {with_drafts.seconds / alone.seconds:.2f} times, for "
-            f"{_committed(alone) / max(1, _committed(with_drafts)):.2f} times the tokens."
+            f"On this machine `--speculate auto` made {ratio:.2f} times the tokens a second of the target alone."
         )
-    draft, target, single = (
-        summary.tokens.get(role, TokenCounts())
-        for summary, role in ((with_drafts, "draft"), (with_drafts, "target"), (alone, "target"))
-    )
-    saved = single.generated / max(1, _committed(alone)) * _committed(with_drafts) - target.generated
-    lines.append(
-        f"Why: drafts saved the target about {max(0, round(saved))} tokens of writing. In return it read "
-        f"{target.prompt - target.cached} tokens that were not cached (steps to be scored, and the judge's question behind "
-        f"each), where alone it read {single.prompt - single.cached}; and the draft wrote {draft.generated} and read "
-        f"{draft.prompt - draft.cached} on the same cores. Reading is cheap on a GPU and costs nearly as much as writing on "
-        "a CPU; the bigger the target beside the draft, the sooner drafting pays."
-    )
+    if comparison.decision:
+        lines.append(f"Its last decision: {comparison.decision} (docs/scheduling.md has the arithmetic).")
     lines.append(
         f"{len(alone.samples)} problems say little about accuracy; `speclrm run` with more problems and --repeats says more."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,13 @@ from speclrm.commands.calibrate import print_calibration
 from speclrm.commands.errors import guard
 from speclrm.commands.screen import Screen, engines, print_paths, run_async, stdout
 from speclrm.commands.screen_options import Display, LogFile, LogLevelOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SIMULATED = "a85"
+SIMULATED_RECIPE = {"token_budget": 2_000}
+"""Short tracks: the table takes seconds."""
 
 
 def demo(
@@ -51,7 +58,8 @@ def demo(
         console = stdout()
         print_calibration(console, comparison.calibration)
         console.print()
-        print_report(console, comparison.speculative, f"{options.draft} drafts, {options.target} scores and rewrites")
+        drafts = f"{options.draft} drafts where it pays, {options.target} scores and rewrites"
+        print_report(console, comparison.speculative, drafts)
         console.print()
         print_report(console, comparison.alone, f"{options.target} alone, as many tracks at once")
         console.print()
@@ -59,5 +67,36 @@ def demo(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         for name in ("speculative", "baseline"):
             print_paths(console, directory / name)
+        console.print()
+        _print_simulated(console)
 
     guard(start)
+
+
+def _print_simulated(console: Console) -> None:
+    """Prints what the same strategies do on simulated engines with the costs of a GPU."""
+    from rich.table import Table
+
+    from speclrm.benchmarks.schedule import DRAFT, TARGET, simulate
+
+    heading = f"The same strategies on {TARGET} with drafts by {DRAFT}, simulated with the costs measured on an H200:"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("tracks", "devices", "target alone", "auto", "speed-up", "drafts kept"):
+        table.add_column(name, justify="left" if name == "devices" else "right")
+    for tracks in (5, 20):
+        for shared in (False, True):
+            alone, auto = (
+                simulate(SIMULATED, tracks, strategy, SIMULATED_RECIPE, shared=shared, seed=0)
+                for strategy in ("parallel", "speculative")
+            )
+            kept = auto.summary.acceptance
+            table.add_row(
+                str(tracks),
+                "one, by time slices" if shared else "one each",
+                f"{alone.rate:.0f} tok/s",
+                f"{auto.rate:.0f} tok/s",
+                f"{auto.rate / alone.rate:.2f}x",
+                "none" if kept is None else f"{kept:.0%}",
+            )
+    console.print(heading, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)

@@ -157,6 +157,7 @@ class Controller:
         self.threshold, self.gain = 2.0, 1.0
         """The break-even acceptance of the last decision, and the gain predicted there."""
         self._hopeless = self._eager = False
+        self._hoped_gain = float("inf")
         self._steps = self._looked_again = self._probes = 0
         self._look_again = self._settings.look_again
 
@@ -372,6 +373,8 @@ class Controller:
         if self._hopeless:
             # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
             return self._steps >= self._look_again * tracks and not others
+        if self.budget and self._steps_a_track * (self._hoped_gain - 1) < self._settings.probe_worth:
+            return False
         if self.budget and self._probes >= max(
             self._settings.probes_min, self._settings.probe_budget * max(self._steps, tracks * self._steps_a_track)
         ):
@@ -465,6 +468,7 @@ class Controller:
         hope = min(self._settings.hopeful, self._hoped())
         hoped = self._predict([Group(tracks * admitted, hope)], shape, target, draft).rate / alone / (1 + tail)
         self._hopeless = hoped < self._settings.hope_on and self.threshold > 1
+        self._hoped_gain = hoped
         for problem in self._problems.values():
             if change:
                 self._turn(problem)

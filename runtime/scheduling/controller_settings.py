@@ -47,6 +47,9 @@ class ControllerSettings:
     """Probes that are allowed however short the tracks are."""
     probe_steps: int = 16
     """Steps that a track must have to go, so that what a probe tells can still be of use."""
+    probe_worth: float = 20.0
+    """Steps that a track must save if drafts turn out as well as is hoped for: a probe delays its track by about three, and a
+    sample ends with its last track."""
     probe_again: int = 64
     """Steps of a problem after which one that did not pay is probed again; twice as many after each time in vain."""
     look_again: int = 32

@@ -218,6 +218,7 @@ async def test_from_loading_to_the_closing_table(
     class Engines:
         simulated = False
         settings: Mapping[Role, Any] = {}
+        servers: Mapping[str, Any] = {}
 
         async def size(self, strategy: Any, work: Any, problems: Any, notify: Any) -> None:
             assert strategy.roles == frozenset(Role)

@@ -18,7 +18,7 @@ import pytest
 from speclrm.api import EngineOptions
 from speclrm.app.engines import RealEngines
 from speclrm.app.provenance import engine_facts
-from speclrm.runtime.engines import mps, vllm
+from speclrm.runtime.engines import mps, vllm_start
 from speclrm.runtime.errors import EngineError, SettingsError
 from speclrm.runtime.machine.placement import by_slices
 from speclrm.runtime.protocols import Role
@@ -245,7 +245,7 @@ async def test_engines_are_loaded_under_mps_and_the_record_says_whether_it_serve
             Path(seen[mps.PIPES], "clients").write_text(f"{os.getpid()}\n")
         return {role: Engine() for role in settings}
 
-    monkeypatch.setattr(vllm, "start_engines", start_engines)
+    monkeypatch.setattr(vllm_start, "start_engines", start_engines)
     engines: Any = RealEngines(EngineOptions(target="t", draft="d", share_gpu=sharing, engine_log=tmp_path / "log"))
     engines._settings, engines._mps = settings(), True
     fails = sharing == "mps" and not attached

@@ -30,6 +30,7 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "probe_budget": 0.01,
         "probes_min": 4,
         "probe_steps": 16,
+        "probe_worth": 20.0,
         "probe_again": 64,
         "look_again": 32,
         "changes_free": 4,
