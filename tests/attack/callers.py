@@ -32,7 +32,7 @@ from support import ExactAnswers, parts
 from watched import watched
 from workloads import STEP_TOKENS
 
-from speclrm.runtime import runtime as runtime_module
+from speclrm.runtime import run_sinks
 from speclrm.runtime.events import Event, RunFinished, SampleFinished, TrackFinished, TrackStarted
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S
@@ -208,8 +208,8 @@ def call_together(
         for engine in engines:
             await engine.aclose()
 
-    limit = stream_events or runtime_module.STREAM_EVENTS_MAX
-    with watched() as record, published(see), patch.object(runtime_module, "STREAM_EVENTS_MAX", limit):
+    limit = stream_events or run_sinks.STREAM_EVENTS_MAX
+    with watched() as record, published(see), patch.object(run_sinks, "STREAM_EVENTS_MAX", limit):
         record.step_tokens = STEP_TOKENS
         try:
             run_attacked(main)
