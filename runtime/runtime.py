@@ -52,9 +52,9 @@ STARTED_AT_ONCE = 64
 
 
 class Runtime:
-    """Use as ``async with Runtime(open_parts) as runtime``; everything opened is closed at the end of the block.
+    """Use as ``async with Runtime(open_components) as runtime``; everything opened is closed at the end of the block.
 
-    ``open_parts`` starts the engines and the judge of answers, and puts their closing on the stack that it is given.
+    ``open_components`` starts the engines and the judge of answers, and puts their closing on the stack that it is given.
     Cancelling a call aborts its requests in the engines; other calls continue. A call returns once everything that it
     began has ended, however often it is cancelled. Leaving the block ends the calls that are still under way with
     RuntimeClosedError.

@@ -357,7 +357,7 @@ def test_a_lane_serves_the_most_urgent_first_and_leaves_no_place_empty(several: 
     run_virtual(main())
 
 
-# --------------------------------------------------------------------------------------------------------------------- seats
+# -------------------------------------------------------------------------------------------------------------- reservations
 
 
 class Roomy(ScriptedEngine):
