@@ -40,7 +40,7 @@ class DemoOptions(BaseModel):
     draft: str = DRAFT
     dataset: str = CALIBRATION_DATASET
     limit: int = 6
-    checks: int = 32
+    checks: int = 16
     tracks: int = 3
     token_budget: int = 160
     max_step_tokens: int = 64
@@ -106,7 +106,8 @@ async def compare(
         threshold = by_share if calibration.threshold is None else calibration.threshold
         if plan is not None:
             plan(options.limit)
-        with_threshold = recipe | {"speculate": "auto", "score_threshold": threshold}
+        # Without hints, so that both runs write alike: hints cost a small model more answers than drafts do.
+        with_threshold = recipe | {"speculate": "auto", "score_threshold": threshold, "plan": "plain"}
         drafted = resolve(
             RunOptions(strategy="speculative", draft=options.draft, recipe=with_threshold, **common), make=make
         )
