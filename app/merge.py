@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from heapq import merge as merged_in_order
 from typing import TYPE_CHECKING, cast
 
+from speclrm.app.runs import report_run
 from speclrm.app.settings_diff import MERGED, SELECTED, Changes, changed_models, changes, table
 from speclrm.app.trace_check import check
-from speclrm.evaluators import report
-from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.errors import ResultsError, RunDirectoryError
 from speclrm.runtime.events import (
     EngineFailed,
@@ -97,7 +96,7 @@ async def merge(output: Path, directories: Sequence[Path], *, override: bool = F
         raise RunDirectoryError(
             f"{output} cannot be written: {reason(error)}. {remedy(error)}, or choose another --output-dir."
         ) from error
-    return _report(output)
+    return await report_run(output)
 
 
 def _read(directory: Path) -> Shard:
@@ -263,12 +262,3 @@ def _mean(shards: Sequence[Shard], role: str, seconds: Mapping[int, float]) -> f
         number: facts.replicas if (facts := shards[number].started.engines.get(role)) else 1 for number in seconds
     }
     return sum(seconds[number] * engines[number] for number in seconds) / sum(engines.values())
-
-
-def _report(directory: Path) -> RunSummary:
-    fold = Summary()
-    for event in read_trace(directory / TRACE_FILE):
-        fold.add(event)
-    summary = fold.summary()
-    report.write_reports(directory, summary)
-    return summary

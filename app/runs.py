@@ -104,12 +104,12 @@ async def run_in(
     except BaseException:
         if began.yes:  # the directory is this run's
             with suppress(OSError, SpecLRMError):  # what stopped the run is what is to be told
-                await _write_reports(directory)
+                await report_run(directory)
         raise
-    return RunReport(directory=directory, summary=await _write_reports(directory))
+    return RunReport(directory=directory, summary=await report_run(directory))
 
 
-async def _write_reports(directory: Path) -> RunSummary:
+async def report_run(directory: Path) -> RunSummary:
     """Writes the reports from the trace and not from what a listener saw: listeners may miss events, the trace has all."""
     fold, events = Summary(), iter(read_run(directory))
 

@@ -59,6 +59,7 @@ def test_merged_shards_are_the_whole_run(folder: Path) -> None:
     assert rows(folder / "all") == rows(folder / "whole")
     ours, theirs = summary(folder / "all"), summary(folder / "whole")
     assert ours["accuracy"] == theirs["accuracy"]
+    assert ours["intervals"]["accuracy"] == theirs["intervals"]["accuracy"] is not None
     assert ours["status"] == "finished"
     shards = [summary(folder / f"s{part}") for part in range(1, PARTS + 1)]
     assert ours["seconds"] == max(shard["seconds"] for shard in shards)
