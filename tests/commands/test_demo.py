@@ -19,7 +19,7 @@ def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(t
     for part in ("threshold", "d drafts where it pays", "t alone, as many tracks at once", "On this machine"):
         assert part in said
     # The scripted target always says 4, so nothing can be promised, and that is said.
-    assert "threshold none: too few problems for a promise: the target alone solved " in said
+    assert "threshold none: too few problems for a promise: the target alone solved 0 of 16" in said
     assert "`--score-threshold auto` would not draft with this pair: no threshold is safe." in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"speculative", "baseline"}
     # Then what a GPU gives, simulated: four rows with a speed-up each.
