@@ -7,7 +7,6 @@ as in the original experiments. ``LEVERS`` are one configuration, and the same w
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,14 +14,10 @@ from speclrm.app import original_faults
 from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report
-from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
+from speclrm.benchmarks.virtual_run import simulate_run
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.run_parts import Components
-from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +26,7 @@ if TYPE_CHECKING:
 
 
 TARGET, DRAFT = "sim/qwq-32b", "sim/r1-1.5b"
+NAMES = {Role.TARGET: TARGET, Role.DRAFT: DRAFT}
 TRACKS_A_PROBLEM = 5
 PLAIN: dict[str, Any] = {"speculate": "always", "draft_ahead": "never", "rewrite_ahead": "never"}
 CONFIGURATION: dict[str, Any] = {"judge": "inline", "gate_sure": -0.1}
@@ -79,26 +75,13 @@ def simulate(
     each = min(TRACKS_A_PROBLEM, tracks)
     world = SimulatedWorld(MIXES[mix], seed)
     chosen = make_strategy(strategy, tracks=each, plan="plain", **options)
-    names = {Role.TARGET: TARGET} | ({Role.DRAFT: DRAFT} if Role.DRAFT in chosen.roles else {})
     fold = SummarySink()
-    preemptions = 0
-
-    async def main() -> None:
-        nonlocal preemptions
-        engines = simulated_engines(names, world, shared_device=shared)
-
-        async def parts(_: contextlib.AsyncExitStack) -> Components:
-            return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
-
-        async with Runtime(parts) as runtime:
-            problems = world.problems(max(1, tracks // each))
-            await runtime.run(problems, chosen, seed=seed, concurrency=len(problems), required=[fold])
-        preemptions = sum(engine.preemptions for engine in engines.values())
-        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
-
+    problems = max(1, tracks // each)
     with original_faults.reproduced([fault]) if fault else contextlib.nullcontext():
-        run_virtual(main())
-    return Outcome(fold.summary(), preemptions)
+        engines = simulate_run(
+            chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed
+        )
+    return Outcome(fold.summary(), sum(engine.preemptions for engine in engines.values()))
 
 
 def measure(

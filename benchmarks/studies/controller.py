@@ -9,22 +9,15 @@ wait, so the slowest track decides. One line a cell, and the worst of all cells 
 from __future__ import annotations
 
 import argparse
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
-from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
+from speclrm.benchmarks.virtual_run import simulate_run
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.run_parts import Components
-from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
-
     from speclrm.evaluators.metrics import RunSummary
 
 NAMES = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
@@ -47,18 +40,8 @@ def simulate(
         chosen = make_strategy("speculative", judge="inline", speculate=mode, **options)
     fold = SummarySink()
 
-    async def main() -> None:
-        engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=shared)
-
-        async def parts(_: AsyncExitStack) -> Components:
-            return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
-
-        async with Runtime(parts) as runtime:
-            problems = world.problems(max(1, tracks // each))
-            await runtime.run(problems, chosen, seed=seed, concurrency=len(problems), required=[fold])
-        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
-
-    run_virtual(main())
+    problems = max(1, tracks // each)
+    simulate_run(chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed)
     summary = fold.summary()
     return sum(counts.kept for counts in summary.tokens.values()) / summary.seconds, summary
 

@@ -10,23 +10,15 @@ taken until the slowest of them ends. Steps have 32 tokens each, or 16 to 60. On
 from __future__ import annotations
 
 import argparse
-import asyncio
 from itertools import product
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from speclrm.app.resolve import make_strategy
 from speclrm.benchmarks.gpu import STEADY, Steady
-from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.simulated.presets import simulated_engines
+from speclrm.benchmarks.virtual_run import simulate_run
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.run_parts import Components
-from speclrm.runtime.runtime import Runtime
-
-if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
 
 NAMES = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
 LENGTHS = {"equal": (32.0, 32.0, 32.0), "varied": (16.0, 30.0, 60.0)}
@@ -57,21 +49,12 @@ def simulate(
     else:
         chosen = make_strategy("speculative", judge="inline", speculate=mode, **options)
     fold = Steady()
-    iterations: dict[Role, int] = {}
 
-    async def main() -> None:
-        engines = simulated_engines({role: NAMES[role] for role in chosen.roles}, world, shared_device=True)
-
-        async def parts(_: AsyncExitStack) -> Components:
-            return Components(dict(engines), ExactEquivalence(), slices=paced and len(engines) > 1)
-
-        async with Runtime(parts) as runtime:
-            places = max(1, tracks // each)
-            await runtime.run(world.problems(places * times), chosen, seed=seed, concurrency=places, required=[fold])
-        iterations.update({role: engine.iterations for role, engine in engines.items()})
-        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
-
-    run_virtual(main())
+    places = max(1, tracks // each)
+    engines = simulate_run(
+        chosen, world, NAMES, fold, problems=places * times, concurrency=places, shared=True, seed=seed, paced=paced
+    )
+    iterations = {role: engine.iterations for role, engine in engines.items()}
     summary = fold.summary()
     whole = sum(counts.kept for counts in summary.tokens.values()) / summary.seconds
     rate = fold.steady_rate() if times > 1 else whole
