@@ -220,7 +220,7 @@ def engine_settings(
     wanted = {role: kv_cache_bytes or need.least * need.sequences for role, need in needs.items()}
     share = dict.fromkeys(models, 1.0)
     for device, free in enumerate(_free(machine, gpu_share)):
-        here = [role for role in models if not machine.gpus or device in devices[role]]
+        here = [role for role in models for _ in range(_engines_on(device, devices[role], placements[role]))]
         spare = free - sum(needs[role].fixed for role in here)
         if here and spare < sum(kv_cache_bytes or needs[role].least for role in here):
             raise CapacityError(
@@ -251,6 +251,7 @@ def engine_settings(
             max_num_batched_tokens=need.batched,
             block_size=GPU_BLOCK if gpus else CPU_BLOCK,
             kv_cache_bytes=kv,
+            kv_cache_least=min(kv, need.least),
             gpu_memory_utilization=min(0.95, (need.fixed + kv) / total) if gpus else None,
             devices=tuple(gpu.id for gpu in gpus),
             tensor_parallel_size=need.tensor,
@@ -260,8 +261,14 @@ def engine_settings(
             cores=() if gpus else machine.cores,
             preload=() if gpus else machine.preload,
             parameters=facts.parameters or None,
+            replicas=placements[role].replicas,
         )
     return settings
+
+
+def _engines_on(device: int, devices: tuple[int, ...], placement: Placement) -> int:
+    """Returns how many engines of a role take memory there; without GPUs all of them share one memory."""
+    return devices.count(device) if devices else placement.replicas
 
 
 @dataclass(frozen=True, slots=True)
