@@ -190,10 +190,10 @@ class EngineOptions(Options):
         ),
     ] = ENGINE_RESTARTS
     target_replicas: Annotated[
-        int, Field(ge=1), Option("Engines of this machine that have the target.", MODELS, "place")
+        int, Field(ge=1), Option("Number of engines with the target, where this program starts them.", MODELS, "place")
     ] = 1
     draft_replicas: Annotated[
-        int, Field(ge=1), Option("Engines of this machine that have the draft.", MODELS, "place")
+        int, Field(ge=1), Option("Number of engines with the draft, where this program starts them.", MODELS, "place")
     ] = 1
     shared_device: Annotated[bool, Option("Run simulated engines (sim/...) on one shared device.", MODELS, "task")] = (
         False

@@ -78,7 +78,7 @@ class RunOptions(EngineOptions, DataOptions):
     """
 
     strategy: str
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict[str, Any])
     repeats: Annotated[
         int, Field(ge=1), Option("Samples per problem.", PROBLEMS, "draw", flags=("--repeat-id", "--num-repeats"))
     ] = 1
@@ -123,8 +123,8 @@ class RunOptions(EngineOptions, DataOptions):
         int | None,
         Field(ge=0),
         Option(
-            "Samples that may end in an error (no answer and a failed track, or a failed grader); one more ends the run, which "
-            "can be resumed.",
+            "Samples that may end in an error (every track failed, or the grader did); one more ends the run, which can be "
+            "resumed.",
             RUN,
             "place",
             shown="no limit",

@@ -32,8 +32,7 @@ STREAM_EVENTS_MAX = 1_000
 class ErrorGuard:
     """Counts the tracks and samples that failed; ``room`` raises once they are too many.
 
-    ``samples_max``: samples that may end in an error, None for no limit. A sample does so if it has no answer and one of its
-    tracks failed, or if its answer could not be graded.
+    ``samples_max``: samples that may end with the outcome ``error`` (every track failed) or ``grader_failed``; None: no limit.
     """
 
     def __init__(self, samples_max: int | None = None) -> None:
@@ -41,7 +40,6 @@ class ErrorGuard:
         self._ended = 0
         self._failed = 0
         self._samples: list[str] = []
-        self._open: dict[tuple[str, int], str] = {}
         self._last = ""
 
     def emit(self, event: Event) -> None:
@@ -49,11 +47,10 @@ class ErrorGuard:
             self._ended += 1
             if event.reason == "error":
                 self._failed += 1
-                self._last = self._open[event.problem, event.repeat] = event.error or ""
-        elif isinstance(event, SampleFinished):
-            error = self._open.pop((event.problem, event.repeat), None)
-            if event.outcome == "grader_failed" or (event.answer is None and error is not None):
-                self._samples.append(f"{event.problem}/{event.repeat} ({error or 'the grader failed'})")
+                self._last = event.error or ""
+        elif isinstance(event, SampleFinished) and event.outcome in ("error", "grader_failed"):
+            why = "the grader failed" if event.outcome == "grader_failed" else self._last
+            self._samples.append(f"{event.problem}/{event.repeat} ({why})")
 
     async def room(self) -> None:
         if self._samples_max is not None and len(self._samples) > self._samples_max:

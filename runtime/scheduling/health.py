@@ -139,8 +139,8 @@ class Health:
             self._started_anew += 1
             try:
                 return await engine.restart(error.reason)
-            except EngineError as failed:
-                error = failed
+            except Exception as failed:  # noqa: BLE001  # whatever goes wrong in a start, requests wait for its outcome
+                error = failed if isinstance(failed, EngineError) else EngineError(told(failed))
                 log.warning("engine_restart_failed", engine=self._engine.name, reason=error.reason, error=told(error))
         last = EngineDeadError(
             f"{str(error).rstrip('.')}. It was started anew {self.restarts} time{'' if self.restarts == 1 else 's'} in a row "
