@@ -164,7 +164,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         models, folder = Path(place) / "models", Path(place) / "run"
-        tokenizer = asyncio.run(store.pull(given.tokenizer, lambda *_: None, weights=False))
+        tokenizer = asyncio.run(store.pull(given.tokenizer, quiet, weights=False))
         make_folder("tiny-wide", tokenizer, models / "target")
         make_folder("tiny", tokenizer, models / "draft")
         report, killer, follower = asyncio.run(killed_run(given, models, folder))
