@@ -21,7 +21,7 @@ from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.engines.simulated.presets import is_simulated
-from speclrm.runtime.events import EngineFailed, EngineRecovered, RunStarted, SampleFinished
+from speclrm.runtime.events import RunStarted, SampleFinished
 from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
-        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else engine_line(event)
+        line = sample_line(event, self._monitor) if event.kind == "sample_finished" else engine_line(event)
         self._monitor.emit(event)
         now = time.monotonic()
         if line or now - self._last >= PLAIN_INTERVAL_S:
@@ -213,10 +213,10 @@ def print_line(text: str) -> None:
 
 def engine_line(event: Event) -> str:
     """Returns what became of an engine; empty for any other event."""
-    if isinstance(event, EngineFailed):
+    if event.kind == "engine_failed":
         work = f"{event.requests} requests go on elsewhere or wait"
         return f"{event.engine} failed ({event.reason}), {work}: {harmless(event.error, 200)}"
-    return f"{event.engine} works again after {event.down_s:.1f} s" if isinstance(event, EngineRecovered) else ""
+    return f"{event.engine} works again after {event.down_s:.1f} s" if event.kind == "engine_recovered" else ""
 
 
 def sample_line(event: SampleFinished, monitor: Monitor) -> str:
