@@ -105,17 +105,32 @@ class EngineOptions(Options):
     tensor_parallel_size: Annotated[
         int | None,
         Field(ge=1),
-        Option("GPUs that share each layer of an engine.", MODELS, "place", shown="1, or all devices of the engine"),
+        Option(
+            "GPUs, or cores without one, that share each layer of an engine.",
+            MODELS,
+            "place",
+            shown="1, or all devices of the engine",
+        ),
     ] = None
     target_tensor_parallel_size: Annotated[
         int | None,
         Field(ge=1),
-        Option("GPUs that share each layer of the target.", MODELS, "place", shown="--tensor-parallel-size"),
+        Option(
+            "GPUs, or cores without one, that share each layer of the target.",
+            MODELS,
+            "place",
+            shown="--tensor-parallel-size",
+        ),
     ] = None
     draft_tensor_parallel_size: Annotated[
         int | None,
         Field(ge=1),
-        Option("GPUs that share each layer of the draft.", MODELS, "place", shown="--tensor-parallel-size"),
+        Option(
+            "GPUs, or cores without one, that share each layer of the draft.",
+            MODELS,
+            "place",
+            shown="--tensor-parallel-size",
+        ),
     ] = None
     target_pipeline_parallel_size: Annotated[
         int, Field(ge=1), Option("Stages of the target's layers, each on GPUs of its own.", MODELS, "place")

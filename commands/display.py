@@ -21,7 +21,7 @@ from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.engines.simulated.presets import is_simulated
-from speclrm.runtime.events import EngineFailed, EngineRecovered, OperationStuck, RunStarted, SampleFinished
+from speclrm.runtime.events import RunStarted, SampleFinished
 from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
 
     from speclrm.commands.monitor import Monitor
-    from speclrm.runtime.events import Event
+    from speclrm.runtime.events import EngineRecovered, Event
 
 REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
@@ -173,7 +173,7 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
-        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else engine_line(event)
+        line = sample_line(event, self._monitor) if event.kind == "sample_finished" else engine_line(event)
         self._monitor.emit(event)
         now = time.monotonic()
         if line or now - self._last >= PLAIN_INTERVAL_S:
@@ -227,12 +227,12 @@ def print_line(text: str) -> None:
 
 def engine_line(event: Event) -> str:
     """Returns what became of an engine, or of an operation in it; empty for any other event."""
-    if isinstance(event, EngineFailed):
+    if event.kind == "engine_failed":
         work = f"{event.requests} requests go on elsewhere or wait"
         return f"{event.engine} failed ({event.reason}), {work}: {harmless(event.error, 200)}"
-    if isinstance(event, EngineRecovered):
+    if event.kind == "engine_recovered":
         return f"{event.engine} works again after {event.down_s:.1f} s{with_changes(event)}"
-    if isinstance(event, OperationStuck):
+    if event.kind == "operation_stuck":
         more = f", and {event.others} more there" if event.others else ""
         return (
             f"{harmless(event.operation, 100)} in {event.engine} brought nothing for {event.seconds:.0f} s{more}; the engine "

@@ -167,7 +167,10 @@ def own_values(settings: EngineSettings, ids: int, pace: Path | None = None) -> 
     values: dict[str, str | None] = {vllm_plugin.IDS: str(ids), vllm_plugin.PACE: None if pace is None else str(pace)}
     values[vllm_plugin.ASKED] = os.environ.get(vllm_plugin.ASKED, "1") if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
+        shares = (
+            settings.cores[rank :: settings.tensor_parallel_size] for rank in range(settings.tensor_parallel_size)
+        )
+        values["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, cores)) for cores in shares)
     if settings.devices:
         values["CUDA_VISIBLE_DEVICES"] = ",".join(settings.devices)
         values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which the devices were numbered

@@ -23,9 +23,9 @@ class Placement:
     """The place of one engine.
 
     ``devices``: numbers of GPUs as programs see them, from 0; none leaves the choice to us. ``tensor_parallel``: how many
-    GPUs share each layer, by default all devices of a stage; ``pipeline_parallel``: how many stages the layers are dealt
-    to. ``share``: the most of each GPU's memory that the engine takes, 0 to 1. ``replicas``: engines of this kind; the devices
-    are dealt to them in order.
+    GPUs share each layer, by default all devices of a stage; without GPUs, processor cores. ``pipeline_parallel``: how many
+    stages the layers are dealt to. ``share``: the most of each GPU's memory that the engine takes, 0 to 1. ``replicas``:
+    engines of this kind; the devices are dealt to them in order.
     """
 
     devices: tuple[int, ...] = ()
@@ -58,7 +58,10 @@ def place(machine: Machine, asked: Mapping[Role, Placement]) -> dict[Role, tuple
     count = len(machine.gpus)
     there = "no GPU" if not count else f"{count} GPU{'' if count == 1 else 's'} (0 to {count - 1})"
     for role, one in asked.items():
-        _check_devices(role, one, count, there)
+        if count or one.devices:
+            _check_devices(role, one, count, there)
+        else:
+            _check_cores(role, one, len(machine.cores))
     taken = {device for one in asked.values() for device in one.devices}
     found: dict[Role, tuple[int, ...]] = {}
     for role in sorted(asked, reverse=True):  # the target first
@@ -99,12 +102,26 @@ def _check_devices(role: Role, one: Placement, count: int, there: str) -> None:
             f"parallel size {one.tensor} and pipeline parallel size {one.pipeline_parallel}, {takes}. Name as "
             "many, or leave the sizes out."
         )
-    if one.size > max(1, count):
+    if one.size > count:
         sizes = f"tensor parallel size {one.tensor_parallel or 1}"
         if one.pipeline_parallel > 1:
             sizes += f" and pipeline parallel size {one.pipeline_parallel}"
         raise CapacityError(
             f"A {role.value} of {sizes} needs {one.size} GPUs, and this machine has {there}. Leave it out."
+        )
+
+
+def _check_cores(role: Role, one: Placement, cores: int) -> None:
+    """Without a GPU the parts of a layer are dealt to processor cores; vLLM runs no stages there."""
+    if one.pipeline_parallel > 1:
+        raise CapacityError(
+            f"A {role.value} of pipeline parallel size {one.pipeline_parallel} needs {one.size} GPUs, and this machine has no "
+            "GPU. Leave it out."
+        )
+    if one.size > cores:
+        raise CapacityError(
+            f"A {role.value} of tensor parallel size {one.size} needs {one.size} GPUs, or as many processor cores, and this "
+            f"machine has no GPU and {cores} core{'' if cores == 1 else 's'}. Leave it out."
         )
 
 

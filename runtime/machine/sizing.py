@@ -250,8 +250,8 @@ def engine_settings(
             max_num_seqs=need.sequences,
             max_num_batched_tokens=need.batched,
             block_size=GPU_BLOCK if gpus else CPU_BLOCK,
-            kv_cache_bytes=kv,
-            kv_cache_least=min(kv, need.least),
+            kv_cache_bytes=kv if gpus else kv // need.tensor,
+            kv_cache_least=min(kv, need.least) if gpus else min(kv, need.least) // need.tensor,
             gpu_memory_utilization=min(0.95, (need.fixed + kv) / total) if gpus else None,
             devices=tuple(gpu.id for gpu in gpus),
             tensor_parallel_size=need.tensor,
@@ -307,7 +307,9 @@ def _need(
     batched = GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length)
     pipeline = placement.pipeline_parallel
     tensor = placement.size // pipeline
-    parts = {"weights": facts.parameters * width, "process": PROCESS_BYTES}
+    # Without GPUs all processes of an engine share one memory.
+    processes = 1 if on_gpu else tensor
+    parts = {"weights": facts.parameters * width, "process": PROCESS_BYTES * processes}
     if on_gpu:
         counted = estimate(
             facts.shape,
@@ -319,7 +321,7 @@ def _need(
             likelihood=likelihood,
         )
         parts = asdict(counted)
-    least = facts.shape.kv_bytes(width, tensor, pipeline) * (length + CPU_BLOCK)
+    least = facts.shape.kv_bytes(width, tensor, pipeline) * (length + CPU_BLOCK) * processes
     return _Need(dtype, tensor, sequences, batched, parts, least)
 
 

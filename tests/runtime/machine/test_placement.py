@@ -81,7 +81,8 @@ def test_a_machine_without_gpus_needs_no_placement() -> None:
         (4, {"target_devices": (0, 1), "tensor_parallel_size": 4}, "2 devices cannot hold a target of tensor parallel"),
         (4, {"target_devices": (0, 1, 2), "target_pipeline_parallel_size": 2}, "3 devices cannot hold a target"),
         (1, {"tensor_parallel_size": 2}, "A target of tensor parallel size 2 needs 2 GPUs, and this machine has 1 GPU"),
-        (0, {"tensor_parallel_size": 2}, "needs 2 GPUs, and this machine has no GPU"),
+        (0, {"tensor_parallel_size": 99}, "needs 99 GPUs, or as many processor cores, and this machine has no GPU and"),
+        (0, {"target_pipeline_parallel_size": 2}, "needs 2 GPUs, and this machine has no GPU"),
         (1, {"target_gpu_memory_utilization": 1.0}, "80.0 GiB of GPU 0 .card., and 79.0 of 80.0 GiB are free"),
         (
             1,
@@ -156,6 +157,24 @@ def test_each_gpu_is_filled_by_the_engines_on_it() -> None:
     for one in halves.values():
         assert sum(one.estimate.values()) == pytest.approx((one.gpu_memory_utilization or 0) * 48 * GIB, rel=1e-6)
     assert halves[Role.TARGET].estimate["weights"] == QWQ.parameters  # two bytes each, on two GPUs
+
+
+def test_without_gpus_the_parts_of_a_layer_are_dealt_to_cores_and_share_one_memory() -> None:
+    whole = engine_settings(CPU, SMALL, WORK)[Role.TARGET]
+    parted = engine_settings(CPU, SMALL, WORK, placements=asked(target_tensor_parallel_size=2))[Role.TARGET]
+    assert (parted.device, parted.tensor_parallel_size) == ("cpu", 2)
+    assert (
+        own_values(whole, 10)["VLLM_CPU_OMP_THREADS_BIND"],
+        own_values(parted, 10)["VLLM_CPU_OMP_THREADS_BIND"],
+    ) == (
+        "0,1",
+        "0|1",
+    )
+    assert parted.estimate["weights"] == whole.estimate["weights"]
+    assert parted.estimate["process"] == 2 * whole.estimate["process"]
+    assert parted.kv_cache_bytes is not None
+    assert whole.kv_cache_bytes is not None
+    assert parted.kv_cache_bytes <= whole.kv_cache_bytes // 2 + 1
 
 
 def test_the_estimate_follows_the_shape_the_batch_and_the_parallel_size() -> None:
