@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from speclrm.runtime.cleanup import to_its_end
+from speclrm.runtime.cleanup import OrderedTaskGroup, to_its_end
 from speclrm.runtime.errors import RuntimeClosedError, SettingsError, first_of
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackResumed
 from speclrm.runtime.protocols import EquivalenceBySample
@@ -434,7 +434,7 @@ class Runtime:
 
         try:
             with self.scheduler.told(bus.publish):
-                async with asyncio.TaskGroup() as group:
+                async with OrderedTaskGroup() as group:
                     if playback is not None and begin is not None:
                         group.create_task(catch_up(playback, begin), name="catching up")
                     for number, job, again in begun:
