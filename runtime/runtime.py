@@ -196,13 +196,15 @@ class Runtime:
         required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
+        max_errors: int | None = None,
     ) -> RunResult:
         """Runs all problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
         end; what they do does not affect the run (``sinks.Subscriber``), and one that falls behind loses events.
         ``required`` sinks lose none: they get each event at once, the run waits for their ``room``, ends with their errors,
-        and does not close them. ``trace``: segments of its file and their compression. With a ``resumption`` the run
+        and does not close them. ``trace``: segments of its file and their compression. ``max_errors``: samples that may end
+        in an error, from now on; one more ends the run with TooManyErrors. With a ``resumption`` the run
         continues where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
@@ -222,6 +224,7 @@ class Runtime:
             required=required,
             resumption=resumption,
             trace=trace,
+            max_errors=max_errors,
         )
         return await self._call(run)
 
@@ -270,6 +273,7 @@ class Runtime:
         required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
+        max_errors: int | None = None,
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
@@ -280,7 +284,7 @@ class Runtime:
         if self.scheduler.controller is not None:
             self.scheduler.controller.budget = strategy.limits.token_budget
         async with AsyncExitStack() as stack:
-            must: list[Sink] = [ErrorGuard(), *required]
+            must: list[Sink] = [ErrorGuard(max_errors), *required]
 
             async def open_directory(folder: Path) -> Journal:
                 if not go_on:

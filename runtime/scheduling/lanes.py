@@ -20,6 +20,7 @@ from speclrm.runtime.errors import EngineDeadError, EngineStalledError, RequestE
 from speclrm.runtime.scheduling.health import Health
 from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.waiting import Waiting
+from speclrm.runtime.scheduling.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -85,12 +86,14 @@ class LaneSlot:
         "_flight",
         "_inside",
         "_lane",
+        "_lost",
         "_moves",
         "_queue",
         "_reader",
-        "_stalled",
         "_started",
         "_stream",
+        "quiet_s",
+        "told",
     )
 
     def __init__(self, lane: Lane, request_state: RequestState) -> None:
@@ -98,8 +101,10 @@ class LaneSlot:
         self._flight = request_state
         self._queue = lane.queues[request_state.place]
         self._reader: asyncio.Task[Any] | None = None
-        self._stalled = self._inside = False
+        self._lost: EngineDeadError | EngineStalledError | None = None
+        self._inside = self.told = False
         self._moves = 0
+        self.quiet_s = 0.0
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
         await self._enter()
@@ -121,8 +126,8 @@ class LaneSlot:
         finally:
             request_state.queue_s += now_s() - asked
             self._queue.waited_s += now_s() - asked
-        self._started = now_s()
-        self._inside = True
+        self._started = self.quiet_s = now_s()
+        self._inside, self.told = True, False
         request_state.place, request_state.engine = self._lane.queues.index(queue), queue.engine.name
         queue.slots.add(self)
         self._stream = queue.engine.stream(continued(request_state.request, request_state.ids))
@@ -150,7 +155,8 @@ class LaneSlot:
             self._moves = 0
             self._queue.health.progress()
         self._flight.take(delta)
-        self._flight.engine_s = now_s() - self._began_s
+        self.quiet_s, self.told = now_s(), False
+        self._flight.engine_s = self.quiet_s - self._began_s
         return delta
 
     async def _move(self, error: EngineDeadError | EngineStalledError) -> None:
@@ -164,12 +170,14 @@ class LaneSlot:
         if queue.health.works and self._started >= queue.health.since_s:
             queue.fail(error)
         self._moves += 1
-        if self._moves > MOVES_MAX:
+        if self._moves > max(MOVES_MAX, queue.health.restarts):
             raise error
-        self._stalled = False
+        self._lost = None
         await self._enter()
 
     async def _read(self) -> Delta:
+        if self._lost is not None:
+            raise self._lost
         task = asyncio.current_task()
         assert task is not None
         others = task.cancelling()
@@ -177,9 +185,9 @@ class LaneSlot:
         try:
             delta = await self._stream.__anext__()
         except asyncio.CancelledError as error:
-            # As in asyncio.timeout: only the watch's own cancellation becomes another error.
-            if self._stalled and task.uncancel() <= others:
-                raise self._stall_error() from error
+            # As in asyncio.timeout: only our own cancellation becomes another error.
+            if self._lost is not None and task.uncancel() <= others:
+                raise self._lost from error
             raise
         finally:
             self._reader = None
@@ -190,18 +198,25 @@ class LaneSlot:
         """Whether somebody waits for the engine's next delta. A reader that is busy elsewhere cannot tell that it stalls."""
         return self._reader is not None
 
-    def stall(self) -> None:
-        """Ends the wait for the next delta with EngineStalledError. May be called only while somebody ``waits``."""
-        assert self._reader is not None
-        if not self._stalled:
-            self._stalled = True
-            self._reader.cancel()
+    @property
+    def operation(self) -> str:
+        return self._flight.request.id
 
-    def _stall_error(self) -> EngineStalledError:
-        return EngineStalledError(
-            f"Engine {self._queue.engine.name} showed no progress for {self._queue.stall_limit_s:.0f} s while request "
-            f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
+    def stall(self) -> None:
+        """Ends the wait for the next delta with EngineStalledError."""
+        self.lose(
+            EngineStalledError(
+                f"Engine {self._queue.engine.name} showed no progress for {self._queue.stall_limit_s:g} s while request "
+                f"{self._flight.request.id} was in it. The machine may be out of memory or far too slow for this model."
+            )
         )
+
+    def lose(self, error: EngineDeadError | EngineStalledError) -> None:
+        """Ends the wait for the next delta with this error, or the next one if nobody waits now."""
+        if self._lost is None:
+            self._lost = error
+            if self._reader is not None:
+                self._reader.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -274,8 +289,10 @@ class Lane:
             if not any(queue.health.may_return for queue in self.queues):
                 raise failed.failed()
             self._returned.clear()
+            # One that is started anew has limits of its own: of each start, and of how many there may be.
+            starting = any(queue.health.restarts and queue.health.may_return for queue in self.queues)
             try:
-                async with asyncio.timeout(self._patience_s):
+                async with asyncio.timeout(None if starting else self._patience_s):
                     await self._returned.wait()
             except TimeoutError:
                 if not failed.works:
@@ -287,8 +304,13 @@ class Lane:
         """Returns what has to run beside the lane for as long as it is used: for each engine, what notices that it stalls, and
         what asks one that failed whether it works again.
         """
-        found: list[Coroutine[Any, Any, None]] = [queue.watch() for queue in self.queues]
+        found: list[Coroutine[Any, Any, None]] = [queue.watchdog.watch() for queue in self.queues]
         return found + [queue.health.mend(self._returned.set) for queue in self.queues if queue.health.may_return]
+
+    def resize(self) -> None:
+        """Adapts to what the engines can run now."""
+        for queue in self.queues:
+            queue.resize()
 
     def wants_place(self, request_state: RequestState) -> bool:
         """Returns whether a lasting request in its engine should give its place up at the end of its step, and ask again.
@@ -325,8 +347,8 @@ class _Queue:
         self._role = role
         self._overlap = overlap
         self.in_flight = 0
-        self._bound = in_flight_max or max(1, int(engine.max_num_seqs * SURPLUS))
         self._fixed = in_flight_max is not None
+        self._bound = in_flight_max or max(1, int(engine.max_num_seqs * SURPLUS))
         self._cap = self._bound
         self._cap_s = -CAP_INTERVAL_S
         self.stall_limit_s = stall_limit_s
@@ -336,27 +358,18 @@ class _Queue:
         self._short = _Peak()
         self._later: asyncio.TimerHandle | None = None
         self.slots: set[LaneSlot] = set()
+        self.watchdog = Watchdog(role, engine, self.slots, stall_limit_s, tell)
         self._busy_s = 0.0
         self._since_s = 0.0
         self._idle_ready_s = 0.0
         self.waited_s = 0.0
         self.operations = 0
 
-    async def watch(self) -> None:
-        """Ends the waits for an engine that makes no progress. Runs until cancelled; one per engine.
-
-        Only waits count: nothing can be said of an engine from which nobody reads.
-        """
-        seen = (-1, 0.0)
-        while True:
-            await asyncio.sleep(self.stall_limit_s / 10)
-            progress = self.engine.stats().progress
-            waits = [slot for slot in self.slots if slot.waits]
-            if not waits or progress != seen[0]:
-                seen = (progress, now_s())
-            elif now_s() - seen[1] >= self.stall_limit_s:
-                for slot in waits:
-                    slot.stall()
+    def resize(self) -> None:
+        """Adapts the bound of requests in flight to what the engine can run, which may be less than before."""
+        if not self._fixed:
+            self._bound = max(1, int(self.engine.max_num_seqs * SURPLUS))
+            self._cap = min(self._cap, self._bound)
 
     def stats(self) -> LaneStats:
         return LaneStats(
@@ -371,8 +384,13 @@ class _Queue:
         )
 
     def fail(self, error: EngineDeadError | EngineStalledError) -> None:
-        """Notes that the engine failed; those that wait for a place look for another engine."""
+        """Notes that the engine failed; those that wait for a place look for another engine, and so do those in it if it is
+        to be started anew.
+        """
         self.health.fail(error, self.in_flight + 1)
+        if self.health.restarts:
+            for slot in self.slots:
+                slot.lose(self.health.failed())
         for waiting in self._waiting.values():
             while waiting:
                 turn = waiting.pop()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.engine import Paceable
+from speclrm.runtime.events import EngineRecovered
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
@@ -115,6 +116,10 @@ class Scheduler:
             self._listeners.remove(publish)
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, EngineRecovered) and event.changed:
+            for lane in self.lanes.values():
+                lane.resize()
+            self.admission.resize_rooms()
         for publish in tuple(self._listeners):
             publish(event.model_copy())  # each run numbers its own
 

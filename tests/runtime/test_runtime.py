@@ -194,6 +194,33 @@ def test_a_run_whose_tracks_mostly_fail_stops_with_the_reason() -> None:
     assert collector.of(RunFinished)[-1].status == "failed"
 
 
+@pytest.mark.parametrize(("allowed", "stops"), [(None, False), (2, False), (1, True), (0, True)])
+def test_more_samples_with_errors_than_allowed_stop_the_run(allowed: int | None, stops: bool) -> None:
+    """A few fail here and there: never so many that the run would stop without being asked to."""
+    collector = Collector()
+
+    def answer(request: Request, prompt: str) -> Reply:
+        if request.id.split("/")[0] in ("3", "20"):
+            return Reply(error=RequestError("no luck"), wait_s=0.05)
+        return Reply("So it is \\boxed{4}.")
+
+    async def main() -> None:
+        async with Runtime(parts({Role.TARGET: ScriptedEngine(answer)})) as runtime:
+            problems = [Problem(str(n), "x", "4") for n in range(30)]
+            await runtime.run(problems, make_strategy("baseline"), concurrency=4, sinks=[collector], max_errors=allowed)
+
+    if stops:
+        with pytest.raises(TooManyErrors, match=f"--max-errors allows {allowed}.*no luck.*speclrm resume"):
+            run_virtual(main())
+    else:
+        run_virtual(main())
+    finished = collector.of(SampleFinished)
+    failed = [event.problem for event in finished if event.outcome == "error"]
+    assert failed == (["3", "20"] if allowed != 0 else ["3"])
+    assert (len(finished) == 30) is not stops
+    assert collector.of(RunFinished)[-1].status == ("failed" if stops else "finished")
+
+
 def test_a_dead_engine_stops_the_run_and_closes_every_track() -> None:
     collector = Collector()
 

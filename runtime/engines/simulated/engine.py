@@ -217,6 +217,12 @@ class SimulatedEngine:
         self.output_tokens = 0
         self.busy_s = 0.0
 
+    def anew(self, cost: EngineCost | None = None) -> SimulatedEngine:
+        """Returns an engine like this one, in its place and with an empty cache, as after a restart."""
+        self._device.engines -= 1
+        parts = self._world, self.tokenizer, self._device
+        return type(self)(self.name, cost or self.cost, *parts, share=self.share, parameters=self.parameters)
+
     @property
     def known_costs(self) -> EngineCosts:
         """As its cost model has them."""

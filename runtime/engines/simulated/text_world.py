@@ -174,9 +174,10 @@ class SimulatedWorld:
         greedy = request.temperature == 0
         match kind:
             case "choose":
-                return self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L")
+                return rest_of(self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L"), request.prompt_ids)
             case "closing":
-                return self.tokenizer.encode(f"{self._answer(where, request.prompt_ids, greedy=greedy)}}}")
+                answer = self._answer(where, request.prompt_ids, greedy=greedy)
+                return rest_of(self.tokenizer.encode(f"{answer}}}"), request.prompt_ids)
             case "draft":
                 return self._next(where, request.prompt_ids, "draft", good=self.good_draft(where, step), greedy=greedy)[
                     1
@@ -345,6 +346,12 @@ class SimulatedWorld:
         tempting = _generator(self.seed, where[0], "tempting").randrange(1000)
         wrong = tempting if draw.random() < settings.same_mistake else draw.randrange(1000)
         return str(wrong if str(wrong) != truth else (wrong + 1) % 1000)
+
+
+def rest_of(ids: Sequence[int], context: Sequence[int]) -> Sequence[int]:
+    """Returns what is left of an output of which the context ends with a part, as after an engine that failed."""
+    part = next((n for n in range(min(len(ids), len(context)), 0, -1) if list(context[-n:]) == list(ids[:n])), 0)
+    return ids[part:]
 
 
 def _letters(number: int) -> str:
