@@ -166,12 +166,16 @@ def _end(draw: random.Random, *, again: bool) -> End:
     match draw.choice(["time", "event", "turn", "turn"] if not again else ["turn", "turn", "event"]):
         case "time":
             return End(
-                "cancelled", "time", round(draw.uniform(0.0, draw.choice([1.0, 8.0])), 4), draw.choice([0, 1]), more
+                "cancelled",
+                "time",
+                round(draw.uniform(0.0, draw.choice([0.3, 1.0, 3.0])), 4),
+                draw.choice([0, 1]),
+                more,
             )
         case "event":
-            return End("cancelled", "event", draw.randint(1, 60), draw.randint(0, 5), more)
+            return End("cancelled", "event", draw.randint(1, draw.choice([15, 50])), draw.randint(0, 5), more)
         case _:
-            return End("cancelled", "turn", draw.randint(1, draw.choice([20, 300, 900])), 0, more)
+            return End("cancelled", "turn", draw.randint(1, draw.choice([20, 100, 300])), 0, more)
 
 
 def _callers(draw: random.Random) -> tuple[Caller, ...]:

@@ -228,13 +228,13 @@ class FaultyEngine:
                 if kind is None or number < place:
                     yield delta
                 else:
+                    self._weather.injected[kind] += not struck
                     for one in await self._changed(delta, kind, draw, request):
                         yield one
                     struck += 1
                     if kind == "cut":
                         break
                 number += 1
-            self._weather.injected[kind or ""] += bool(struck)
 
     @staticmethod
     def _empty(request: Request, draw: random.Random) -> Delta:

@@ -1,10 +1,12 @@
 """Ten bugs, planted one at a time, to see whether the simulation finds them and how soon. None is in the runtime itself."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -19,6 +21,7 @@ from speclrm.runtime.events import VoteUpdated
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling import lanes
 from speclrm.runtime.scheduling.lanes import LaneSlot
+from speclrm.runtime.track.events import TrackEvents
 from speclrm.runtime.track.track import RuntimeTrack
 
 if TYPE_CHECKING:
@@ -31,20 +34,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def lost_operation() -> Generator[None]:
-    """A request that loses its engine forgets the last token that came."""
-    move = LaneSlot._move
+    """Work ahead that turned out useless is accounted for nowhere."""
+    dropped = TrackEvents.dropped
 
-    async def forgetting(self: LaneSlot, error: Any) -> None:
-        del self._flight.ids[-1:]
-        await move(self, error)
+    def silent(
+        self: TrackEvents, operation: Any, role: Any, purpose: Any, reason: Any, *rest: Any, **named: Any
+    ) -> None:
+        if reason != "useless":
+            dropped(self, operation, role, purpose, reason, *rest, **named)
 
-    with patch.object(LaneSlot, "_move", forgetting):
+    with patch.object(TrackEvents, "dropped", silent):
         yield
 
 
 @contextmanager
 def double_commit() -> Generator[None]:
-    """A step that was made while work ahead was given up is committed twice."""
+    """A rewritten second step is committed twice."""
     commit = RuntimeTrack.commit
 
     async def twice(self: RuntimeTrack, step: Any, score: float | None = None) -> None:
@@ -74,16 +79,16 @@ def leaked_request() -> Generator[None]:
 
 @contextmanager
 def missed_wake_up() -> Generator[None]:
-    """Whoever waits for a place is not called when one becomes free by a request that was given up."""
+    """A place that becomes free by a request that was given up is offered to nobody."""
     queue = lanes._Queue
-    leave, serve = queue.leave, queue._serve
+    leave = queue.leave
 
     def quietly(self: Any, request_state: Any) -> None:
-        silent = request_state.finish is None
-        with patch.object(queue, "_serve", lambda _: None) if silent else ExitStack():
-            leave(self, request_state)
+        if request_state.finish is None:
+            self._serve = lambda: None
+        leave(self, request_state)
+        vars(self).pop("_serve", None)
 
-    assert serve is not None
     with patch.object(queue, "leave", quietly):
         yield
 
@@ -102,27 +107,26 @@ def another_seed() -> Generator[None]:
 
 @contextmanager
 def wrong_track() -> Generator[None]:
-    """Two requests of one kind that reach an engine in the same moment get each other's replies."""
-    enter = LaneSlot.__aenter__
+    """A request that enters its engine in the same moment as another one of its kind gets the reply to that one."""
+    enter = LaneSlot._enter
 
-    async def swapped(self: LaneSlot) -> Any:
-        deltas = await enter(self)
+    async def confused(self: LaneSlot) -> None:
+        await enter(self)
         mine = self._flight.request
         for other in self._queue.slots:
             theirs = other._flight.request
-            if other is not self and other._started == self._started and not other._flight.ids and not other.waits:
-                if mine.id.rpartition("/")[2] == theirs.id.rpartition("/")[2]:
-                    self._stream, other._stream = other._stream, self._stream
-                    break
-        return deltas
+            same = mine.id.rpartition("/")[2] == theirs.id.rpartition("/")[2]
+            if other is not self and other._started == self._started and same:
+                self._stream = self._queue.engine.stream(continued(theirs, other._flight.ids))
+                return
 
-    with patch.object(LaneSlot, "__aenter__", swapped):
+    with patch.object(LaneSlot, "_enter", confused):
         yield
 
 
 @contextmanager
 def swallowed_cancel() -> Generator[None]:
-    """A clean-up in which the cancellation arrives forgets it."""
+    """A cancellation that arrives during a clean-up is forgotten, and so is that of a track that has ended."""
 
     async def forgetful(clean_up: Any, **limits: Any) -> None:
         with suppress(asyncio.CancelledError):
@@ -142,7 +146,7 @@ def swallowed_cancel() -> Generator[None]:
 
 @contextmanager
 def double_vote() -> Generator[None]:
-    """A track whose vote was counted while another one's was is counted twice."""
+    """A track that answered first is counted for the last other answer, too."""
     emit = Sample._emit
 
     def counted(self: Sample, event: Event) -> None:
@@ -175,7 +179,7 @@ def barrier() -> Generator[None]:
 
 @contextmanager
 def unbounded_queue() -> Generator[None]:
-    """Once an engine has failed, more requests than it takes are sent to the other ones."""
+    """An engine that is full gets whatever comes."""
     room = lanes._Queue._has_room
 
     def ever(self: Any, lasting: bool) -> bool:
@@ -217,6 +221,10 @@ def find_all(first: int, seeds: int) -> int:
     for name in PLANTED:
         found = find(name, first, seeds)
         missed += found is None
-        told = f"seed {found.seed}, the {found.seed - first + 1}.: {found.faults[0]}" if found else f"not within {seeds} seeds"
+        told = (
+            f"seed {found.seed}, the {found.seed - first + 1}.: {found.faults[0]}"
+            if found
+            else f"not within {seeds} seeds"
+        )
         print(f"{name:18} {told}", flush=True)
     return 1 if missed else 0

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.events import Event
     from speclrm.runtime.trace.bus import EventBus
 
-LIMIT_S = 6 * 3600.0
+LIMIT_S = 2 * 3600.0
 """Of virtual time: far behind every limit of the runtime. What waits longer waits for ever."""
 SETTLE_S = 5.0
 KNOWN_ENDS = (
