@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from speclrm.runtime.cleanup import to_its_end
+from speclrm.runtime.cleanup import OrderedTaskGroup, to_its_end
 from speclrm.runtime.errors import RuntimeClosedError, SettingsError, first_of
 from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackResumed
 from speclrm.runtime.protocols import EquivalenceBySample
@@ -114,9 +114,7 @@ class Runtime:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
-            await to_its_end(asyncio.wait({task}))
-            if not task.cancelled():
-                task.exception()  # the caller gets its cancellation
+            await to_its_end(asyncio.wait({task}))  # the caller gets its cancellation
             raise
         return self._result(task)
 
@@ -126,8 +124,13 @@ class Runtime:
             raise RuntimeClosedError("The runtime was closed. Call it inside the block that opens it.")
         task = asyncio.create_task(work)
         self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: a caller who was cancelled, and again during its wait, asks for no error
 
     def _result(self, task: asyncio.Task[T]) -> T:
         if task.cancelled():
@@ -179,8 +182,6 @@ class Runtime:
         finally:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
-            if not task.cancelled():
-                task.exception()
 
     async def run(
         self,
@@ -438,7 +439,7 @@ class Runtime:
 
         try:
             with self.scheduler.told(bus.publish):
-                async with asyncio.TaskGroup() as group:
+                async with OrderedTaskGroup() as group:
                     if playback is not None and begin is not None:
                         group.create_task(catch_up(playback, begin), name="catching up")
                     for number, job, again in begun:
