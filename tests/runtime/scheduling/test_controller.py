@@ -184,7 +184,7 @@ def opened(c: float) -> Stream:
 
 
 def changes_max(steps: int) -> float:
-    return KNOWN.changes_free + 2 * math.log2(1 + steps / KNOWN.probe_again)
+    return 2 + 2 * math.log2(1 + steps / KNOWN.try_again)
 
 
 # ------------------------------------------------------------------------------------------------------- what it comes to
@@ -219,7 +219,7 @@ def test_a_single_draft_is_tried_before_anything_is_known_and_few_of_a_problem_w
     begun = [decision for decisions in found.decisions.values() for decision in decisions[:8]]
     assert [decision.reason for decision in begun].count(PROBING) == 1
     for name, decisions in found.decisions.items():
-        again = math.log2(1 + found.steps[name] / KNOWN.probe_again) + 1
+        again = math.log2(1 + found.steps[name] / KNOWN.try_again) + 1
         assert (
             sum(decision.mode != "write" for decision in decisions) <= KNOWN.probes + 2 * 8 + again
         )  # two steps of its tracks
