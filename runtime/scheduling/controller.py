@@ -235,7 +235,8 @@ class Controller:
         if self._fits[Role.DRAFT].costs is None:
             return not known.probing  # the first draft says what drafts cost; nobody else tries until that is known
         if known.acceptance(problem, self._settings.hope) < self.worth_a_try:
-            return problem.since >= problem.try_at * len(problem.tracks) and not known.probing
+            late = self.budget and 2 * problem.committed[track] > self.budget
+            return known.steps_of(problem, track) >= problem.try_at and not late and not known.probing
         if not problem.committed[track]:  # the first step costs least: nothing that is being written is broken off
             return self._probes < max(self._settings.probes, self._settings.probe_share * known.steps)
         steps = max(problem.since / len(problem.tracks), known.steps_a_track(self.budget))
@@ -243,7 +244,7 @@ class Controller:
 
     def _probe(self, problem: Problem, repeat: int, track: str) -> None:
         """Notes that a track tries one step, and how long it takes until one does so without hope."""
-        if problem.since >= problem.try_at * len(problem.tracks):
+        if self._experience.steps_of(problem, (repeat, track)) >= problem.try_at:
             problem.try_at *= 2
         problem.probing.add((repeat, track))
         if problem.committed[repeat, track]:

@@ -42,8 +42,8 @@ class ControllerSettings:
     probe_share: float = 0.01
     """Share of all steps that probes of first steps may be, and of a track's steps that later ones may be."""
     try_again: int = 64
-    """Steps of a problem after which one that was turned off may be turned on again, and steps of each of its tracks after which
-    one is probed though there is little hope; twice as many after each time.
+    """Steps of a problem after which one that was turned off may be turned on again, and steps of a track after which it is
+    probed though there is little hope; twice as many after each time.
     """
     eager_acceptance: float = 0.6
     """Acceptance of all drafts from which on work is done ahead of scores."""

@@ -80,8 +80,8 @@ class Verdicts:
 class Problem:
     """``probing``: tracks that try one step; ``tried``: how often each did so after its first step.
 
-    ``since``: steps since the problem began or was turned off; ``again``: how many until it may be turned on; ``try_at``: how
-    many of each track until one tries a step though there is little hope.
+    ``since``: steps since the problem began or was turned off; ``again``: how many until it may be turned on; ``try_at``: after
+    how many of its steps a track tries one though there is little hope.
     """
 
     try_at: int
@@ -180,6 +180,10 @@ class Experience:
         """Of a track at work, on average."""
         committed = sum(problem.committed.total() for problem in self.problems.values())
         return committed / max(1, self.tracks) / self._shape["written"].value
+
+    def steps_of(self, problem: Problem, track: TrackName) -> float:
+        """Of one track, so far."""
+        return problem.committed[track] / self._shape["written"].value
 
     def steps_a_track(self, budget: int) -> float:
         """``budget``: tokens of a track."""
