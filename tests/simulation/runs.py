@@ -40,6 +40,7 @@ from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from simulation.drawn import Caller, Case, Plan
@@ -100,7 +101,7 @@ class Attempt:
         # A run that goes on waits for its trace, and aborts that take long keep their tracks.
         self.watch.idle_allowed = resume or bool(plan.abort_s)
         self._main: EventBus | None = None
-        self._told: Any = lambda number: None
+        self._told: Callable[[int], object] = lambda _: None
         self._ended = False
         self.call: asyncio.Task[Any] | None = None
 
