@@ -31,7 +31,7 @@ from speclrm.app.progress import quiet
 from speclrm.app.trace_check import check
 from speclrm.benchmarks.shapes import make_folder
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.events import EngineFailed, EngineRecovered, Event, OperationDropped, RunFinished
+from speclrm.runtime.events import EngineFailed, EngineRecovered, Event, OperationDropped, RunFinished, StepCommitted
 from speclrm.runtime.models import store
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Follower:
 
     failed: list[EngineFailed] = field(default_factory=list[EngineFailed])
     recovered: list[EngineRecovered] = field(default_factory=list[EngineRecovered])
+    began: bool = False
     again: int = 0
     end: RunFinished | None = None
 
@@ -59,6 +60,8 @@ class Follower:
             case EngineRecovered():
                 self.recovered.append(event)
                 print(f"{event.t:7.1f} s  {event.engine} works again after {event.down_s:.1f} s", flush=True)
+            case StepCommitted():
+                self.began = True
             case OperationDropped():
                 self.again += event.reason == "error"
             case RunFinished():
@@ -104,7 +107,7 @@ class Killer:
         self.seen: list[psutil.Process] = []
 
     async def run(self) -> None:
-        while not engine_processes("EngineCore"):  # noqa: ASYNC110
+        while not self._follower.began:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         while self.done.total() < self._kills:
             await asyncio.sleep(self._draw.uniform(0.2, self._apart_s))
@@ -164,7 +167,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         models, folder = Path(place) / "models", Path(place) / "run"
-        tokenizer = asyncio.run(store.pull(given.tokenizer, lambda *_: None, weights=False))
+        tokenizer = asyncio.run(store.pull(given.tokenizer, quiet, weights=False))
         make_folder("tiny-wide", tokenizer, models / "target")
         make_folder("tiny", tokenizer, models / "draft")
         report, killer, follower = asyncio.run(killed_run(given, models, folder))

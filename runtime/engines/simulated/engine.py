@@ -228,7 +228,7 @@ class SimulatedEngine:
         """As its cost model has them."""
         cost = self.cost
         slowdown = 1 / self.share - 1 if self._device.engines > 1 else 0.0
-        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown)
+        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown, cost.request_s)
 
     @property
     def kv_tokens(self) -> int:

@@ -171,7 +171,7 @@ def test_an_error_of_one_request_reaches_its_caller_and_frees_the_place() -> Non
 def test_an_engine_without_any_progress_ends_its_operations() -> None:
     async def main() -> float:
         lane, _ = lane_on(lambda request, prompt: Reply("x", wait_s=1e9), stall_limit_s=100)
-        watch = asyncio.create_task(lane.queues[0].watch())
+        watch = asyncio.create_task(lane.queues[0].watchdog.watch())
         with pytest.raises(EngineStalledError, match="no progress for 100 s"):
             await lane.run(request_state("one"))
         watch.cancel()
@@ -185,7 +185,7 @@ def test_an_engine_without_any_progress_ends_its_operations() -> None:
 def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
     async def main() -> int:
         lane, _ = lane_on(lambda request, prompt: Reply("x" * 40, token_s=5.0), stall_limit_s=100)
-        watch = asyncio.create_task(lane.queues[0].watch())
+        watch = asyncio.create_task(lane.queues[0].watchdog.watch())
         one = request_state("one")
         await lane.run(one)
         watch.cancel()

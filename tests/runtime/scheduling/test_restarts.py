@@ -12,7 +12,9 @@ from support import Collector, ExactAnswers, make_strategy
 from watched import WatchedSimulated
 
 from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engine import Request
 from speclrm.runtime.engines.restarting import RestartingEngine, restarting
+from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.engines.simulated.engine import EngineCost
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.errors import EngineDeadError, EngineError
@@ -29,14 +31,17 @@ from speclrm.runtime.protocols import Role
 from speclrm.runtime.run_parts import Components
 from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.health import RESTART_FIRST_S, RESTART_MAX_S
+from speclrm.runtime.scheduling.lanes import Lane
+from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.trace.check import Checker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AsyncExitStack
 
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.errors import FailureReason
+    from speclrm.runtime.events import Event
 
 COSTS = {Role.TARGET: EngineCost(0.016, 1e-4, 1e-7, 20_000), Role.DRAFT: EngineCost(0.004, 1e-5, 1e-8, 20_000)}
 PROBLEMS = 6
@@ -83,7 +88,7 @@ class Bench:
                 factory = self.factories[name] = Factory(engine)
                 self.engines.setdefault(role, []).append(restarting(engine, factory.start, restarts))
         self.collector = Collector()
-        self.error: BaseException | None = None
+        self.error: object = None
 
     def of(self, name: str) -> RestartingEngine:
         (found,) = [one for several in self.engines.values() for one in several if one.name == name]
@@ -190,8 +195,8 @@ def test_an_engine_that_hangs_is_ended_and_started_anew_and_all_its_requests_com
     async def happens(runtime: Runtime, call: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.3)
         engine = bench.factories["target-0"].first
-        assert engine._pass is not None
-        engine._pass.timer.cancel()  # type: ignore[union-attr]  # no iteration ends any more
+        at_work: Any = engine._pass  # pyright: ignore[reportPrivateUsage]
+        at_work.timer.cancel()  # no iteration ends any more
 
     bench.play(happens).well()
     (failed,), (back,) = bench.collector.of(EngineFailed), bench.collector.of(EngineRecovered)
@@ -317,14 +322,12 @@ def test_after_its_memory_ran_out_an_engine_is_started_smaller_and_the_lane_and_
 
     async def happens(runtime: Runtime, call: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.3)
-        engine = bench.factories["target-0"].first
-        for sequence in (*engine._running, *(entry[1] for entry in engine._waiting)):
-            sequence.deltas.put_nowait(None)
         queue = runtime.scheduler.lanes[Role.TARGET].queues[0]
         queue.fail(out)
         await asyncio.sleep(RESTART_FIRST_S + LOAD_S + 0.01)
         caps.append(queue.stats().in_flight_max)
-        rooms.append(runtime.scheduler.admission._rooms[Role.TARGET, 0].capacity)
+        room = runtime.scheduler.admission._rooms[Role.TARGET, 0]  # pyright: ignore[reportPrivateUsage]
+        rooms.append(room.capacity)
 
     bench.play(happens).well()
     (failed,), (back,) = bench.collector.of(EngineFailed), bench.collector.of(EngineRecovered)
@@ -366,3 +369,41 @@ def test_a_run_that_is_cancelled_while_an_engine_starts_leaves_nothing() -> None
     bench.play(happens)
     assert isinstance(bench.error, asyncio.CancelledError)
     assert len(bench.factories["target-0"].made) == 1
+
+
+def told_of(script: Callable[[Request, str], Reply], names: Sequence[str], *, until_s: float) -> list[OperationStuck]:
+    """What the watchdog of a lane tells of these requests side by side."""
+
+    async def main() -> list[OperationStuck]:
+        told: list[Event] = []
+        lane = Lane(Role.TARGET, ScriptedEngine(script), stall_limit_s=100.0, tell=told.append)
+        tasks = [asyncio.create_task(watch) for watch in lane.watches()]
+        for name in names:
+            one = RequestState(Request(id=name, prompt_ids=[65], max_tokens=200), "scripted")
+            tasks.append(asyncio.create_task(lane.run(one)))
+        await asyncio.sleep(until_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [event for event in told if isinstance(event, OperationStuck)]
+
+    return run_virtual(main())
+
+
+def test_one_that_brings_nothing_among_others_that_do_is_told_of_once() -> None:
+    def script(request: Request, prompt: str) -> Reply:
+        return Reply("x", wait_s=1e9) if request.id == "p/0/1/2/draft" else Reply("y" * 100, token_s=1.0)
+
+    (stuck,) = told_of(script, ["p/0/0/2/draft", "p/0/1/2/draft"], until_s=95)
+    assert (stuck.operation, stuck.engine, stuck.others) == ("p/0/1/2/draft", "scripted", 0)
+    assert 25 <= stuck.seconds <= 35
+
+
+def test_one_that_goes_on_and_stops_again_is_told_of_again() -> None:
+    """Pieces of eight tokens: the first comes after 40 s, the second 40 s later."""
+    told = told_of(lambda request, prompt: Reply("x" * 16, token_s=5.0), ["a"], until_s=300)
+    assert [event.operation for event in told] == ["a", "a"]
+
+
+def test_an_engine_that_brings_pieces_in_time_is_not_told_of() -> None:
+    assert told_of(lambda request, prompt: Reply("x" * 160, token_s=2.0), ["a", "b"], until_s=300) == []
