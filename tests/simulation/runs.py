@@ -12,7 +12,7 @@ from unittest.mock import patch
 from again import Fold
 from attack.attempts import Fault, arm, config_of, later, published, unhandled, unsynced
 from attack.disks import failing
-from simulation.books import Booked, BookedReturning, Books, disagreements
+from simulation.books import Booked, BookedRestartable, BookedReturning, Books, disagreements
 from simulation.engines import FaultyEngine, Outages, Storming, Weather
 from simulation.server import Server
 from simulation.watch import Circle, Watch, WatchedLoop, held, logged, on_watch
@@ -155,7 +155,8 @@ class Attempt:
             self.servers.append(server)
             return BookedReturning(server.engine(), self.books)
         faulty = FaultyEngine(name, outages, self.weather, self.books)
-        return (BookedReturning if self.case.returns else Booked)(faulty, self.books)
+        kinds = {"never": Booked, "asked": BookedReturning, "restarted": BookedRestartable}
+        return kinds[self.case.returns](faulty, self.books)
 
     def _see(self, bus: EventBus, event: Event) -> None:
         self._main = self._main or bus

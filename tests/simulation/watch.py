@@ -29,7 +29,7 @@ TURNS_MAX = 300_000
 """A run of this size takes a few thousand turns of its loop: one that takes more goes in a circle."""
 LINES_SPARE = 200
 """Events that all tracks of a small run may publish between two looks at whether there is room for them."""
-EXPECTED = ("trace_failed", "sink_failed")
+EXPECTED = ("trace_failed", "sink_failed", "engine_given_up")
 """Errors in the log that are told to whoever waits, too."""
 
 
