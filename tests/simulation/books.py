@@ -16,9 +16,12 @@ from speclrm.runtime.events import StepDrafted, StepWritten
 from speclrm.runtime.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from pydantic import JsonValue
 
     from speclrm.runtime.engine import Delta, Engine, EngineCosts, EngineStats, Request, Tokenizer
+    from speclrm.runtime.errors import FailureReason
     from speclrm.runtime.events import Event
 
 
@@ -96,6 +99,15 @@ class BookedReturning(Booked):
 
     async def check(self) -> None:
         await self.engine.check()  # type: ignore[attr-defined]
+
+
+class BookedRestartable(Booked):
+    """The same of an engine that can be started anew."""
+
+    restarts = 3
+
+    async def restart(self, reason: FailureReason) -> Mapping[str, JsonValue]:
+        return await self.engine.restart(reason)  # type: ignore[attr-defined, no-any-return]
 
 
 def disagreements(

@@ -24,6 +24,7 @@ LIES = ("garbage", "empty", "cut", "counts", "long", "logprobs", "nan", "refused
 AROUND = ("disk", "interrupt", "callers")
 KINDS = (*HARMLESS, *LIES, *AROUND, "http")
 """Of faults. ``http``: the engines are servers, and their faults those of servers."""
+RETURNS: tuple[Literal["never", "asked", "restarted"], ...] = ("never", "asked", "restarted", "restarted")
 OF_REQUESTS = ("slow", "late", *LIES)
 OUTAGES = ("storm", "hang", "death", "gone", "flaps")
 
@@ -69,21 +70,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """``returns``: whether engines may come back. ``stall_s``: the limit without progress. ``plans``: of the attempts, of which a
-    last one without faults must end. ``tight``: the events that may wait for the disk, or for a caller who reads slowly.
+    """``returns``: how engines that failed come back, if they do. ``stall_s``: the limit without progress. ``plans``: of the
+    attempts; one more without faults must end. ``tight``: the events that may wait for the disk, or for a slow caller.
     """
 
     seed: int
     work: Workload
     kinds: tuple[str, ...]
     http: bool
-    returns: bool
+    returns: Literal["never", "asked", "restarted"]
     stall_s: float
     plans: tuple[Plan, ...]
     tight: int
 
     def __str__(self) -> str:
-        how = f"{'servers' if self.http else 'engines'} stall {self.stall_s:g} s, {'may' if self.returns else 'cannot'} return"
+        how = f"{'servers' if self.http else 'engines'} stall {self.stall_s:g} s, {self.returns}"
         return f"{told(self.work)} | {how} | {', '.join(self.kinds) or 'no faults'}\n  " + "\n  ".join(
             map(str, self.plans)
         )
@@ -109,7 +110,7 @@ def draw_case(seed: int, allowed: Collection[str] = KINDS) -> Case:
         work,
         (*chosen, *(["http"] if http else [])),
         http,
-        returns=http or draw.random() < 0.7,
+        returns=draw.choice(RETURNS) if not http else "asked",
         stall_s=draw.choice([5.0, 30.0, 120.0]),
         plans=tuple(plans),
         tight=draw.choice([4, 20, 10_000]),

@@ -15,20 +15,23 @@ from attack.engines import unhurried
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import Delta, EngineStats
 from speclrm.runtime.engines.simulated.engine import SimulatedEngine
-from speclrm.runtime.errors import EngineDeadError, RequestError
+from speclrm.runtime.errors import EngineDeadError, EngineError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from pydantic import JsonValue
     from simulation.books import Books
     from simulation.drawn import Outage, Plan
 
     from speclrm.runtime.engine import EngineCosts, Request
+    from speclrm.runtime.errors import FailureReason
 
 CHECK_HANGS_S = 4.0
 """How long an engine that hangs lets somebody wait who asks it whether it works."""
 WORDS = 1 << 30
 """From here on each id of a simulated tokenizer is a word."""
+START_S = 1.0
 FLAPS = 2
 """Requests after its return that an engine only seems to work for."""
 
@@ -162,6 +165,13 @@ class Outages:
             self.inner = self._make()
         return True
 
+    async def end(self) -> None:
+        """Ends what is left of a process that is to be started anew."""
+        if not self.down:
+            self._keep()
+            await self.inner.aclose()
+        self._thawed.set()
+
     async def aclose(self) -> None:
         self._thawed.set()
         await self.inner.aclose()
@@ -188,6 +198,13 @@ class FaultyEngine:
 
     async def aclose(self) -> None:
         await self.outages.aclose()
+
+    async def restart(self, reason: FailureReason) -> Mapping[str, JsonValue]:
+        await self.outages.end()
+        await asyncio.sleep(START_S)
+        if not self.outages.rise():
+            raise EngineError(f"Engine {self.name} does not start.")
+        return {}
 
     async def check(self) -> None:
         if self.outages.hung:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from simulation.cases import Outcome
 from simulation.command import one
 
 from speclrm.app.lock_step import Barrier
@@ -27,6 +26,8 @@ from speclrm.runtime.track.track import RuntimeTrack
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from contextlib import AbstractContextManager
+
+    from simulation.cases import Outcome
 
     from speclrm.runtime.engine import Request
     from speclrm.runtime.events import Event
@@ -87,7 +88,7 @@ def missed_wake_up() -> Generator[None]:
         if request_state.finish is None:
             self._serve = lambda: None
         leave(self, request_state)
-        vars(self).pop("_serve", None)
+        self.__dict__.pop("_serve", None)
 
     with patch.object(queue, "leave", quietly):
         yield

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from again import Fold
 from attack.attempts import Fault, arm, config_of, later, published, unhandled, unsynced
 from attack.disks import failing
-from simulation.books import Booked, BookedReturning, Books, disagreements
+from simulation.books import Booked, BookedRestartable, BookedReturning, Books, disagreements
 from simulation.engines import FaultyEngine, Outages, Storming, Weather
 from simulation.server import Server
 from simulation.watch import Circle, Watch, WatchedLoop, held, logged, on_watch
@@ -40,6 +40,7 @@ from speclrm.runtime.trace.journal import TRACE_FILE
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from simulation.drawn import Caller, Case, Plan
@@ -100,7 +101,7 @@ class Attempt:
         # A run that goes on waits for its trace, and aborts that take long keep their tracks.
         self.watch.idle_allowed = resume or bool(plan.abort_s)
         self._main: EventBus | None = None
-        self._told: Any = lambda number: None
+        self._told: Callable[[int], object] = lambda _: None
         self._ended = False
         self.call: asyncio.Task[Any] | None = None
 
@@ -154,7 +155,8 @@ class Attempt:
             self.servers.append(server)
             return BookedReturning(server.engine(), self.books)
         faulty = FaultyEngine(name, outages, self.weather, self.books)
-        return (BookedReturning if self.case.returns else Booked)(faulty, self.books)
+        kinds = {"never": Booked, "asked": BookedReturning, "restarted": BookedRestartable}
+        return kinds[self.case.returns](faulty, self.books)
 
     def _see(self, bus: EventBus, event: Event) -> None:
         self._main = self._main or bus

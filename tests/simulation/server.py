@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MODEL = "m"
 URL = "http://server/v1"
+ADDRESS: Any = SimpleNamespace(ssl=None, host="server", port=80)
 IDLE_S = 60.0
 """Seconds without a byte after which the client gives a request up."""
 Message = dict[str, Any]
@@ -70,9 +71,7 @@ class Server:
     async def answer(self, path: str, body: Message | None) -> Answer:
         """Takes a request. Raises what aiohttp raises where no answer begins."""
         if self.outages.down and not self.outages.rise():
-            raise aiohttp.ClientConnectorError(
-                SimpleNamespace(ssl=None, host="server", port=80), OSError(111, "refused")
-            )  # type: ignore[arg-type]
+            raise aiohttp.ClientConnectorError(ADDRESS, OSError(111, "refused"))
         if body is None:
             await self.outages.thawed()
             found = {"data": [{"id": MODEL}]} if path.endswith("models") else {}

@@ -1,5 +1,7 @@
 """Looks at the runtime whenever virtual time moves: whoever does nothing then must have a reason, and every queue its bound."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections import Counter
@@ -27,7 +29,7 @@ TURNS_MAX = 300_000
 """A run of this size takes a few thousand turns of its loop: one that takes more goes in a circle."""
 LINES_SPARE = 200
 """Events that all tracks of a small run may publish between two looks at whether there is room for them."""
-EXPECTED = ("trace_failed", "sink_failed")
+EXPECTED = ("trace_failed", "sink_failed", "engine_given_up")
 """Errors in the log that are told to whoever waits, too."""
 
 
@@ -54,15 +56,15 @@ class Watch:
             return
         for lane in self.scheduler.lanes.values():
             for queue in lane.queues:
-                most = queue._bound if queue._fixed else max(1, int(queue.engine.max_num_seqs * SURPLUS))  # pyright: ignore[reportPrivateUsage]
+                most = queue._bound if queue._fixed else max(1, int(queue.engine.max_num_seqs * SURPLUS))
                 if queue.in_flight > most:
                     self._tell("bound", f"{queue.in_flight} requests in {queue.engine.name}, which takes {most}")
-                waiting = len(queue._waiting[False])  # pyright: ignore[reportPrivateUsage]
-                if waiting and queue._has_room(lasting=False):  # pyright: ignore[reportPrivateUsage]
+                waiting = len(queue._waiting[False])
+                if waiting and queue._has_room(lasting=False):
                     self._tell("asleep", f"{waiting} requests wait before {queue.engine.name}, which has room")
         for journal in self.journals:
-            if len(journal._lines) > self.tight + LINES_SPARE:  # pyright: ignore[reportPrivateUsage]
-                self._tell("bound", f"{len(journal._lines)} events wait for the disk")  # pyright: ignore[reportPrivateUsage]
+            if len(journal._lines) > self.tight + LINES_SPARE:
+                self._tell("bound", f"{len(journal._lines)} events wait for the disk")
         if not self.idle_allowed:
             idle = [name for name in self.tracks if not self.busy[name]]
             if len(idle) > self.scheduler.admission.waiting + self.rooms:
@@ -94,7 +96,7 @@ def on_watch(watch: Watch) -> Generator[None]:
         LaneSlot.__aexit__,
         Lane.fly,
         EventBus.room,
-    )  # pyright: ignore[reportPrivateUsage]
+    )
     journal_enter = Journal.__aenter__
 
     async def watched_track(self: Sample, name: str, track: Any) -> None:
@@ -106,7 +108,7 @@ def on_watch(watch: Watch) -> Generator[None]:
             watch.tracks.discard(key)
 
     async def watched_enter(self: LaneSlot) -> Any:
-        key = self._flight.request.id.rsplit("/", 2)[0]  # pyright: ignore[reportPrivateUsage]
+        key = self._flight.request.id.rsplit("/", 2)[0]
         watch.busy[key] += 1
         try:
             return await enter(self)
@@ -118,7 +120,7 @@ def on_watch(watch: Watch) -> Generator[None]:
         try:
             await leave(self, *why)
         finally:
-            watch.busy[self._flight.request.id.rsplit("/", 2)[0]] -= 1  # pyright: ignore[reportPrivateUsage]
+            watch.busy[self._flight.request.id.rsplit("/", 2)[0]] -= 1
 
     def watched_fly(self: Lane, request_state: Any) -> LaneSlot:
         watch.books.flights[request_state.request.id] += 1
@@ -152,7 +154,7 @@ def on_watch(watch: Watch) -> Generator[None]:
 def logged(faults: list[Fault]) -> Generator[None]:
     """Errors that the runtime writes into its log are faults, but for those that it tells somebody."""
 
-    def note(_: object, method: str, event: dict[str, Any]) -> Any:
+    def note(_: object, method: str, event: Any) -> Any:
         if event.get("event") not in EXPECTED:
             error = event.get("exc_info") or {name: value for name, value in event.items() if name != "event"}
             faults.append(Fault("log", f"{event.get('event')}: {error!r}"))

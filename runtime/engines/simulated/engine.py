@@ -76,7 +76,7 @@ class World(Protocol):
         ...
 
     def digits(self, request: Request) -> Sequence[float]:
-        """Returns log-probabilities of 0 to 9, if the request asks for a score; if it asks for others, of as many ends of text."""
+        """Returns log-probabilities of 0 to 9, if the request asks for a score; of ends of text, if it asks for those."""
         ...
 
     def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
