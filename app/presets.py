@@ -135,7 +135,7 @@ def kept_costs(target: str, draft: str, machine: Machine) -> dict[Role, EngineCo
     costs: dict[Role, EngineCosts] = {}
     for role, fit in preset.engines.items():
         slowdown = 1 / fit.share - 1 if preset.one_device else 0.0
-        costs[Role(role)] = EngineCosts(fit.cost.w, fit.cost.p + fit.cost.s, fit.cost.k, slowdown)
+        costs[Role(role)] = EngineCosts(fit.cost.w, fit.cost.p + fit.cost.s, fit.cost.k, slowdown, fit.cost.request_s)
     return costs
 
 

@@ -291,7 +291,7 @@ def fitting_judge(tokenizer: Path) -> str:
 
 
 def _costs(fit: EngineFit) -> EngineCosts:
-    return EngineCosts(fit.cost.w, fit.cost.p + fit.cost.s, fit.cost.k, 1 / fit.share - 1)
+    return EngineCosts(fit.cost.w, fit.cost.p + fit.cost.s, fit.cost.k, 1 / fit.share - 1, fit.cost.request_s)
 
 
 def _run_options(target: Path, draft: Path, options: Mapping[str, Any], plan: Plan, folder: Path) -> RunOptions:

@@ -236,13 +236,15 @@ class MayReturn(Protocol):
 class EngineCosts:
     """Seconds: ``w`` an iteration, ``p`` a new token, ``k`` a token of context in an iteration.
 
-    ``slowdown``: by what share an iteration takes longer while another engine works.
+    ``slowdown``: by what share an iteration takes longer while another engine works. ``request_s``: from a request's call until
+    the engine has it, 0 where that was not measured.
     """
 
     w: float
     p: float = 0.0
     k: float = 0.0
     slowdown: float = 0.0
+    request_s: float = 0.0
 
 
 @runtime_checkable

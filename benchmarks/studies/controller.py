@@ -1,86 +1,133 @@
 """Compares ``auto`` with its two pure choices on the built-in engines: the target alone, and every step drafted.
 
-    python benchmarks/studies/controller.py [--budget 768] [--seeds 0,1] [--tracks 1,5,20] [--acceptance .46,.72,.86]
+    python benchmarks/studies/controller.py [--budget 768] [--seeds 0,1,2] [--tracks 1,5,20] [--drafts .46,.72,.86]
 
-Virtual time, so the table is the same on every machine. Closed sets of tracks of equal length, to their end: no other problems
-wait, so the slowest track decides. One line a cell, and the worst of all cells at the end.
+``--drafts``: shares that pass, with steps of 32 tokens and an inline judge, or simulated datasets such as ``a70``, with the gate
+of `speclrm bench schedule`. Virtual time, so the table is the same on every machine. Closed sets of tracks, five to a problem,
+to their end: no other problems wait, so the slowest track decides. One line a cell, the mean over seeds; the worst of all
+cells at the end. ``changes``: how often the mode of one track changed, at most, without the single steps that only look.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from statistics import mean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
+from speclrm.benchmarks.schedule import CONFIGURATION
 from speclrm.benchmarks.virtual_run import simulate_run
-from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld, WorldSettings
+from speclrm.runtime.events import ModeChanged
 from speclrm.runtime.protocols import Role
+from speclrm.runtime.scheduling.controller import PROBE_REASON
 
 if TYPE_CHECKING:
-    from speclrm.evaluators.metrics import RunSummary
+    from speclrm.runtime.events import Event
 
 NAMES = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
 TRACKS_A_PROBLEM = 5
 STEP = (32.0, 32.0, 32.0)
 """Quantiles of step lengths: all the same."""
+MODES = ("alone", "always", "auto")
 
 
-def simulate(
-    acceptance: float, tracks: int, mode: str, *, shared: bool, seed: int, budget: int
-) -> tuple[float, RunSummary]:
-    """Returns the kept tokens a virtual second, and the run's figures. ``mode``: alone, always or auto."""
+class Changes(SummarySink):
+    """The summary of a run, and how often each track's mode changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: Counter[tuple[str, int, str]] = Counter()
+
+    def emit(self, event: Event) -> None:
+        super().emit(event)
+        if isinstance(event, ModeChanged) and event.reason != PROBE_REASON:
+            self.changes[event.problem, event.repeat, event.track] += 1
+
+
+class Run(NamedTuple):
+    """``rate``: kept tokens a virtual second. ``changes``: of the mode of one track, at most."""
+
+    rate: float
+    changes: int
+
+
+class Cell(NamedTuple):
+    """Speeds over that of the target alone, each the mean over seeds. ``worst``: of ``auto`` in one seed."""
+
+    always: float
+    auto: float
+    worst: float
+    changes: int
+
+    @property
+    def better(self) -> float:
+        """``auto`` over the better of the two pure choices."""
+        return self.auto / max(1.0, self.always)
+
+
+def simulate(drafts: str, tracks: int, mode: str, *, shared: bool, seed: int, budget: int) -> Run:
+    """Runs one closed set of tracks. ``mode``: one of ``MODES``."""
     each = min(TRACKS_A_PROBLEM, tracks)
-    settings = WorldSettings((acceptance,), steps=2000, judge_error=0.0, draft_lengths=STEP, target_lengths=STEP)
-    world = SimulatedWorld(settings, seed)
-    options: dict[str, Any] = {"tracks": each, "plan": "plain", "token_budget": budget, "closing": False}
+    options: dict[str, Any] = {"tracks": each, "plan": "plain", "token_budget": budget}
+    drafting: dict[str, Any] = CONFIGURATION
+    settings = MIXES.get(drafts)
+    if settings is None:
+        settings = WorldSettings((float(drafts),), steps=2000, judge_error=0.0, draft_lengths=STEP, target_lengths=STEP)
+        options["closing"], drafting = False, {"judge": "inline"}
     if mode == "alone":
         chosen = make_strategy("parallel", **options)
     else:
-        chosen = make_strategy("speculative", judge="inline", speculate=mode, **options)
-    fold = SummarySink()
-
+        chosen = make_strategy("speculative", speculate=mode, **drafting, **options)
+    fold = Changes()
     problems = max(1, tracks // each)
+    world = SimulatedWorld(settings, seed)
     simulate_run(chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed)
     summary = fold.summary()
-    return sum(counts.kept for counts in summary.tokens.values()) / summary.seconds, summary
+    kept = sum(counts.kept for counts in summary.tokens.values())
+    return Run(kept / summary.seconds, max(fold.changes.values(), default=0))
+
+
+def measure(drafts: str, tracks: int, *, shared: bool, seeds: list[int], budget: int) -> Cell:
+    """Compares the modes in one cell."""
+    found = [
+        {mode: simulate(drafts, tracks, mode, shared=shared, seed=seed, budget=budget) for mode in MODES}
+        for seed in seeds
+    ]
+    always, auto = ([runs[mode].rate / runs["alone"].rate for runs in found] for mode in ("always", "auto"))
+    return Cell(mean(always), mean(auto), min(auto), max(runs["auto"].changes for runs in found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=int, default=768, help="tokens a track")
-    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tracks", default="1,5,20")
-    parser.add_argument("--acceptance", default="0.46,0.72,0.86")
+    parser.add_argument("--drafts", default="0.46,0.72,0.86")
     given = parser.parse_args()
-    ratios: list[tuple[float, float]] = []
-    heads = f"{'always/alone':>14}{'auto/alone':>12}{'auto/better':>13}{'changes':>9}"
-    print(f"{'device':<8}{'acceptance':>10}{'tracks':>8}{'seed':>6}{heads}")
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    cells: list[Cell] = []
+    heads = f"{'always/alone':>14}{'auto/alone':>12}{'worst seed':>12}{'auto/better':>13}{'changes':>9}"
+    print(f"{'device':<8}{'drafts':>10}{'tracks':>8}{heads}")
     for shared in (False, True):
-        for acceptance in map(float, given.acceptance.split(",")):
+        for drafts in given.drafts.split(","):
             for tracks in map(int, given.tracks.split(",")):
-                for seed in map(int, given.seeds.split(",")):
-                    rates: dict[str, float] = {}
-                    changes = 0
-                    for mode in ("alone", "always", "auto"):
-                        rates[mode], summary = simulate(
-                            acceptance, tracks, mode, shared=shared, seed=seed, budget=given.budget
-                        )
-                        changes = summary.modes.changes
-                    better = max(rates["alone"], rates["always"])
-                    ratios.append((rates["auto"] / rates["alone"], rates["auto"] / better))
-                    always = rates["always"] / rates["alone"]
-                    print(
-                        f"{'shared' if shared else 'own':<8}{acceptance:>10}{tracks:>8}{seed:>6}{always:>14.2f}"
-                        f"{ratios[-1][0]:>12.2f}{ratios[-1][1]:>13.2f}{changes:>9}",
-                        flush=True,
-                    )
-    alone, better = [one for one, _ in ratios], [two for _, two in ratios]
+                cell = measure(drafts, tracks, shared=shared, seeds=seeds, budget=given.budget)
+                cells.append(cell)
+                print(
+                    f"{'shared' if shared else 'own':<8}{drafts:>10}{tracks:>8}{cell.always:>14.2f}{cell.auto:>12.3f}"
+                    f"{cell.worst:>12.3f}{cell.better:>13.3f}{cell.changes:>9}",
+                    flush=True,
+                )
     print(
-        f"auto/alone: worst {min(alone):.2f}, .98 or more in {sum(one >= 0.98 for one in alone)} of {len(alone)} cells"
+        f"auto/alone: worst {min(cell.auto for cell in cells):.3f}, .98 or more in "
+        f"{sum(cell.auto >= 0.98 for cell in cells)} of {len(cells)} cells"
     )
     print(
-        f"auto/better: worst {min(better):.2f}, .95 or more in {sum(one >= 0.95 for one in better)} of {len(better)} cells"
+        f"auto/better: worst {min(cell.better for cell in cells):.3f}, .95 or more in "
+        f"{sum(cell.better >= 0.95 for cell in cells)} of {len(cells)} cells"
     )
 
 

@@ -10,6 +10,7 @@ acceptance), so speculation pays if ``a > c + s``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Prediction:
     ``target_s``, ``draft_s``: seconds of an iteration.
 
     ``draft_load``: the mean number of tracks that are drafting; ``target_load``: of those decoding at the target.
+
+    ``spread``: standard deviation of the time that a drafted step takes, relative to its mean, as far as it makes tracks late.
     """
 
     rate: float
@@ -65,6 +68,18 @@ class Prediction:
     draft_s: float
     draft_load: float
     target_load: float
+    spread: float
+
+
+def lateness(tracks: float, spread: float, drafted: float, left: float) -> float:
+    """Returns by what share of the time left the slowest of the tracks falls behind, because its drafts happen to be rejected.
+
+    ``drafted``: steps of each that were drafted so far, which made it late already, ``left``: those to come.
+    """
+    if tracks <= 1 or left <= 0:
+        return 0.0
+    most = NormalDist().inv_cdf((tracks - 0.375) / (tracks + 0.25))  # of so many, in standard deviations (Blom)
+    return most * spread * ((drafted + left) ** 0.5 - drafted**0.5) / left
 
 
 def predict(
@@ -83,21 +98,27 @@ def predict(
     if guessing and draft is None:
         raise ValueError("a group speculates, and what the draft costs is not known")
     everyone = writing + speculating
+    draft_request_s = 0.0 if draft is None else draft.request_s
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
-    rate = decoding = drafting = 0.0
+    light = single = t
+    rate = decoding = drafting = spread = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
         decoding = writing
-        drafting = draft_reads = scores = reads = 0.0
+        drafting = draft_reads = scores = reads = spread = 0.0
         for tracks, accepted in guessing:
-            # A request that arrives waits half an iteration, on average, for the next one to begin.
+            # A request of the other engine's reply waits half an iteration, on average, for the next one to begin; a rewrite
+            # a whole one: it follows a score, and by the time it arrives the next iteration has begun.
             draft_tokens = accepted * shape.drafted + (1 - accepted) * shape.lost
-            draft_s = (draft_tokens + 0.5) * d
-            score_s = shape.scores * 1.5 * t
-            rewrite_s = (1 - accepted) * (shape.written + 0.5) * t
+            draft_s = (draft_tokens + 0.5) * d + draft_request_s
+            score_s = shape.scores * (1.5 * t + target.request_s)
+            rewrite_s = (1 - accepted) * (shape.written * t + max(t, target.request_s))
             cycle_s = draft_s + score_s + rewrite_s
             cycles = tracks / cycle_s
+            # Who is late is among few in the end: between an iteration now and one of a single track.
+            late_s = shape.written * (t * light) ** 0.5
+            spread += tracks / speculating * (accepted * (1 - accepted)) ** 0.5 * late_s / cycle_s
             tokens = accepted * shape.drafted + (1 - accepted) * shape.written
             rate += cycles * tokens
             decoding += cycles * rewrite_s
@@ -118,8 +139,10 @@ def predict(
             works = min(1.0, next_d / interval_s) if interval_s else 1.0
             # The seconds in which both work count at the speed that is left, those between at full speed.
             left = 1.0 / (1.0 + target.slowdown)
-            next_t /= 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            speed = 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            next_t /= speed
+            light = single / speed
             next_d = max(next_d, interval_s)
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)
-    return Prediction(rate, t, d, drafting, decoding)
+    return Prediction(rate, t, d, drafting, decoding, spread)

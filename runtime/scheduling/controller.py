@@ -1,16 +1,17 @@
-"""Decides which tracks speculate, from running estimates of what speculation costs and brings (the break-even controller).
+"""Decides which tracks speculate, from what speculation costs and brings (the break-even controller).
 
-It knows only events (how long steps are, what was kept, what was read) and the engines' own statistics (what an
-iteration costs). It decides by problem, since acceptance depends on the problem and the pair of models: of the problems
-at work, those whose acceptance is above the break-even of the moment speculate, and the target alone writes the others.
-A problem of which nothing is known, or that did not pay, is probed by single steps now and then.
+It knows only events (``experience``: how many drafts pass, how long steps are) and the engines' own statistics (what an
+iteration costs). Once a second it forecasts the speed of the tracks at work with and without drafts. It decides by problem,
+since acceptance depends on the problem and the pair of models: of the problems at work, those whose acceptance is above the
+break-even of the moment speculate, and the target alone writes the others. A problem that might pay, for all that is known,
+is probed by single steps.
 """
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from speclrm.runtime.clock import now_s
@@ -22,17 +23,12 @@ from speclrm.runtime.events import (
     Mode,
     ModeChanged,
     RunResumed,
-    StepCommitted,
-    StepDrafted,
-    StepGated,
-    StepScored,
-    StepWritten,
-    TrackFinished,
     TrackStarted,
 )
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, predict
+from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, lateness, predict
 from speclrm.runtime.scheduling.controller_settings import ControllerSettings
+from speclrm.runtime.scheduling.experience import Experience
 from speclrm.runtime.scheduling.iteration_costs import CostFit, CounterDelta
 from speclrm.runtime.scheduling.pacing import FREE, Pace, Snapshot, pace
 
@@ -40,14 +36,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from speclrm.runtime.engine import EngineCosts
-    from speclrm.runtime.events import Event, Operation
+    from speclrm.runtime.events import Event
     from speclrm.runtime.scheduling.admission import Admission
+    from speclrm.runtime.scheduling.experience import Problem, TrackName
     from speclrm.runtime.scheduling.lanes import Lane
     from speclrm.runtime.scheduling.overlap import Overlap
     from speclrm.runtime.scheduling.pacing import Pacer
 
 
 PROBE_REASON = "one step, to see whether drafts pay"
+NEVER = 2.0
+"""A break-even that no acceptance reaches."""
 
 
 class Decision(NamedTuple):
@@ -57,60 +56,14 @@ class Decision(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
-class _Mean:
-    """A running mean that forgets."""
-
-    value: float
-    weight: float = 1.0
-
-    def add(self, value: float) -> None:
-        self.weight = min(self.weight + 1.0, 200.0)
-        self.value += (value - self.value) / self.weight
-
-
-@dataclass(slots=True)
-class _Problem:
-    """``kept``, ``lost``: verdicts on drafted steps, the newest counting most. ``probing``: tracks that try one step.
-
-    ``since``: steps since it was turned off or last probed; ``again``: how many until it is probed again; ``tried_at``:
-    the lowest break-even at which it was probed again or turned on. ``changes``: times that it was turned on or off.
-    """
-
-    kept: float = 0.0
-    lost: float = 0.0
-    speculates: bool = False
-    reason: str = "nothing is known of this problem yet"
-    since: int = 0
-    again: int = 0
-    tried_at: float = 2.0
-    changes: int = 0
-    tracks: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
-    committed: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
-    doubted: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
-    probing: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
-
-    @property
-    def verdicts(self) -> float:
-        return self.kept + self.lost
-
-    def verdict(self, kept: bool, most: float) -> None:
-        """Counts one; ``most`` are remembered."""
-        if self.verdicts >= most:
-            self.kept *= 1 - 1 / most
-            self.lost *= 1 - 1 / most
-        self.kept += kept
-        self.lost += not kept
-
-
 class Controller:
     """One for a runtime: call ``see`` with every event of its samples, and ``decide`` before each step of a track.
 
     What it knows is a fold over events: those of its tracks, and what it was told of the engines (``observe``), which
     is an event, too. So a run that continues from its trace continues with what it had learned (``recall``).
 
-    On constant input it turns a problem on or off at most ``changes_free + 2 * log2(1 + steps / probe_again)`` times (of its
-    settings): what was turned off again and again stays so for a time that doubles, unless the break-even itself has moved.
+    It turns a problem on or off at most ``2 + 2 * log2(1 + steps / try_again)`` times (of its settings): one that was turned off
+    waits before it is turned on again, each time twice as long.
     """
 
     def __init__(
@@ -128,38 +81,28 @@ class Controller:
         self._lanes = lanes
         self._admission = admission
         self._overlap = overlap
-        self._problems: dict[str, _Problem] = {}
         known = {
             role: lane.engine.known_costs if isinstance(lane.engine, KnowsItsCosts) else None
             for role, lane in lanes.items()
         }
         self._fits = {role: CostFit(known[role]) for role in lanes}
-        self._token_s = {role: _Mean(0.0, 0.0) for role in lanes}
-        unknown = StepShape()
-        self._shape = {
-            name: _Mean(getattr(unknown, name))
-            for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite")
-        }
-        self._kept, self._verdicts = (
-            self._settings.accepted_prior * self._settings.prior_verdicts,
-            self._settings.prior_verdicts,
-        )
+        self._experience = Experience(self._settings)
+        self._problems = self._experience.problems
         self._seen: dict[Role, _Totals] = {}
         self._context = 0.0
         self._waiting = 0
         self._looked_s = self._decided_s = float("-inf")
-        self._decided_tracks = 0
-        self._drafted = False
+        self._decided_tracks = self._decided_verdicts = 0.0
+        self._eager = False
+        self._probes = 0
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
         self.queued = 0
         """Samples that wait for those at work to end."""
-        self.threshold, self.gain = 2.0, 1.0
-        """The break-even acceptance of the last decision, and the gain predicted there."""
-        self._hopeless = self._eager = False
-        self._hoped_gain = float("inf")
-        self._steps = self._looked_again = self._probes = 0
-        self._look_again = self._settings.look_again
+        self.threshold, self.gain = NEVER, 1.0
+        """The acceptance from which on problems speculate by the last decision, and the gain predicted for that."""
+        self.worth_a_try = 0.0
+        """The lowest acceptance that is worth a try: if all tracks had it, there would be as much gain as must be hoped for."""
 
     @property
     def problems(self) -> int:
@@ -170,6 +113,7 @@ class Controller:
 
     def see(self, event: Event, at_s: float | None = None) -> None:
         """Learns from an event of any sample. ``at_s``: when it happened; None for now."""
+        self._experience.see(event)
         match event:
             case EnginesObserved():
                 self._observed(event, now_s() if at_s is None else at_s)
@@ -184,58 +128,15 @@ class Controller:
                 if (event.repeat, event.track) not in problem.probing:
                     self._probe(problem, event.repeat, event.track)
             case TrackStarted():
-                problem = self._problems.setdefault(event.problem, _Problem())
-                if not problem.tracks and self._acceptance(problem) >= self.threshold:
+                problem = self._problems[event.problem]
+                if problem.tracks.total() == 1 and self._acceptance(problem) >= self.threshold:
                     problem.speculates, problem.reason = True, self._reason(problem)
-                problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
-            case TrackFinished():
-                self._forget(event.problem, (event.repeat, event.track))
-            case StepDrafted():
-                self._drafted = True
-                # Only a first draft, or one after steps by the target, has all of these to read.
-                catching_up = not event.step or (event.repeat, event.track) in self._problems[event.problem].probing
-                self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
-            case StepGated(verdict="doubtful"):
-                self._doubt(event)
-            case StepScored():
-                self._doubt(event)
-                catching_up = (event.repeat, event.track) in self._problems[event.problem].probing
-                self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
-            case StepWritten():
-                self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
-            case StepCommitted():
-                self._commit(event)
             case _:
                 pass
 
-    def _doubt(self, event: StepScored | StepGated) -> None:
-        """Counts a step as rejected until it is committed as it is, which an accepted one is at once: rewrites take their time,
-        and acceptance would be taken for better than it is until they come.
-        """
-        problem = self._problems[event.problem]
-        problem.doubted.add((event.repeat, event.track))
-        problem.verdict(False, self._settings.verdicts_max)
-        self._verdicts += 1
-
-    def _forget(self, name: str, track: tuple[int, str]) -> None:
-        problem = self._problems.get(name)
-        if problem is None:
-            return
-        if track in problem.tracks:
-            problem.tracks[track] -= 1
-            if not problem.tracks[track]:
-                del problem.tracks[track]
-        problem.probing.discard(track)
-        problem.committed.pop(track, None)
-        problem.doubted.discard(track)
-        if not problem.tracks:
-            del self._problems[name]
-
     def forget(self, name: str, repeat: int) -> None:
         """Removes a sample whose tracks have not ended but which is no longer at work, because its run could not continue."""
-        if (problem := self._problems.get(name)) is not None:
-            for track in [track for track in problem.tracks if track[0] == repeat]:
-                self._forget(name, track)
+        self._experience.forget(name, repeat)
 
     def recall(self, events: Iterable[Event]) -> None:
         """Learns from a whole trace that a run continues, without what only an attempt's end did to its tracks."""
@@ -248,48 +149,17 @@ class Controller:
         self._seen.clear()
         self._looked_s = self._decided_s = self._paced_s = float("-inf")
 
-    def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
-        for operation in operations:
-            if operation.output_tokens > 1:
-                self._token_s[role].add(operation.engine_s / operation.output_tokens)
-        if name is not None:
-            # A track that released its KV cache reads its whole context again, which is no cost of a step.
-            mean = self._shape[name]
-            mean.add(
-                min(
-                    sum(one.prompt_tokens - one.cached_tokens for one in operations),
-                    self._settings.outlier * mean.value,
-                )
-            )
-
-    def _commit(self, event: StepCommitted) -> None:
-        problem = self._problems[event.problem]
-        problem.since += 1
-        problem.committed[event.repeat, event.track] += event.tokens
-        self._steps += 1
-        problem.probing.discard((event.repeat, event.track))
-        if event.origin in ("draft", "rewrite"):
-            kept = event.origin == "draft"
-            doubted = (event.repeat, event.track) in problem.doubted
-            problem.doubted.discard((event.repeat, event.track))
-            if doubted and kept:
-                problem.lost, problem.kept = problem.lost - 1, problem.kept + 1
-                self._kept += 1
-            elif not doubted:
-                problem.verdict(kept, self._settings.verdicts_max)
-                self._kept, self._verdicts = self._kept + kept, self._verdicts + 1
-            self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
-            if kept:
-                self._shape["drafted"].add(event.tokens)
-        if event.origin in ("write", "rewrite"):
-            self._shape["written"].add(event.tokens)
-
     # -------------------------------------------------------------------------------------------------------- what is said
 
     @property
     def due(self) -> bool:
         """Whether it is time to ``observe`` the engines, before anything is decided."""
-        return now_s() - self._looked_s >= self._settings.look_s
+        return self._learned or now_s() - self._looked_s >= self._settings.look_s
+
+    @property
+    def _learned(self) -> bool:
+        """Whether there are clearly more verdicts than when it was last decided."""
+        return self._experience.verdicts.count >= (1 + self._settings.moved) * self._decided_verdicts
 
     def observe(self) -> EnginesObserved:
         """Returns what the engines show now, as an event to publish, which ``see`` then reads."""
@@ -323,8 +193,8 @@ class Controller:
         target, draft = (self._fits[role].costs for role in (Role.TARGET, Role.DRAFT))
         if target is None or draft is None:
             return None
-        groups = self._groups(1.0, lambda p: self._acceptance(p) if everybody or p.speculates else None)
-        chosen = self._best_pace(groups, self._step, target, draft)
+        groups = self._groups(1.0, lambda p: everybody or p.speculates)
+        chosen = self._best_pace(groups, self._shape, target, draft)
         if chosen.iterations == self._pace.iterations:
             return None
         free = chosen == FREE
@@ -352,55 +222,39 @@ class Controller:
         """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
         problem = self._problems[name]
         if problem.speculates:
-            eager = self._eager and self._acceptance(problem) >= self._settings.eager_acceptance
-            return Decision("eager" if eager else "speculate", problem.reason)
+            return Decision("eager" if self._eager else "speculate", problem.reason)
         if (repeat, track) in problem.probing:
             return Decision("speculate", PROBE_REASON)
-        if self._may_probe(problem):
+        if self._may_probe(problem, (repeat, track)):
             self._probe(problem, repeat, track)
             return Decision("speculate", PROBE_REASON)
         return Decision("write", problem.reason)
 
-    def _may_probe(self, problem: _Problem) -> bool:
-        others = sum(len(other.probing) for other in self._problems.values())
+    def _may_probe(self, problem: Problem, track: TrackName) -> bool:
+        known = self._experience
         if self._fits[Role.DRAFT].costs is None:
-            return not others  # the first draft of all says what drafts cost; nobody else tries until that is known
-        tracks = sum(other.tracks.total() for other in self._problems.values())
-        if others >= max(1.0, self._settings.probe_share * tracks):
-            return False
-        if self.budget and self._steps_left < self._settings.probe_steps:
-            return False
-        if self._hopeless:
-            # What a draft costs may have been learned at a bad moment: one step of all problems now and then.
-            return self._steps >= self._look_again * tracks and not others
-        if self.budget and self._steps_a_track * (self._hoped_gain - 1) < self._settings.probe_worth:
-            return False
-        if self.budget and self._probes >= max(
-            self._settings.probes_min, self._settings.probe_budget * max(self._steps, tracks * self._steps_a_track)
-        ):
-            return False
-        if problem.verdicts + len(problem.probing) < self._settings.probes:
-            return True
-        moved = self.threshold < problem.tried_at - self._settings.moved
-        return not problem.probing and (moved or problem.since >= problem.again)
+            return not known.probing  # the first draft says what drafts cost; nobody else tries until that is known
+        if known.acceptance(problem, self._settings.hope) < self.worth_a_try:
+            late = self.budget and 2 * problem.committed[track] > self.budget
+            return known.steps_of(problem, track) >= problem.try_at and not late and not known.probing
+        if not problem.committed[track]:  # the first step costs least: nothing that is being written is broken off
+            return self._probes < max(self._settings.probes, self._settings.probe_share * known.steps)
+        steps = max(problem.since / len(problem.tracks), known.steps_a_track(self.budget))
+        return problem.tried[track] < int(self._settings.probe_share * steps)
 
-    def _probe(self, problem: _Problem, repeat: int, track: str) -> None:
-        """Notes that a track tries one step, and when the next may."""
-        if self._drafted and self._hopeless:
-            self._look_again = self._steps + 2 * max(self._settings.look_again, self._look_again - self._looked_again)
-            self._looked_again = self._steps
-        elif self._drafted and problem.verdicts + len(problem.probing) >= self._settings.probes:
-            problem.since = 0
-            problem.tried_at = min(problem.tried_at, self.threshold)
-            problem.again = max(self._settings.probe_again, 2 * problem.again)
+    def _probe(self, problem: Problem, repeat: int, track: str) -> None:
+        """Notes that a track tries one step, and how long it takes until one does so without hope."""
+        if self._experience.steps_of(problem, (repeat, track)) >= problem.try_at:
+            problem.try_at *= 2
         problem.probing.add((repeat, track))
-        self._probes += 1
+        if problem.committed[repeat, track]:
+            problem.tried[repeat, track] += 1
+        else:
+            self._probes += 1
 
-    def _acceptance(self, problem: _Problem) -> float:
-        mean = self._kept / self._verdicts
-        return (problem.kept + mean * self._settings.prior_verdicts) / (
-            problem.verdicts + self._settings.prior_verdicts
-        )
+    def _acceptance(self, problem: Problem) -> float:
+        """In steps of 0.05: nothing finer is known. What is uncertain is seen with some favour, since drafting tells more."""
+        return round(self._experience.acceptance(problem, self._settings.favour) * 20) / 20
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -418,140 +272,110 @@ class Controller:
             self._seen[role] = totals
             busy_s = totals.busy_s - before.busy_s
             iterations = float(totals.iterations - before.iterations)
-            if not totals.iterations and self._token_s[role].value:  # an engine that does not count them
-                iterations = busy_s / self._token_s[role].value
+            both_s = min(totals.both_s - before.both_s, busy_s)
+            if self._pace.interval_s and both_s > 0:
+                continue  # the draft is held back now and then though it has work, and its target is alone then
+            if not totals.iterations and self._experience.token_s[role].value:  # an engine that does not count them
+                iterations = busy_s / self._experience.token_s[role].value
             self._fits[role].add(
                 CounterDelta(
                     busy_s,
                     iterations,
                     totals.new_tokens - before.new_tokens,
                     (totals.batched - before.batched) * event.context,
-                    min(totals.both_s - before.both_s, busy_s),
+                    both_s,
                 )
             )
-        tracks = sum(problem.tracks.total() for problem in self._problems.values())
-        moved = abs(tracks - self._decided_tracks) > self._settings.tracks_moved * max(tracks, self._decided_tracks)
-        if moved or now - self._decided_s >= self._settings.decide_s:
+        tracks = self._experience.tracks
+        share = self._settings.moved
+        moved = abs(tracks - self._decided_tracks) > share * max(tracks, self._decided_tracks)
+        if moved or self._learned or now - self._decided_s >= self._settings.decide_s:
             self._decide(now, tracks)
 
     def _decide(self, now: float, tracks: int) -> None:
         """Chooses the problems that speculate. Those that do so now stay, unless another choice is clearly better."""
-        target = self._fits[Role.TARGET].costs
-        draft = self._fits[Role.DRAFT].costs
-        if target is None or draft is None or not tracks:
+        target, draft = (self._fits[role].costs for role in (Role.TARGET, Role.DRAFT))
+        admitted = 1 - min(1.0, self._waiting / tracks) if tracks else 0.0
+        if target is None or draft is None or not admitted:
             return
         self._decided_s, self._decided_tracks = now, tracks
-        shape = self._step
-        admitted = 1 - min(1.0, self._waiting / tracks)
-        if not admitted:
-            return
-        tail = self._tail(tracks * admitted, shape, target, draft)
+        self._decided_verdicts = self._experience.verdicts.count
+        shape, least = self._shape, 1 + self._settings.margin
         alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
 
-        def worth(speculate: Callable[[_Problem], bool], tail: float) -> float:
-            """Predicted tokens a second over those of the target alone."""
-            groups = self._groups(admitted, lambda p: self._acceptance(p) if speculate(p) else None)
-            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * admitted)
-            rate = self._predict(groups, shape, target, draft).rate if share else alone
-            return rate / alone * (1 + share * (1 / (1 + tail) - 1))
+        steps, done = self._experience.steps_a_track(self.budget), self._experience.steps_done()
+        dear = min(1.0, self._settings.change_steps / max(1.0, steps - done)) if steps and done >= 1 else 0.0
 
-        bounds = sorted({round(self._acceptance(p) * 20) / 20 for p in self._problems.values()})
-        worths = {
-            bound: worth(lambda p, bound=bound: round(self._acceptance(p) * 20) / 20 >= bound, tail) for bound in bounds
-        }
-        worths[2.0] = 1.0
-        bound = min(one for one, value in worths.items() if value >= max(worths.values()) * (1 - self._settings.even))
-        now_worth = worth(lambda p: p.speculates, 0.0)  # tracks that speculate are uneven by now, whatever they do
-        self.threshold, self.gain = (bound, worths[bound]) if worths[bound] >= self._settings.gain_on else (2.0, 1.0)
-        best = self.gain if self.threshold <= 1 else 1.0
-        change = best >= now_worth * (1 + self._settings.hysteresis)
-        hope = min(self._settings.hopeful, self._hoped())
-        hoped = self._predict([Group(tracks * admitted, hope)], shape, target, draft).rate / alone / (1 + tail)
-        self._hopeless = hoped < self._settings.hope_on and self.threshold > 1
-        self._hoped_gain = hoped
+        def worth(groups: Sequence[Group], changed: float = 0.0) -> float:
+            """Predicted tokens a second, over those of the target alone. ``changed``: share of the tracks that would change."""
+            found = self._predict(groups, shape, target, draft)
+            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * admitted)
+            late = self._late(share * tracks * admitted, found.spread) if share else 0.0
+            return found.rate / alone * (1 - share * late / (1 + late)) * (1 - changed * dear)
+
+        def hoped_for(twentieths: int) -> bool:
+            return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + self._settings.hope_gain
+
+        self.worth_a_try = bisect_left(range(21), True, key=hoped_for) / 20
+        worths: dict[float, float] = {}
+        for bound in {NEVER, *(self._acceptance(problem) for problem in self._problems.values())}:
+
+            def chosen(problem: Problem, bound: float = bound) -> bool:
+                return self._acceptance(problem) >= bound
+
+            changed = sum(p.tracks.total() for p in self._problems.values() if chosen(p) != p.speculates) / tracks
+            worths[bound] = worth(self._groups(admitted, chosen), changed)
+        best = max(worths, key=lambda bound: worths[bound])
+        now_worth = worth(self._groups(admitted, lambda p: p.speculates))
+        self.threshold, self.gain = (best, worths[best]) if worths[best] >= least else (NEVER, 1.0)
+        change = worths[best] >= now_worth * least
         for problem in self._problems.values():
             if change:
                 self._turn(problem)
-            else:
-                problem.reason = self._reason(problem)
-        at_work = self._groups(admitted, lambda p: self._acceptance(p) if p.speculates else None)
-        load = self._predict(at_work, shape, target, draft)
+            problem.reason = self._reason(problem)
+        load = self._predict(self._groups(admitted, lambda p: p.speculates), shape, target, draft)
         self._eager = (
-            draft.slowdown + target.slowdown < self._settings.eager_cost
+            self._experience.verdicts.mean >= self._settings.eager_acceptance
+            and draft.slowdown + target.slowdown < self._settings.eager_cost
             and (target.p + target.k * shape.context) * load.target_load < self._settings.eager_cost * target.w
             and (draft.p + draft.k * shape.context) * load.draft_load < self._settings.eager_cost * draft.w
         )
 
-    def _hoped(self) -> float:
-        """Returns the acceptance that the problems may well have, for all that is known."""
-        mean = self._kept / self._verdicts
-        return mean + self._settings.hope * (mean * (1 - mean) / self._verdicts) ** 0.5
+    def _late(self, tracks: float, spread: float) -> float:
+        """By what share the slowest of so many tracks is later than the mean one if they speculate from now on."""
+        known, steps = self._experience, self._experience.steps_a_track(self.budget)
+        if self.queued >= len(self._problems):  # another sample takes the place of the first that ends
+            return self._settings.tail * lateness(tracks / max(1, len(self._problems)), spread, 0.0, steps)
+        done = min(steps, known.steps_done())
+        drafted = done * min(1.0, known.verdicts.count / max(1, known.steps))
+        return self._settings.tail * lateness(tracks, spread, drafted, steps - done)
 
-    def _tail(self, tracks: float, shape: StepShape, target: EngineCosts, draft: EngineCosts) -> float:
-        """By what share the slowest of the tracks is later than the mean one, because its drafts happened to be rejected."""
-        steps = self._steps_a_track
-        if self.queued >= len(self._problems):
-            tracks /= max(1, len(self._problems))  # another sample takes the place of the first that ends
-        if tracks <= 1 or not steps:
-            return 0.0
-        accepted = self._kept / self._verdicts
-        found = self._predict([Group(tracks, accepted)], shape, target, draft)
-        kept_s = shape.drafted * found.draft_s + shape.scores * 1.5 * found.target_s
-        written_s = shape.written * found.target_s
-        mean = kept_s + (1 - accepted) * written_s
-        spread = (accepted * (1 - accepted)) ** 0.5 * written_s
-        return self._settings.tail * (2 * math.log(tracks)) ** 0.5 * spread / mean / steps**0.5
+    def _turn(self, problem: Problem) -> None:
+        """Turns a problem on or off by the threshold of the moment."""
+        wanted = self._acceptance(problem) >= self.threshold
+        if wanted == problem.speculates or (wanted and problem.since < problem.again):
+            return
+        problem.speculates = wanted
+        if not wanted:
+            problem.since, problem.again = 0, max(self._settings.try_again, 2 * problem.again)
 
-    def _turn(self, problem: _Problem) -> None:
-        """Turns a problem on or off by the break-even of the moment."""
-        accepted = round(self._acceptance(problem) * 20) / 20  # as the groups have it
-        wanted = accepted >= self.threshold
-        if wanted != problem.speculates:
-            settled = (
-                problem.changes >= self._settings.changes_free
-                and self.threshold >= problem.tried_at - self._settings.moved
-            )
-            if wanted and settled and problem.since < problem.again:
-                return
-            problem.speculates = wanted
-            problem.changes += 1
-            if wanted:
-                problem.tried_at = min(problem.tried_at, self.threshold)
-            else:
-                problem.since, problem.again = 0, max(self._settings.probe_again, 2 * problem.again)
-        problem.reason = self._reason(problem)
-
-    def _reason(self, problem: _Problem) -> str:
-        accepted = round(self._acceptance(problem) * 20) / 20
+    def _reason(self, problem: Problem) -> str:
+        accepted = self._acceptance(problem)
         rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
         if problem.speculates:
             return f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
         return f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
 
-    def _groups(self, admitted: float, acceptance: Callable[[_Problem], float | None]) -> list[Group]:
-        """Groups all tracks at work by acceptance in steps of 0.05."""
+    def _groups(self, admitted: float, speculates: Callable[[Problem], bool]) -> list[Group]:
+        """Groups all tracks at work by acceptance."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
-            accepted = acceptance(problem)
-            tracks[None if accepted is None else round(accepted * 20) / 20] += problem.tracks.total()
+            tracks[self._acceptance(problem) if speculates(problem) else None] += problem.tracks.total()
         return [Group(count * admitted, accepted) for accepted, count in tracks.items()]
 
     @property
-    def _steps_a_track(self) -> float:
-        """By the budget; 0 where none is known."""
-        return self.budget / self._shape["written"].value
-
-    @property
-    def _steps_left(self) -> float:
-        """Of a track at work, on average."""
-        tracks = sum(problem.tracks.total() for problem in self._problems.values())
-        committed = sum(problem.committed.total() for problem in self._problems.values())
-        return (self.budget - committed / max(1, tracks)) / self._shape["written"].value
-
-    @property
-    def _step(self) -> StepShape:
-        values = {name: mean.value for name, mean in self._shape.items()}
-        return StepShape(**values, lost=values["drafted"], context=self._context)
+    def _shape(self) -> StepShape:
+        return self._experience.shape(self._context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,14 @@ An iteration takes ``w + p * new tokens + k * context tokens``, and longer while
 device. Between two looks at an engine, the seconds in which it was busy are that, summed over its iterations: four
 unknowns and one equation a look. They are fitted by least squares, with older looks counting less; no constant is ever
 negative.
+
+Looks at an engine at work tell its four costs apart only slowly. Where they were measured before the run, they keep their
+proportions, and the looks tell one number: by how much all of them are dearer now.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from speclrm.runtime.engine import EngineCosts
 
@@ -20,8 +23,8 @@ HOLD, HOLD_SLOWDOWN = 0.05, 0.02
 """How hard the guess holds, beside the weight of a column. It lets go with time, but for the slowdown: an engine that never
 worked alone cannot be told from a slow one, and is better taken for that.
 """
-HOLD_KNOWN = 0.5
-"""The same for what was measured before the run: looks at an engine at work tell its four costs apart only slowly."""
+PRIOR_KNOWN = 20.0
+"""Weight of what was measured before the run, in looks."""
 SLOWDOWN_MAX = 10.0
 
 
@@ -41,8 +44,8 @@ class CounterDelta:
 
 @dataclass(slots=True)
 class CostFit:
-    """The running estimate for one engine. ``known``: what was known of it before; ``costs``: that, or None, until the first
-    look.
+    """The running estimate for one engine. ``known``: what was measured before the run; ``costs``: that, or None, until the
+    first look.
     """
 
     known: EngineCosts | None = None
@@ -50,6 +53,7 @@ class CostFit:
     _right: list[float] = field(default_factory=lambda: [0.0] * 4)
     _looks: int = 0
     _costs: EngineCosts | None = None
+    _dearer: float = 1.0
 
     @property
     def costs(self) -> EngineCosts | None:
@@ -58,6 +62,9 @@ class CostFit:
     def add(self, look: CounterDelta) -> None:
         """Adds a look; one without an iteration changes nothing."""
         if look.iterations <= 0 or look.busy_s <= 0:
+            return
+        if self.known is not None:
+            self._compare(look, self.known)
             return
         # Each look counts the same, however long it took: all numbers are per iteration.
         scale = 1.0 / look.iterations
@@ -72,16 +79,22 @@ class CostFit:
         self._looks += 1
         self._costs = self._solve(seconds)
 
+    def _compare(self, look: CounterDelta, known: EngineCosts) -> None:
+        alone_s = known.w * look.iterations + known.p * look.new_tokens + known.k * look.context
+        # Of the seconds in which the other engine works too, only those of its speed count.
+        worked_s = look.busy_s - look.both_s * (1 - 1 / (1 + known.slowdown))
+        self._looks += 1
+        weight = 1 / (PRIOR_KNOWN + min(self._looks, 1 / (1 - MEMORY)))
+        self._dearer += (worked_s / alone_s - self._dearer) * weight
+        one = self._dearer
+        self._costs = replace(known, w=known.w * one, p=known.p * one, k=known.k * one)
+
     def _solve(self, seconds: float) -> EngineCosts:
         # A look's columns differ by orders of magnitude: scale them, and pull each unknown towards its guess.
         scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
-        if self.known is None:
-            guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
-            letting_go = HOLD * PRIOR / (PRIOR + self._looks)
-            hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
-        else:
-            guess = [self.known.w, self.known.p, self.known.k, self.known.slowdown]
-            hold = [HOLD_KNOWN] * 4
+        guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
+        letting_go = HOLD * PRIOR / (PRIOR + self._looks)
+        hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
         active = [i for i in range(4) if self._gram[i][i] > 0]
         unseen = [i for i in range(4) if i not in active]
         while active:

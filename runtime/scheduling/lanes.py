@@ -14,7 +14,7 @@ from zlib import crc32
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import Delta, continued
-from speclrm.runtime.errors import EngineDeadError, EngineStalledError
+from speclrm.runtime.errors import EngineDeadError, EngineStalledError, RequestError
 from speclrm.runtime.scheduling.engine_queue import EngineQueue, LaneStats
 from speclrm.runtime.scheduling.overlap import Overlap
 
@@ -100,6 +100,12 @@ class LaneSlot:
             try:
                 delta = await self._read()
                 break
+            except StopAsyncIteration:
+                if self._flight.finish is None:  # nobody may take a part of an answer for the whole
+                    raise RequestError(
+                        f"Engine {self._queue.engine.name} ended request {self._flight.request.id} without a reason."
+                    ) from None
+                raise
             except (EngineDeadError, EngineStalledError) as error:
                 await self._move(error)
                 if len(self._flight.ids) >= self._flight.request.max_tokens:  # it failed behind the last token

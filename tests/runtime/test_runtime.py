@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,9 @@ from speclrm.runtime.events import (
     TrackStarted,
 )
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.sample import MADE_AT_ONCE
+from speclrm.runtime.samples import STARTED_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.trace import run_directory
 
@@ -450,3 +452,30 @@ def test_an_attempt_looks_up_the_versions_of_packages_once_a_process(monkeypatch
     first, second = run_directory.new_record({}), run_directory.new_record({})
     first.versions["speclrm"] = "another"
     assert second.versions["speclrm"] != "another"
+
+
+def test_a_caller_who_gives_up_twice_leaves_no_error_that_nobody_saw() -> None:
+    class Failing(Collector):
+        def emit(self, event: Event) -> None:
+            if isinstance(event, RunFinished):
+                raise ValueError("no room for the last event")
+
+    told: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        async with Runtime(parts(engines())) as runtime:
+            call = asyncio.create_task(
+                runtime.run([PROBLEM], make_strategy("speculative"), required=[Failing()]), name="caller"
+            )
+            await asyncio.sleep(0.1)
+            call.cancel()
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            assert call.cancelled()
+        del call, runtime
+        gc.collect()
+
+    run_virtual(main())
+    assert told == []

@@ -76,7 +76,7 @@ class World(Protocol):
         ...
 
     def digits(self, request: Request) -> Sequence[float]:
-        """Returns log-probabilities of 0 to 9, if the request asks for a score."""
+        """Returns log-probabilities of 0 to 9, if the request asks for a score; of ends of text, if it asks for those."""
         ...
 
     def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
@@ -228,7 +228,7 @@ class SimulatedEngine:
         """As its cost model has them."""
         cost = self.cost
         slowdown = 1 / self.share - 1 if self._device.engines > 1 else 0.0
-        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown)
+        return EngineCosts(cost.w, cost.p + cost.s, cost.k, slowdown, cost.request_s)
 
     @property
     def kv_tokens(self) -> int:

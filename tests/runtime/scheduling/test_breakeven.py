@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speclrm.runtime.engine import EngineCosts
-from speclrm.runtime.scheduling.breakeven import Group, StepShape, predict
+from speclrm.runtime.scheduling.breakeven import Group, StepShape, lateness, predict
 
 EQUAL = StepShape(drafted=32, lost=32, written=32, read_draft=0, read_score=0, read_rewrite=0)
 QWQ = EngineCosts(16.1e-3, 0.13e-3, 5.5e-8)
@@ -43,6 +43,23 @@ def test_no_track_makes_no_rate_and_a_draft_of_unknown_cost_no_prediction() -> N
     assert predict([], EQUAL, QWQ, R1).rate == 0
     with pytest.raises(ValueError, match="what the draft costs is not known"):
         predict([Group(1, 0.5)], EQUAL, QWQ, None)
+
+
+def test_what_a_request_takes_on_its_way_counts_for_drafts_and_scores_and_not_for_the_target_alone() -> None:
+    target, draft = EngineCosts(0.01, request_s=0.02), EngineCosts(0.001, request_s=0.03)
+    bare = predict([Group(1, 1.0)], EQUAL, EngineCosts(0.01), EngineCosts(0.001))
+    found = predict([Group(1, 1.0)], EQUAL, target, draft)
+    assert EQUAL.drafted / found.rate == pytest.approx(EQUAL.drafted / bare.rate + 0.02 + 0.03)
+    alone = [predict([Group(1, None)], EQUAL, one, None).rate for one in (target, EngineCosts(0.01))]
+    assert alone[0] == alone[1]
+
+
+def test_the_slowest_of_many_tracks_is_later_and_least_where_they_are_uneven_already() -> None:
+    assert lateness(1, 0.5, 0.0, 24) == lateness(20, 0.5, 0.0, 0) == lateness(20, 0.0, 0.0, 24) == 0
+    # Of 20 normal values the greatest is 1.87 standard deviations above the mean.
+    assert lateness(20, 0.5, 0.0, 25) == pytest.approx(1.87 * 0.5 / 5, rel=0.01)
+    assert lateness(5, 0.5, 0.0, 25) < lateness(20, 0.5, 0.0, 25) < lateness(20, 0.5, 0.0, 9)
+    assert lateness(20, 0.5, 25, 25) < 0.5 * lateness(20, 0.5, 0.0, 25)
 
 
 tracks = st.integers(1, 100)

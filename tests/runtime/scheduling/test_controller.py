@@ -118,6 +118,7 @@ class Stream:
     decisions: dict[str, list[Decision]] = field(default_factory=lambda: defaultdict[str, list[Decision]](list))
     steps: Counter[str] = field(default_factory=Counter[str])
     problems: list[int] = field(default_factory=list[int])
+    by_track: list[tuple[str, int, Decision]] = field(default_factory=list[tuple[str, int, Decision]])
 
     def changes(self, problem: str) -> int:
         """How often the problem as a whole was turned on or off; it begins turned off."""
@@ -145,6 +146,7 @@ class Stream:
                 see(self.controller.observe())
             decision = self.controller.decide(problem, repeat, name)
             self.decisions[problem].append(decision)
+            self.by_track.append((name, step, decision))
             origin = "write"
             if decision.mode != "write":
                 operations = (await self.draft.work(STEP, 24),)
@@ -169,7 +171,7 @@ def stream(acceptances: Sequence[float], *, c: float, tracks: int = 4, steps: in
     """Problems of these acceptances side by side, on engines of which the draft takes ``c`` of a target's iteration."""
 
     async def main() -> Stream:
-        made = opened(c)
+        made = opened(c, budget=steps * STEP)
         async with asyncio.TaskGroup() as group:
             for number, accepted in enumerate(acceptances):
                 for track in range(tracks):
@@ -179,13 +181,15 @@ def stream(acceptances: Sequence[float], *, c: float, tracks: int = 4, steps: in
     return run_virtual(main())
 
 
-def opened(c: float) -> Stream:
+def opened(c: float, budget: int = 0) -> Stream:
     lanes = {Role.TARGET: KnownLane(Role.TARGET, 0.02), Role.DRAFT: KnownLane(Role.DRAFT, 0.02 * c)}
-    return Stream(Controller(lanes, Everybody(lanes), Overlap()), lanes[Role.DRAFT], lanes[Role.TARGET])
+    controller = Controller(lanes, Everybody(lanes), Overlap())
+    controller.budget = budget
+    return Stream(controller, lanes[Role.DRAFT], lanes[Role.TARGET])
 
 
 def changes_max(steps: int) -> float:
-    return KNOWN.changes_free + 2 * math.log2(1 + steps / KNOWN.probe_again)
+    return 2 + 2 * math.log2(1 + steps / KNOWN.try_again)
 
 
 # ------------------------------------------------------------------------------------------------------- what it comes to
@@ -220,7 +224,7 @@ def test_a_single_draft_is_tried_before_anything_is_known_and_few_of_a_problem_w
     begun = [decision for decisions in found.decisions.values() for decision in decisions[:8]]
     assert [decision.reason for decision in begun].count(PROBING) == 1
     for name, decisions in found.decisions.items():
-        again = math.log2(1 + found.steps[name] / KNOWN.probe_again) + 1
+        again = math.log2(1 + found.steps[name] / KNOWN.try_again) + 1
         assert (
             sum(decision.mode != "write" for decision in decisions) <= KNOWN.probes + 2 * 8 + again
         )  # two steps of its tracks
@@ -230,6 +234,20 @@ def test_where_not_even_the_best_drafts_would_pay_no_other_problem_is_probed() -
     found = stream([0.9] * 6, c=1.5)
     tried = sum(decision.mode != "write" for decisions in found.decisions.values() for decision in decisions)
     assert tried <= KNOWN.probes
+
+
+def test_a_first_step_is_tried_at_once_by_several_tracks_and_none_breaks_off_what_is_being_written() -> None:
+    """Of 24 steps, each break costs a twentieth of a track."""
+    found = stream([0.0], c=0.3, tracks=5, steps=24)
+    drafted = [(track, step) for track, step, one in found.by_track if one.mode != "write"]
+    assert drafted
+    assert all(step <= 1 for _, step in drafted)
+
+
+def test_a_few_steps_before_the_end_nothing_is_changed_any_more() -> None:
+    """As tracks end drafts pay for those that are left, but less than the step that a change costs."""
+    late = stream([0.75], c=0.62, tracks=5, steps=24)
+    assert all(one.mode == "write" for _, step, one in late.by_track if step >= 22)
 
 
 mixes = st.lists(st.integers(0, 20).map(lambda twentieths: twentieths / 20), min_size=1, max_size=4)

@@ -87,6 +87,20 @@ def test_an_engine_that_never_worked_alone_is_taken_for_a_slow_one() -> None:
     assert costs.w + costs.p * 8 + costs.k * 8000 > 0.015
 
 
+def test_costs_that_were_measured_before_keep_their_proportions_and_learn_how_much_dearer_they_are_now() -> None:
+    known = EngineCosts(0.018, 9e-5, 1.4e-7, 1.2, 0.006)
+    fit = CostFit(known)
+    assert fit.costs == known
+    now = EngineCosts(known.w * 1.3, known.p * 1.3, known.k * 1.3, known.slowdown)
+    for _ in range(200):
+        fit.add(look(now, 20, 1000, both=1.0))
+    assert fit.costs is not None
+    assert fit.costs.w == pytest.approx(now.w, rel=0.03)
+    assert fit.costs.p / fit.costs.w == pytest.approx(known.p / known.w)
+    assert fit.costs.k / fit.costs.w == pytest.approx(known.k / known.w)
+    assert (fit.costs.slowdown, fit.costs.request_s) == (known.slowdown, known.request_s)
+
+
 def test_what_is_new_counts_more_than_what_is_old() -> None:
     slow, fast = EngineCosts(0.04), EngineCosts(0.01)
     found = fitted(

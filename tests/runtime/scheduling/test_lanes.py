@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.engine import Delta, EngineStats, Request
+from speclrm.runtime.engine import LOGPROB_MIN, Delta, EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineError, EngineStalledError, RequestError
 from speclrm.runtime.protocols import Role
@@ -48,12 +49,49 @@ def test_an_operation_that_finds_room_starts_at_once() -> None:
     assert run_virtual(main()) == (0.0, 10.0)
 
 
-@pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}])
+@pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}, {"logprob_ids": (1, 2)}])
 def test_an_engine_that_leaves_out_what_was_asked_for_is_an_error_and_no_guess(asked: dict[str, Any]) -> None:
     silent = RequestState(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
     with pytest.raises(EngineError, match="Engine silent") as caught:
         silent.take(Delta((1, 2)))
     assert not isinstance(caught.value, RequestError)  # no other request to that engine would do better
+
+
+def test_an_engine_that_writes_more_than_it_was_asked_for_is_not_believed() -> None:
+    long = RequestState(Request(id="one", prompt_ids=[65], max_tokens=2), "long")
+    long.take(Delta((1, 2)))
+    with pytest.raises(EngineError, match="wrote more than the 2 tokens"):
+        long.take(Delta((3,)))
+    assert long.ids == [1, 2]
+
+
+@pytest.mark.parametrize(("said", "counted"), [(-5, 0), (0, 0), (1, 1), (1 << 40, 1)])
+def test_no_engine_finds_more_of_a_prompt_than_there_is(said: int, counted: int) -> None:
+    one = request_state("one")
+    one.take(Delta((1,), cached_tokens=said))
+    assert one.report().cached_tokens == counted
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_becomes_the_lowest_log_probability(value: float) -> None:
+    one = RequestState(Request("one", [65], 5, sampled_logprobs=True, first_entropy=True, logprob_ids=(1,)), "odd")
+    one.take(Delta((1,), logprobs={1: value}, sampled_logprobs=(value,), first_entropy=value))
+    assert (one.logprobs, one.sampled_logprobs, one.first_entropy) == ({1: LOGPROB_MIN}, [LOGPROB_MIN], None)
+
+
+def test_a_part_of_an_answer_is_not_taken_for_the_whole() -> None:
+    class Quitting(ScriptedEngine):
+        async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+            yield Delta((1,))
+
+    async def main() -> None:
+        lane = Lane(Role.TARGET, Quitting(ten_tokens, name="quitting"))
+        one = request_state("one")
+        with pytest.raises(RequestError, match="quitting ended request one without a reason"):
+            await lane.run(one)
+        assert (one.ids, one.finish, lane.queues[0].in_flight) == ([1], None, 0)
+
+    run_virtual(main())
 
 
 def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next() -> None:
