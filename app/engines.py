@@ -275,19 +275,8 @@ async def _tokenizer_folder(options: EngineOptions, role: Role, notify: Notify) 
 
 def placement(options: EngineOptions, role: Role) -> Placement:
     """Returns how the options place one engine. What they say of all engines counts if they say nothing of this one."""
-    one: dict[str, Any] = {
-        name: getattr(options, f"{role.value}_{name}")
-        for name in (
-            *(
-                "devices",
-                "tensor_parallel_size",
-                "pipeline_parallel_size",
-                "gpu_memory_utilization",
-                "dtype",
-                "replicas",
-            ),
-        )
-    }
+    names = ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype", "replicas")
+    one: dict[str, Any] = {name: getattr(options, f"{role.value}_{name}") for name in names}
     return Placement(
         devices=one["devices"],
         tensor_parallel=one["tensor_parallel_size"] or options.tensor_parallel_size,

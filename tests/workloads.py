@@ -29,7 +29,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.scheduling.lanes import SURPLUS
+from speclrm.runtime.scheduling.engine_queue import SURPLUS
 from speclrm.runtime.state import SampleState, apply
 
 if TYPE_CHECKING:

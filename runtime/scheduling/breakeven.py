@@ -60,7 +60,7 @@ class Prediction:
 
     ``draft_load``: the mean number of tracks that are drafting; ``target_load``: of those decoding at the target.
 
-    ``spread``: standard deviation of the time that a drafted step takes, relative to its mean.
+    ``spread``: standard deviation of the time that a drafted step takes, relative to its mean, as far as it makes tracks late.
     """
 
     rate: float
@@ -101,6 +101,7 @@ def predict(
     draft_request_s = 0.0 if draft is None else draft.request_s
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
+    light = single = t
     rate = decoding = drafting = spread = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
@@ -115,7 +116,9 @@ def predict(
             rewrite_s = (1 - accepted) * (shape.written * t + max(t, target.request_s))
             cycle_s = draft_s + score_s + rewrite_s
             cycles = tracks / cycle_s
-            spread += tracks / speculating * (accepted * (1 - accepted)) ** 0.5 * shape.written * t / cycle_s
+            # Who is late is among few in the end: between an iteration now and one of a single track.
+            late_s = shape.written * (t * light) ** 0.5
+            spread += tracks / speculating * (accepted * (1 - accepted)) ** 0.5 * late_s / cycle_s
             tokens = accepted * shape.drafted + (1 - accepted) * shape.written
             rate += cycles * tokens
             decoding += cycles * rewrite_s
@@ -136,7 +139,9 @@ def predict(
             works = min(1.0, next_d / interval_s) if interval_s else 1.0
             # The seconds in which both work count at the speed that is left, those between at full speed.
             left = 1.0 / (1.0 + target.slowdown)
-            next_t /= 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            speed = 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            next_t /= speed
+            light = single / speed
             next_d = max(next_d, interval_s)
         t += DAMPING * (next_t - t)
         d += DAMPING * (next_d - d)

@@ -21,8 +21,8 @@ class ControllerSettings:
     """Share by which another choice must be predicted to be better than the present one before any problem changes."""
     change_steps: float = 1.0
     """Steps that a change costs a track: what is being written is broken off."""
-    tail: float = 0.65
-    """Share of the slowest track's expected lateness that counts: as tracks end, those that are left become faster."""
+    tail: float = 0.8
+    """Share of the slowest track's expected lateness that counts."""
     accepted_prior: float = 0.6
     """Acceptance of drafts before the first verdict."""
     prior_verdicts: float = 3.0

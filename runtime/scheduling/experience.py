@@ -115,8 +115,6 @@ class Experience:
         self.verdicts = Verdicts(kept, settings.prior_verdicts - kept)
         """Of all problems, those that ended too."""
         self.steps = 0
-        self.drafted = False
-        """Whether any draft has come."""
 
     def see(self, event: Event) -> None:
         match event:
@@ -126,7 +124,6 @@ class Experience:
             case TrackFinished():
                 self._end(event.problem, (event.repeat, event.track))
             case StepDrafted():
-                self.drafted = True
                 # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self.problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)

@@ -11,7 +11,7 @@ from speclrm.runtime.events import EngineRecovered
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
-from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane
 from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.pacing import Pacer
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import Event, Purpose
+    from speclrm.runtime.scheduling.engine_queue import LaneStats
 
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}

@@ -31,8 +31,9 @@ from speclrm.runtime.events import (
     TrackStarted,
 )
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.sample import MADE_AT_ONCE
+from speclrm.runtime.samples import STARTED_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.trace import run_directory
 

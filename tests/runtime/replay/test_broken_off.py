@@ -326,8 +326,10 @@ def test_a_run_that_goes_on_knows_what_its_controller_had_learned(tmp_path: Path
     assert again is not None
     again.budget = strategy.limits.token_budget
     again.recall(lasting(read_all(tmp_path / "run")))
-    for name in ("threshold", "gain", "_steps", "_kept", "_verdicts", "_hopeless", "_eager", "_drafted"):
+    for name in ("threshold", "gain", "worth_a_try", "_eager", "_probes"):
         assert getattr(again, name) == pytest.approx(getattr(live, name)), name
+    for name in ("steps", "verdicts", "token_s", "_shape"):
+        assert getattr(again._experience, name) == getattr(live._experience, name), name  # pyright: ignore[reportPrivateUsage]
     for role in Role:
         assert again._fits[role].costs == live._fits[role].costs  # pyright: ignore[reportPrivateUsage]
     assert past_of(read_all(tmp_path / "run"), "run").finished

@@ -17,7 +17,7 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "moved": 0.25,
         "margin": 0.05,
         "change_steps": 1.0,
-        "tail": 0.65,
+        "tail": 0.8,
         "accepted_prior": 0.6,
         "prior_verdicts": 3.0,
         "verdicts_others": 8.0,

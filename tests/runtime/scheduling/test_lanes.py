@@ -12,7 +12,8 @@ from speclrm.runtime.engine import LOGPROB_MIN, Delta, EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineError, EngineStalledError, RequestError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.lanes import RESERVE_S, Lane
+from speclrm.runtime.scheduling.engine_queue import RESERVE_S
+from speclrm.runtime.scheduling.lanes import Lane
 from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.scheduling.waiting import Waiting

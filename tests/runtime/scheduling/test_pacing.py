@@ -17,7 +17,7 @@ from speclrm.runtime.engine import EngineCosts, Request
 from speclrm.runtime.engines.scripted import ScriptedEngine, by_step
 from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
-from speclrm.runtime.events import DraftPaced, ProblemStarted, RunFinished
+from speclrm.runtime.events import DraftPaced, EngineCounters, EnginesObserved, ProblemStarted, RunFinished
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.run_parts import Components
 from speclrm.runtime.runtime import Runtime
@@ -216,3 +216,25 @@ def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
     run_virtual(main())
     assert queued[-3:] == [2, 1, 0]
     assert all(3 <= count <= 4 for count in queued[:2])
+
+
+def test_nothing_is_learned_of_what_iterations_cost_while_the_draft_is_held_back() -> None:
+    """It counts as busy then, since requests are in it, and would be taken for slow."""
+    engines = simulated_engines(NAMES, SimulatedWorld(WorldSettings((0.8,), steps=20), 0), shared_device=True)
+    controller = Scheduler(engines, slices=True).controller
+    assert controller is not None
+    fits = controller._fits  # pyright: ignore[reportPrivateUsage]
+    known = {role: fit.costs for role, fit in fits.items()}
+
+    def look(number: int) -> EnginesObserved:
+        counters = EngineCounters(number * 1.0, number * 100, number * 500, number * 400)
+        return EnginesObserved(
+            engines={role.value: counters for role in Role}, both_s=number * 1.0, context=500.0, waiting=0
+        )
+
+    controller.see(DraftPaced(iterations=5, interval_s=0.006, reason="x"), 0.0)
+    controller.see(look(1), 1.0)
+    assert {role: fit.costs for role, fit in fits.items()} == known
+    controller.see(DraftPaced(iterations=0, interval_s=0.0, reason="x"), 1.0)
+    controller.see(look(2), 2.0)
+    assert all(fit.costs != known[role] for role, fit in fits.items())
