@@ -18,6 +18,7 @@ from speclrm.runtime.engine import continued
 from speclrm.runtime.events import VoteUpdated
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling import lanes
+from speclrm.runtime.scheduling.engine_queue import EngineQueue
 from speclrm.runtime.scheduling.lanes import LaneSlot
 from speclrm.runtime.track.events import TrackEvents
 from speclrm.runtime.track.track import RuntimeTrack
@@ -80,7 +81,7 @@ def leaked_request() -> Generator[None]:
 @contextmanager
 def missed_wake_up() -> Generator[None]:
     """A place that becomes free by a request that was given up is offered to nobody."""
-    queue = lanes._Queue
+    queue = EngineQueue
     leave = queue.leave
 
     def quietly(self: Any, request_state: Any) -> None:
@@ -127,7 +128,7 @@ def wrong_track() -> Generator[None]:
 @contextmanager
 def swallowed_cancel() -> Generator[None]:
     """A request that is cancelled while it waits for a place goes on waiting."""
-    enter = lanes._Queue.enter
+    enter = EngineQueue.enter
 
     async def stubborn(self: Any, request_state: Any) -> bool:
         try:
@@ -135,7 +136,7 @@ def swallowed_cancel() -> Generator[None]:
         except asyncio.CancelledError:
             return await enter(self, request_state)
 
-    with patch.object(lanes._Queue, "enter", stubborn):
+    with patch.object(EngineQueue, "enter", stubborn):
         yield
 
 
@@ -175,12 +176,12 @@ def barrier() -> Generator[None]:
 @contextmanager
 def unbounded_queue() -> Generator[None]:
     """An engine that is full gets whatever comes."""
-    room = lanes._Queue._has_room
+    room = EngineQueue._has_room
 
     def ever(self: Any, lasting: bool) -> bool:
         return room(self, lasting) or self.in_flight >= self._cap
 
-    with patch.object(lanes._Queue, "_has_room", ever):
+    with patch.object(EngineQueue, "_has_room", ever):
         yield
 
 
