@@ -58,7 +58,8 @@ test-services: setup ## Tests with Ray, which this installs
 test-slow: setup ## How often intervals hold the truth, in thousands of draws
 	@$(BIN)/python -m pytest -q -m slow
 
-soak: setup ## Random attacks for MINUTES (60), from number SEED (0) on
+soak: setup ## Simulated faults for SIMULATED (10) minutes, then random attacks for MINUTES (60), from number SEED (0) on
+	@$(BIN)/python -m tests.simulation --seeds 100000 --seed $(or $(SEED),0) --minutes $(or $(SIMULATED),10) --jobs $(or $(JOBS),2)
 	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))
 
 bench: setup ## The runtime's own cost, answers under load, real models beside bare vLLM

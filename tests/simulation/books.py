@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attack.attempts import Fault
 from workloads import operations
 
+from speclrm.runtime.clock import now_s
 from speclrm.runtime.events import StepDrafted, StepWritten
 from speclrm.runtime.seeds import derive_seed
 
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Entry:
-    """One request as its engine saw it. ``lied``: it gave something else than it had."""
+    """One request as its engine saw it. ``began_s``: on the loop's clock."""
 
     request: Request
     prompt: tuple[int, ...]
     ids: list[int] = field(default_factory=list[int])
     open: bool = True
+    began_s: float = field(default_factory=now_s)
 
 
 @dataclass
@@ -43,6 +45,14 @@ class Books:
     flights: Counter[str] = field(default_factory=Counter[str])
     unread: set[str] = field(default_factory=set[str])
     """Operations that were given what nobody takes."""
+
+    def after(self, moment_s: float) -> list[str]:
+        """Returns operations of the run itself that were sent to an engine later than that."""
+        return [
+            name
+            for name, entries in self.entries.items()
+            if not name.startswith("caller-") and any(entry.began_s > moment_s for entry in entries)
+        ]
 
     @property
     def open(self) -> list[str]:

@@ -96,8 +96,11 @@ def outcomes(seeds: Iterable[int], kinds: Sequence[str], jobs: int) -> Iterable[
     if jobs == 1:
         yield from (one(seed, kinds) for seed in seeds)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+    try:
         yield from pool.map(partial(one, kinds=kinds), seeds, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main() -> int:
@@ -105,6 +108,9 @@ def main() -> int:
         prog="python -m tests.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="no longer than that, whatever number of seeds it is"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="FIRST", help="the first")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="K", help=f"processes; this machine has {os.cpu_count()} cores"
@@ -123,5 +129,7 @@ def main() -> int:
         table.add(outcome)
         if outcome.faults:
             print(outcome, flush=True)
+        if given.minutes is not None and time.monotonic() - table.began > 60 * given.minutes:
+            break
     print(table)
     return 1 if table.broken else 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -14,11 +14,11 @@ from unittest.mock import patch
 from simulation.command import one
 
 from speclrm.app.lock_step import Barrier
-from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engine import continued
 from speclrm.runtime.events import VoteUpdated
 from speclrm.runtime.sample import Sample
 from speclrm.runtime.scheduling import lanes
+from speclrm.runtime.scheduling.engine_queue import EngineQueue
 from speclrm.runtime.scheduling.lanes import LaneSlot
 from speclrm.runtime.track.events import TrackEvents
 from speclrm.runtime.track.track import RuntimeTrack
@@ -81,7 +81,7 @@ def leaked_request() -> Generator[None]:
 @contextmanager
 def missed_wake_up() -> Generator[None]:
     """A place that becomes free by a request that was given up is offered to nobody."""
-    queue = lanes._Queue
+    queue = EngineQueue
     leave = queue.leave
 
     def quietly(self: Any, request_state: Any) -> None:
@@ -127,21 +127,16 @@ def wrong_track() -> Generator[None]:
 
 @contextmanager
 def swallowed_cancel() -> Generator[None]:
-    """A cancellation that arrives during a clean-up is forgotten, and so is that of a track that has ended."""
+    """A request that is cancelled while it waits for a place goes on waiting."""
+    enter = EngineQueue.enter
 
-    async def forgetful(clean_up: Any, **limits: Any) -> None:
-        with suppress(asyncio.CancelledError):
-            await to_its_end(clean_up, **limits)
-
-    async def run_track(self: Sample, name: str, track: Any) -> None:
+    async def stubborn(self: Any, request_state: Any) -> bool:
         try:
-            await plain(self, name, track)
+            return await enter(self, request_state)
         except asyncio.CancelledError:
-            if not self.state.tracks[name].finished:
-                raise
+            return await enter(self, request_state)
 
-    plain = Sample._run_track
-    with patch.object(lanes, "to_its_end", forgetful), patch.object(Sample, "_run_track", run_track):
+    with patch.object(EngineQueue, "enter", stubborn):
         yield
 
 
@@ -181,12 +176,12 @@ def barrier() -> Generator[None]:
 @contextmanager
 def unbounded_queue() -> Generator[None]:
     """An engine that is full gets whatever comes."""
-    room = lanes._Queue._has_room
+    room = EngineQueue._has_room
 
     def ever(self: Any, lasting: bool) -> bool:
         return room(self, lasting) or self.in_flight >= self._cap
 
-    with patch.object(lanes._Queue, "_has_room", ever):
+    with patch.object(EngineQueue, "_has_room", ever):
         yield
 
 

@@ -103,6 +103,7 @@ class Attempt:
         self._main: EventBus | None = None
         self._told: Callable[[int], object] = lambda _: None
         self._ended = False
+        self._fired_s = float("inf")
         self.call: asyncio.Task[Any] | None = None
 
     def run(self) -> Left:
@@ -237,6 +238,7 @@ class Attempt:
         if end is None or call is None or call.done():
             return
         self._ended = True
+        self._fired_s = asyncio.get_running_loop().time()
         self.left.injected["interrupt"] += 1
         call.cancel()
         turns = 0
@@ -280,6 +282,8 @@ class Attempt:
             left.faults.append(Fault("refused", f"{left.error}"))
             return
         left.faults += self._wrong_end()
+        after = self.books.after(self._fired_s)
+        left.faults += [Fault("goes on", f"{name} was asked for after the run was given up") for name in after[:2]]
         for event in left.events:
             if isinstance(event, TrackFinished) and event.error and event.error.partition(":")[0] not in KNOWN_ENDS:
                 left.faults.append(Fault("track", f"{event.track}: {event.error}"))

@@ -8,16 +8,14 @@ from simulation.planted import PLANTED, find
 
 pytestmark = pytest.mark.timeout(180)
 
-FIRST = dict.fromkeys(PLANTED, 0) | {"swallowed cancel": 105}
-"""The first of the seeds that are tried. Which of all seeds is the first to find each is in docs/reliability.md."""
 SEEDS = 10
+"""From 0 on. docs/reliability.md has which of them is the first to find each."""
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_found(name: str) -> None:
-    assert find(name, FIRST[name], SEEDS) is not None
+    assert find(name, 0, SEEDS) is not None
 
 
 def test_without_it_the_same_seeds_find_nothing() -> None:
-    seeds = {seed for first in FIRST.values() for seed in range(first, first + SEEDS)}
-    assert [str(outcome) for seed in sorted(seeds) if (outcome := simulate(seed)).faults] == []
+    assert [str(outcome) for seed in range(SEEDS) if (outcome := simulate(seed)).faults] == []

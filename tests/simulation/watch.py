@@ -13,7 +13,8 @@ import structlog
 from attack.attempts import AttackLoop, Fault
 
 from speclrm.runtime.sample import Sample
-from speclrm.runtime.scheduling.lanes import SURPLUS, Lane, LaneSlot
+from speclrm.runtime.scheduling.engine_queue import SURPLUS
+from speclrm.runtime.scheduling.lanes import Lane, LaneSlot
 from speclrm.runtime.trace.bus import EventBus
 from speclrm.runtime.trace.journal import Journal
 
