@@ -48,7 +48,8 @@ class Follower:
 
     failed: list[EngineFailed] = field(default_factory=list[EngineFailed])
     recovered: list[EngineRecovered] = field(default_factory=list[EngineRecovered])
-    began: bool = False
+    steps: int = 0
+    """Committed ones."""
     again: int = 0
     end: RunFinished | None = None
 
@@ -61,7 +62,7 @@ class Follower:
                 self.recovered.append(event)
                 print(f"{event.t:7.1f} s  {event.engine} works again after {event.down_s:.1f} s", flush=True)
             case StepCommitted():
-                self.began = True
+                self.steps += 1
             case OperationDropped():
                 self.again += event.reason == "error"
             case RunFinished():
@@ -107,7 +108,7 @@ class Killer:
         self.seen: list[psutil.Process] = []
 
     async def run(self) -> None:
-        while not self._follower.began:  # noqa: ASYNC110
+        while not self._follower.steps:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         while self.done.total() < self._kills:
             await asyncio.sleep(self._draw.uniform(0.2, self._apart_s))
@@ -122,7 +123,7 @@ class Killer:
             before = len(self._follower.recovered)
             victim.kill()
             self.done[kind] += 1
-            print(f"kill {self.done.total()}: {kind} {victim.pid}", flush=True)
+            print(f"kill {self.done.total()}: {kind} {victim.pid}, {self._follower.steps} steps committed", flush=True)
             while len(self._follower.recovered) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             self.left += alive(family)
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--apart", type=float, default=4.0, help="seconds of work between two kills, at most")
     parser.add_argument("--limit", type=int, default=60, help="problems")
-    parser.add_argument("--token-budget", type=int, default=400)
+    parser.add_argument("--token-budget", type=int, default=200)
     parser.add_argument("--target-replicas", type=int, default=1)
     parser.add_argument("--tokenizer", default="smollm2-135m-instruct", help="a model whose tokenizer is used")
     parser.add_argument("--seed", type=int, default=0)
@@ -177,11 +178,13 @@ def main() -> None:
         violations = len(check(folder).violations)
     rows = report.summary.samples
     tracks = [track for row in rows for track in row.tracks]
-    down = [event.down_s for event in follower.recovered]
+    down = [event.down_s for event in follower.recovered] or [0.0]
     figures = {
         "kills": dict(killer.done),
         "failures by reason": dict(Counter(event.reason or "" for event in follower.failed)),
-        "requests in flight at a failure, median": statistics.median(event.requests for event in follower.failed or ()),
+        "requests in flight at a failure, median": statistics.median(
+            [event.requests for event in follower.failed] or [0]
+        ),
         "seconds to recover, median": round(statistics.median(down), 1),
         "seconds to recover, most": round(max(down), 1),
         "samples": given.limit,

@@ -300,10 +300,11 @@ class Controller:
             return
         self._decided_s, self._decided_tracks = now, tracks
         self._decided_verdicts = self._experience.verdicts.count
-        shape, least = self._shape, 1 + self._settings.margin
-        alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
-
         steps, done = self._experience.steps_a_track(self.budget), self._experience.steps_done()
+        # Contexts will be longer, unless new samples take the place of those that end.
+        grows = max(0.0, steps - done) / 2 if self.queued < len(self._problems) else 0.0
+        shape, least = self._experience.shape(self._context + grows * self._shape.written), 1 + self._settings.margin
+        alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
         dear = min(1.0, self._settings.change_steps / max(1.0, steps - done)) if steps and done >= 1 else 0.0
 
         def worth(groups: Sequence[Group], changed: float = 0.0) -> float:

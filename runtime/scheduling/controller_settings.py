@@ -37,7 +37,7 @@ class ControllerSettings:
     """Standard deviations above it that are hoped for."""
     hope_gain: float = 0.1
     """The gain that must be hoped for, so that a problem is probed."""
-    probes: int = 12
+    probes: int = 8
     """First steps of tracks that are probed however few steps there are."""
     probe_share: float = 0.01
     """Share of all steps that probes of first steps may be, and of a track's steps that later ones may be."""

@@ -111,6 +111,7 @@ class Experience:
             name: Mean(getattr(unknown, name))
             for name in ("drafted", "written", "scores", "read_draft", "read_score", "read_rewrite")
         }
+        self._length, self._square = Mean(unknown.drafted), Mean(unknown.drafted**2)
         kept = settings.accepted_prior * settings.prior_verdicts
         self.verdicts = Verdicts(kept, settings.prior_verdicts - kept)
         """Of all problems, those that ended too."""
@@ -171,7 +172,8 @@ class Experience:
     def shape(self, context: float) -> StepShape:
         """Returns the lengths of an average step. ``context``: of a track, in tokens."""
         values = {name: mean.value for name, mean in self._shape.items()}
-        return StepShape(**values, lost=values["drafted"], context=context)
+        uneven = max(0.0, self._square.value / self._length.value**2 - 1)
+        return StepShape(**values, lost=values["drafted"], context=context, uneven=uneven)
 
     def steps_done(self) -> float:
         """Of a track at work, on average."""
@@ -225,6 +227,8 @@ class Experience:
         problem.committed[track] += event.tokens
         problem.probing.discard(track)
         self.steps += 1
+        self._length.add(event.tokens)
+        self._square.add(event.tokens**2)
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
             if track not in problem.doubted:
