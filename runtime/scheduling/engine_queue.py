@@ -97,7 +97,8 @@ class EngineQueue:
         self._lasting = 0
         self._short = _Peak()
         self._later: asyncio.TimerHandle | None = None
-        self.slots: set[Slot] = set()
+        # In the order of their starts: what ends all of them does so in the same order each time.
+        self.slots: dict[Slot, None] = {}
         self.watchdog = Watchdog(role, engine, self.slots, stall_limit_s, tell)
         self._busy_s = 0.0
         self._since_s = 0.0

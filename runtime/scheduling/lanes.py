@@ -89,7 +89,7 @@ class LaneSlot:
         self._started = self.quiet_s = now_s()
         self._inside, self.told = True, False
         request_state.place, request_state.engine = self._lane.queues.index(queue), queue.engine.name
-        queue.slots.add(self)
+        queue.slots[self] = None
         self._stream = queue.engine.stream(continued(request_state.request, request_state.ids))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
@@ -193,7 +193,7 @@ class LaneSlot:
             else:
                 await self._stream.aclose()  # there is nothing left to abort
         finally:
-            self._queue.slots.discard(self)
+            self._queue.slots.pop(self, None)
             self._queue.leave(self._flight)
 
 

@@ -70,7 +70,7 @@ def leaked_request() -> Generator[None]:
         if self._inside:
             self._inside = False
             kept.append(self._stream)  # the garbage collector would close it
-            self._queue.slots.discard(self)
+            self._queue.slots.pop(self, None)
             self._queue.leave(self._flight)
 
     kept: list[Any] = []

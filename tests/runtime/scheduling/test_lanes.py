@@ -469,3 +469,27 @@ def test_scores_come_before_rewrites_before_drafts_and_older_samples_first() -> 
     )
     assert [kind for kind, _ in ranked] == ["score", "score", "rewrite", "draft", "write", "draft"]
     assert ranked[0] == ("score", 2)
+
+
+def test_those_that_an_engine_leaves_hanging_are_told_in_the_order_in_which_they_began() -> None:
+    class Hanging(ScriptedEngine):
+        async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+            await asyncio.get_running_loop().create_future()
+            yield Delta((1,))
+
+    ended: list[str] = []
+
+    async def one(lane: Lane, name: str) -> None:
+        with pytest.raises(EngineStalledError):
+            await lane.run(request_state(name))
+        ended.append(name)
+
+    async def main() -> None:
+        lane = Lane(Role.TARGET, Hanging(ten_tokens), in_flight_max=300, stall_limit_s=5)
+        watches = [asyncio.create_task(watch) for watch in lane.watches()]
+        await asyncio.gather(*(one(lane, f"{number:03}") for number in range(300)))
+        for watch in watches:
+            watch.cancel()
+
+    run_virtual(main())
+    assert ended == [f"{number:03}" for number in range(300)]
