@@ -36,7 +36,7 @@ class ControllerSettings:
     hope: float = 1.2
     """Standard deviations above it that are hoped for."""
     hope_gain: float = 0.35
-    """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes are seldom met."""
+    """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes often fail."""
     probes: int = 8
     """First steps of tracks that are probed however few steps there are."""
     probe_share: float = 0.01
