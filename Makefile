@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.installed-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types test-fast test-engine test-models test-slow soak bench locks clean
+.PHONY: help setup demo test lint types test-fast test-engine test-models test-services test-slow soak bench locks clean
 
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,7 +43,7 @@ types: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: setup ## Tests on scripted engines
-	@$(BIN)/python -m pytest -q -m "not engine and not models and not slow" -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -q -m "not engine and not models and not services and not slow" -n $(WORKERS) --dist loadfile
 
 test-engine: setup ## Tests on the real vLLM with tiny random models
 	@$(BIN)/python -m pytest -q -m engine
@@ -51,10 +51,15 @@ test-engine: setup ## Tests on the real vLLM with tiny random models
 test-models: setup ## Tests on real weights
 	@$(BIN)/python -m pytest -q -m models
 
+test-services: setup ## Tests with Ray, which this installs
+	@$(PIP) install --no-deps --require-hashes -r locks/services.txt
+	@$(BIN)/python -m pytest -q -m services
+
 test-slow: setup ## How often intervals hold the truth, in thousands of draws
 	@$(BIN)/python -m pytest -q -m slow
 
-soak: setup ## Random attacks for MINUTES (60), from number SEED (0) on
+soak: setup ## Simulated faults for SIMULATED (10) minutes, then random attacks for MINUTES (60), from number SEED (0) on
+	@$(BIN)/python -m tests.simulation --seeds 100000 --seed $(or $(SEED),0) --minutes $(or $(SIMULATED),10) --jobs $(or $(JOBS),2)
 	@$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS))
 
 bench: setup ## The runtime's own cost, answers under load, real models beside bare vLLM

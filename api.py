@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from speclrm.app.calibrate import CalibrationReport, calibrate
+from speclrm.app.engine_options import ENGINE_RESTARTS
 from speclrm.app.engines import Engines, MakeEngines, make_engines
 from speclrm.app.options import CalibrateOptions, EngineOptions, RunOptions
 from speclrm.app.preview import Preview, preview
@@ -94,6 +95,9 @@ class Runtime(_Runtime):
         draft_connections: int | None = None,
         router_hints: RouterHints = "none",
         stall_timeout: float = STALL_LIMIT_S,
+        engine_restarts: int = ENGINE_RESTARTS,
+        target_replicas: int = 1,
+        draft_replicas: int = 1,
         notify: Notify = quiet,
     ) -> None:
         if (target is None) == (engines is None):
@@ -128,6 +132,9 @@ class Runtime(_Runtime):
             draft_connections=draft_connections,
             router_hints=router_hints,
             stall_timeout=stall_timeout,
+            engine_restarts=engine_restarts,
+            target_replicas=target_replicas,
+            draft_replicas=draft_replicas,
         )
         work = Work(tracks, prompt_tokens, token_budget, max_step_tokens, suffix_tokens=0)
 

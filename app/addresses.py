@@ -41,3 +41,26 @@ def with_addresses(given: Mapping[str, Any]) -> dict[str, Any]:
         if urls:
             found[role.value], found[option] = name, urls
     return found
+
+
+def check_replicas(options: Mapping[str, Any]) -> None:
+    """Raises SettingsError where engine options ask for replicas that this program does not start."""
+    for role in Role:
+        name: str | None = options[role.value]
+        replicas: int = options[f"{role.value}_replicas"]
+        flag = f"--{role.value}-replicas {replicas}"
+        if replicas == 1:
+            continue
+        if name is None:
+            raise SettingsError(
+                f"{flag}: there is no {role.value} model. Give --{role.value} MODEL, or leave the option out."
+            )
+        if is_remote(name):
+            raise SettingsError(
+                f"{flag}: {name} is on a server, and this program starts none there. Start as many servers, and give their "
+                f"addresses to --{role.value}-url, separated by commas."
+            )
+        if options["shared_device"]:
+            raise SettingsError(
+                f"{flag}: --shared-device is one device with one engine of each role. Leave one of the two options out."
+            )

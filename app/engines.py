@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from speclrm.app.presets import kept_costs
 from speclrm.app.progress import note
 from speclrm.app.remote import probe_all, records, refuse_what_lacks, tokenizer_name
-from speclrm.app.simulation import model_names, simulated, world
-from speclrm.evaluators.grading import ExactEquivalence, Grader
+from speclrm.app.simulation import SimulatedEngines, check_target, model_names, simulated
+from speclrm.evaluators.grading import Grader
 from speclrm.runtime.engines import mps
 from speclrm.runtime.engines.http.address import is_remote
-from speclrm.runtime.engines.simulated.presets import simulated_engines, slices
+from speclrm.runtime.engines.restarting import restarting
 from speclrm.runtime.engines.warm_up import of_each_kind
-from speclrm.runtime.errors import EngineError, ModelError, SettingsError
+from speclrm.runtime.errors import EngineError, ModelError
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.placement import Placement, by_slices, place
 from speclrm.runtime.machine.sizing import check_room, engine_settings, read_facts
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from speclrm.app.progress import Notify
     from speclrm.runtime.engine import Engine, Request, Tokenizer
     from speclrm.runtime.engines.http.engine import HttpEngine
-    from speclrm.runtime.engines.simulated.engine import SimulatedEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
     from speclrm.runtime.settings import EngineSettings
@@ -104,47 +103,6 @@ def open_runtime(
     return Runtime(open_components)
 
 
-class SimulatedEngines:
-    """Engines that answer from a simulated world."""
-
-    simulated = True
-
-    def __init__(self, options: EngineOptions, dataset: str, seed: int) -> None:
-        self._options = options
-        self._dataset = dataset
-        self._seed = seed
-        self._made: dict[Role, SimulatedEngine] = {}
-
-    @property
-    def settings(self) -> Mapping[Role, EngineSettings]:
-        return {}
-
-    @property
-    def servers(self) -> Mapping[str, JsonValue]:
-        return {}
-
-    async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
-        _check_target(self._options)
-        self._made = self._make(problems, shared=self._options.shared_device)
-
-    def _make(self, problems: Sequence[Problem], *, shared: bool) -> dict[Role, SimulatedEngine]:
-        said = world(self._options, self._dataset, self._seed, problems)
-        return simulated_engines(model_names(self._options), said, shared_device=shared)
-
-    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
-        engines = self._made
-
-        async def close() -> None:
-            await asyncio.gather(*(engine.aclose() for engine in engines.values()))
-
-        stack.push_async_callback(close)
-        # Answers of the simulated world are numbers; worker processes have no place under virtual time.
-        return Components(dict(engines), ExactEquivalence(), slices=slices(engines))
-
-    async def tokenizers(self) -> Mapping[Role, Tokenizer]:
-        return {role: engine.tokenizer for role, engine in self._make((), shared=False).items()}
-
-
 class RealEngines:
     """vLLM's engines, each in processes of its own, and servers elsewhere, with graders beside them."""
 
@@ -168,7 +126,7 @@ class RealEngines:
 
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
         options = self._options
-        _check_target(options)
+        check_target(options)
         every = model_names(options)
         names = {role: name for role, name in every.items() if not is_remote(name)}
         elsewhere = {role: name for role, name in every.items() if is_remote(name)}
@@ -225,27 +183,42 @@ class RealEngines:
             engines |= await self._start(stack, notify)
         return Components(engines, grader, slices=by_slices(self._settings), stall_limit_s=options.stall_timeout)
 
-    async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, Engine]:
+    async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, list[Engine]]:
         """Starts the engines of this machine."""
+        from speclrm.runtime.engines.vllm_restart import Starter
         from speclrm.runtime.engines.vllm_start import start_engines
 
+        options = self._options
         daemon = await self._daemon(stack, notify) if self._mps else None
+        variables = daemon.environment if daemon is not None else None
+        each = {
+            _label(role, number): (role, settings)
+            for role, one in self._settings.items()
+            for number, settings in enumerate(one.each())
+        }
+        tokenizers = {label: self._tokenizers[role] for label, (role, _) in each.items()}
+        warm_up = {label: self._warm_up.get(role, []) for label, (role, _) in each.items()}
+        log_path = options.engine_log or _new_engine_log()
         started = await start_engines(
-            self._settings,
-            {role: one for role, one in self._tokenizers.items() if role in self._settings},
-            log_path=self._options.engine_log or _new_engine_log(),
-            warm_up=self._warm_up,
+            {label: settings for label, (_, settings) in each.items()},
+            tokenizers,
+            log_path=log_path,
+            warm_up=warm_up,
             notify=lambda what: notify(what, None, None),
-            variables=daemon.environment if daemon is not None else None,
+            variables=variables,
         )
-        engines: dict[Role, Engine] = {}
-        kept = kept_costs(self._options.target or "", self._options.draft or "", read_machine())
-        for role, engine in started.items():
+        kept = kept_costs(options.target or "", options.draft or "", read_machine())
+        starter = Starter(log_path=log_path, notify=lambda what: None, variables=variables)
+        engines: dict[Role, list[Engine]] = {}
+        for label, engine in started.items():
+            role, settings = each[label]
             engine.known_costs = kept.get(role)
-            engines[role] = engine
+            anew = starter.of(label, settings, tokenizers[label], warm_up[label], engine.known_costs)
+            engines.setdefault(role, []).append(restarting(engine, anew, options.engine_restarts))
+        several = [engine for them in engines.values() for engine in them]
 
         async def close() -> None:
-            await asyncio.gather(*(engine.aclose() for engine in started.values()))
+            await asyncio.gather(*(engine.aclose() for engine in several))
 
         stack.push_async_callback(close)
         if daemon is not None:
@@ -291,28 +264,27 @@ class RealEngines:
         return await _load(paths)
 
 
+def _label(role: Role, number: int) -> str:
+    """Returns what a replica is called while it loads."""
+    return role.value if number == 0 else f"{role.value} {number + 1}"
+
+
 async def _tokenizer_folder(options: EngineOptions, role: Role, notify: Notify) -> Path:
     return await pull_tokenizer(tokenizer_name(options, role), notify, option=f"--{role.value}-tokenizer")
 
 
 def placement(options: EngineOptions, role: Role) -> Placement:
     """Returns how the options place one engine. What they say of all engines counts if they say nothing of this one."""
-    one: dict[str, Any] = {
-        name: getattr(options, f"{role.value}_{name}")
-        for name in ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype")
-    }
+    names = ("devices", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "dtype", "replicas")
+    one: dict[str, Any] = {name: getattr(options, f"{role.value}_{name}") for name in names}
     return Placement(
         devices=one["devices"],
         tensor_parallel=one["tensor_parallel_size"] or options.tensor_parallel_size,
         pipeline_parallel=one["pipeline_parallel_size"],
         share=one["gpu_memory_utilization"],
         dtype=one["dtype"] or options.dtype,
+        replicas=one["replicas"],
     )
-
-
-def _check_target(options: EngineOptions) -> None:
-    if options.target is None:
-        raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
 
 
 async def _load(paths: Mapping[Role, Path]) -> dict[Role, Tokenizer]:

@@ -16,6 +16,7 @@ from speclrm.runtime.events import (
     EngineFailed,
     EngineRecovered,
     EngineReport,
+    OperationStuck,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -215,7 +216,7 @@ def _events(shards: Sequence[Shard], record: run_directory.RunRecord) -> Iterato
 def _lasting(shard: Shard) -> Iterator[Event]:
     """Yields what belongs to the samples and engines of a shard, and not to its attempts."""
     for event in read_trace(shard.directory / TRACE_FILE):
-        if isinstance(event, SampleEvent | EngineFailed | EngineRecovered):
+        if isinstance(event, SampleEvent | EngineFailed | EngineRecovered | OperationStuck):
             yield event
 
 

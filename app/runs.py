@@ -100,6 +100,7 @@ async def run_in(
             sinks=[*sinks, began],
             resumption=resumption,
             trace=TraceOptions(compress=options.compress_trace),
+            max_errors=options.max_errors,
         )
     except BaseException:
         if began.yes:  # the directory is this run's

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from typing import TYPE_CHECKING
 
+from speclrm.evaluators.grading import ExactEquivalence
+from speclrm.runtime.engines.restarting import CACHE_SHARE, restarting
 from speclrm.runtime.engines.simulated.presets import (
     DATA_PREFIX,
     check_names,
     engines_world,
     is_simulated,
+    simulated_engines,
+    slices,
     world_settings,
 )
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
+from speclrm.runtime.run_parts import Components
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AsyncExitStack
+
+    from pydantic import JsonValue
 
     from speclrm.app.options import EngineOptions
+    from speclrm.app.progress import Notify
+    from speclrm.runtime.engine import Engine, Tokenizer
+    from speclrm.runtime.engines.restarting import StartAnew
+    from speclrm.runtime.engines.simulated.engine import SimulatedEngine
+    from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
+    from speclrm.runtime.settings import EngineSettings
+    from speclrm.strategies.family import Family
 
 DEFAULT_MIX = "aime-mix"
+
+SIMULATED_LOAD_S = 40.0
+"""Virtual seconds that a simulated engine takes to start anew: a vLLM engine took 20 to 75 s to load on a CPU."""
 
 
 def model_names(options: EngineOptions) -> dict[Role, str]:
@@ -78,3 +98,87 @@ def world(options: EngineOptions, dataset: str, seed: int, problems: Iterable[Pr
 
 def _mix(dataset: str) -> str:
     return dataset.removeprefix(DATA_PREFIX).partition("?")[0]
+
+
+def check_target(options: EngineOptions) -> None:
+    """Raises SettingsError if there is none."""
+    if options.target is None:
+        raise SettingsError("A draft model alone solves nothing: a target judges its steps. Give --target MODEL.")
+
+
+class SimulatedEngines:
+    """Engines that answer from a simulated world."""
+
+    simulated = True
+
+    def __init__(self, options: EngineOptions, dataset: str, seed: int) -> None:
+        self._options = options
+        self._dataset = dataset
+        self._seed = seed
+        self._made: dict[Role, list[SimulatedEngine]] = {}
+
+    @property
+    def settings(self) -> Mapping[Role, EngineSettings]:
+        return {}
+
+    @property
+    def servers(self) -> Mapping[str, JsonValue]:
+        return {}
+
+    async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
+        check_target(self._options)
+        self._made = self._make(problems)
+
+    def _make(self, problems: Sequence[Problem]) -> dict[Role, list[SimulatedEngine]]:
+        """Makes the engines: a replica of each role beside one of the other, as far as there are as many."""
+        options = self._options
+        said = world(options, self._dataset, self._seed, problems)
+        names = model_names(options)
+        made: dict[Role, list[SimulatedEngine]] = {role: [] for role in names}
+        replicas = {role: getattr(options, f"{role.value}_replicas") for role in names}
+        for number in range(max(replicas.values(), default=0)):
+            here = {role: name for role, name in names.items() if number < replicas[role]}
+            for role, engine in simulated_engines(here, said, shared_device=options.shared_device).items():
+                if number:
+                    engine.name = f"{engine.name}#{number + 1}"
+                made[role].append(engine)
+        return made
+
+    async def open(self, stack: AsyncExitStack, notify: Notify) -> Components:
+        options = self._options
+        engines = {
+            role: [restarting(one, _starter(one), options.engine_restarts) for one in several]
+            for role, several in self._made.items()
+        }
+
+        async def close() -> None:
+            await asyncio.gather(*(engine.aclose() for several in engines.values() for engine in several))
+
+        stack.push_async_callback(close)
+        # Answers of the simulated world are numbers; worker processes have no place under virtual time.
+        return Components(
+            engines,
+            ExactEquivalence(),
+            slices=slices({role: several[0] for role, several in self._made.items()}),
+            stall_limit_s=options.stall_timeout,
+        )
+
+    async def tokenizers(self) -> Mapping[Role, Tokenizer]:
+        return {role: several[0].tokenizer for role, several in self._make(()).items()}
+
+
+def _starter(first: SimulatedEngine) -> StartAnew:
+    """Returns what starts a simulated engine anew."""
+
+    async def start(old: Engine, times: int) -> tuple[Engine, Mapping[str, JsonValue]]:
+        await asyncio.sleep(SIMULATED_LOAD_S)
+        seqs, tokens = first.cost.max_num_seqs, first.cost.kv_tokens
+        cost = dataclasses.replace(
+            first.cost, max_num_seqs=max(1, seqs >> times), kv_tokens=max(1, int(tokens * CACHE_SHARE**times))
+        )
+        changed: dict[str, JsonValue] = (
+            {"max_num_seqs": cost.max_num_seqs, "kv_tokens": cost.kv_tokens} if times and cost != first.cost else {}
+        )
+        return first.anew(cost), changed
+
+    return start

@@ -15,22 +15,20 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from speclrm.app.track_lengths import Law, Lengths
-from speclrm.runtime.events import (
-    RunResumed,
-    RunStarted,
-    SampleFinished,
-    StepCommitted,
-    TrackFinished,
-    TrackResumed,
-    TrackStarted,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.events import Event
+    from speclrm.runtime.events import (
+        Event,
+        SampleFinished,
+        StepCommitted,
+        TrackFinished,
+        TrackResumed,
+        TrackStarted,
+    )
 
 DRAWS = 24
 TRACKS_DRAWN_MAX = 3_000
@@ -143,16 +141,16 @@ class TimeLeft:
     # --------------------------------------------------------------------------------------------------------- the fold
 
     def add(self, event: Event) -> None:
-        match event:
-            case RunStarted():
+        match event.kind:  # a test by class costs half a microsecond
+            case "run_started":
                 self._clear()
                 self._configure(event.config)
-            case RunResumed():
+            case "run_resumed":
                 self._configure(event.config)
                 self._restart(event.t)
-            case SampleFinished():
+            case "sample_finished":
                 self._end_sample(event)
-            case StepCommitted() | TrackStarted() | TrackFinished() | TrackResumed():
+            case "step_committed" | "track_started" | "track_finished" | "track_resumed":
                 self._follow(event)
             case _:
                 pass
@@ -176,16 +174,16 @@ class TimeLeft:
         key = event.problem, event.repeat
         if (sample := self._running.get(key)) is None:
             sample = self._running[key] = _Sample()
-        match event:
-            case TrackStarted():
+        match event.kind:
+            case "track_started":
                 self._start(sample, event.track, event.t, 0)
-            case TrackResumed():
+            case "track_resumed":
                 if event.track in sample.ended:
                     self._start(sample, event.track, event.t, sample.ended.pop(event.track))
                     sample.cut.discard(event.track)
-            case StepCommitted():
+            case "step_committed":
                 self._commit(sample, event)
-            case TrackFinished():
+            case "track_finished":
                 if (track := sample.running.pop(event.track, None)) is not None:
                     self._pass(event.t)
                     self._count -= 1

@@ -27,6 +27,7 @@ from speclrm.benchmarks.shapes import make_folder
 from speclrm.evaluators.grading import ExactEquivalence
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engine import EngineCosts
+from speclrm.runtime.engines.restarting import inner
 from speclrm.runtime.engines.simulated.presets import Preset, simulated_engines, slices, write_preset
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.errors import ModelError
@@ -258,7 +259,7 @@ async def measure(
         say({"what": "loaded", "seconds": round(time.monotonic() - began, 1)})
         facts: dict[str, Any] = {"slices": runtime.slices, "share": options.get("share_gpu", "auto")}
         await runtime.run(plan.problems(2)[:1], plan.family(Cell(1, "always", 1.0)), seed=-1)
-        engines = {role: lane.engine for role, lane in runtime.scheduler.lanes.items()}
+        engines = {role: inner(lane.engine) for role, lane in runtime.scheduler.lanes.items()}
         fits = await measure_engines(
             engines, resolved.engines.settings, read_machine(), quick=True, notify=lambda what, _d, _t: notify(what)
         )
@@ -349,7 +350,7 @@ async def _bare(
     runtime: Runtime, plan: Plan, left: Callable[[], float], say: Callable[[Mapping[str, Any]], None]
 ) -> float | None:
     """Tokens a second of the target alone by the runtime, over plain calls of the same engine side by side; there and back."""
-    engine = runtime.scheduler.lanes[Role.TARGET].engine
+    engine = inner(runtime.scheduler.lanes[Role.TARGET].engine)
     if not hasattr(engine, "generate_bare"):
         return None
     recipe = make_strategy(

@@ -16,6 +16,7 @@ import psutil
 from speclrm.app.resolve import resolve
 from speclrm.app.summary_sink import SummarySink
 from speclrm.benchmarks.report import BenchReport, Figure, Row, figure, report, spread
+from speclrm.runtime.engines.restarting import inner
 from speclrm.runtime.errors import SettingsError
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.tokens.prompts import open_prompt
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import RunOptions
     from speclrm.benchmarks.modes import Mode
-    from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import FinishReason
     from speclrm.runtime.protocols import Problem, Track
     from speclrm.runtime.runtime import Runtime
@@ -141,7 +141,7 @@ async def take_turns(
     notify: Callable[[str], None],
 ) -> dict[str, Turns]:
     """Runs all modes, round after round, on one open runtime; before the first, a short one of each to warm up."""
-    engine = runtime.scheduler.lanes[Role.TARGET].engine
+    engine = inner(runtime.scheduler.lanes[Role.TARGET].engine)
     first = next(iter(families.values())).recipe
     unending = Unending(first.model_copy(update={"tracks": 1, "plan": "plain", "methods": ()}), lambda _: None)
     prompts = [open_prompt(engine.tokenizer, unending.plan(problem, 0, 0).tracks[0]) for problem in problems]
@@ -209,8 +209,7 @@ async def timed(work: Callable[[], Awaitable[tuple[int, SummarySink | None]]]) -
 async def forget_prefixes(runtime: Runtime) -> None:
     """Empties the prefix caches of engines that have one."""
     for lane in runtime.scheduler.lanes.values():
-        engine: Engine = lane.engine
-        forget: Any = getattr(engine, "forget_prefixes", None)
+        forget: Any = getattr(inner(lane.engine), "forget_prefixes", None)
         if forget is not None:
             await forget()
 

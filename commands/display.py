@@ -21,7 +21,7 @@ from rich.text import Text
 
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.engines.simulated.presets import is_simulated
-from speclrm.runtime.events import EngineFailed, EngineRecovered, RunStarted, SampleFinished
+from speclrm.runtime.events import RunStarted, SampleFinished
 from speclrm.runtime.ledger import EngineUse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
 
     from speclrm.commands.monitor import Monitor
-    from speclrm.runtime.events import Event
+    from speclrm.runtime.events import EngineRecovered, Event
 
 REFRESH_HZ = 4
 PLAIN_INTERVAL_S = 10.0
@@ -103,10 +103,13 @@ def _seconds(seconds: float) -> str:
 
 
 class LiveView:
-    """The ``rich`` display: redrawn a few times a second, however many events arrive."""
+    """The ``rich`` display, a sink: redrawn a few times a second, however many events arrive. What becomes of engines is printed
+    above it, and stays. It passes each event to its monitor.
+    """
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
         self._monitor = monitor
+        self._console = console
         self._live = Live(console=console, refresh_per_second=REFRESH_HZ, get_renderable=self._draw, transient=True)
 
     def __enter__(self) -> LiveView:
@@ -115,6 +118,17 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def emit(self, event: Event) -> None:
+        if line := engine_line(event):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._monitor.emit(event)
+
+    async def room(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
 
     def _draw(self) -> RenderableType:
         monitor = self._monitor
@@ -159,7 +173,7 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
-        line = sample_line(event, self._monitor) if isinstance(event, SampleFinished) else engine_line(event)
+        line = sample_line(event, self._monitor) if event.kind == "sample_finished" else engine_line(event)
         self._monitor.emit(event)
         now = time.monotonic()
         if line or now - self._last >= PLAIN_INTERVAL_S:
@@ -212,11 +226,25 @@ def print_line(text: str) -> None:
 
 
 def engine_line(event: Event) -> str:
-    """Returns what became of an engine; empty for any other event."""
-    if isinstance(event, EngineFailed):
+    """Returns what became of an engine, or of an operation in it; empty for any other event."""
+    if event.kind == "engine_failed":
         work = f"{event.requests} requests go on elsewhere or wait"
         return f"{event.engine} failed ({event.reason}), {work}: {harmless(event.error, 200)}"
-    return f"{event.engine} works again after {event.down_s:.1f} s" if isinstance(event, EngineRecovered) else ""
+    if event.kind == "engine_recovered":
+        return f"{event.engine} works again after {event.down_s:.1f} s{with_changes(event)}"
+    if event.kind == "operation_stuck":
+        more = f", and {event.others} more there" if event.others else ""
+        return (
+            f"{harmless(event.operation, 100)} in {event.engine} brought nothing for {event.seconds:.0f} s{more}; the engine "
+            f"counts as hung after {event.limit_s:g} s without any progress"
+        )
+    return ""
+
+
+def with_changes(event: EngineRecovered) -> str:
+    """Returns the settings that an engine works with now instead of others; empty if there are none."""
+    changed = ", ".join(f"{name} {value}" for name, value in event.changed.items())
+    return f" with {changed}" if changed else ""
 
 
 def sample_line(event: SampleFinished, monitor: Monitor) -> str:

@@ -17,7 +17,7 @@ import structlog
 from speclrm.commands.display import visible
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Collection, MutableMapping
     from pathlib import Path
 
     from rich.console import Console
@@ -32,9 +32,16 @@ LEVELS: dict[LogLevel, int] = {
 }
 
 
-def configure(level: LogLevel, *, file: Path | None = None, console: Console | None = None) -> None:
+SHOWN = ("operation_stuck",)
+"""Lines that displays have of their own, made of events."""
+
+
+def configure(
+    level: LogLevel, *, file: Path | None = None, console: Console | None = None, shown: Collection[str] = ()
+) -> None:
     """Sends JSON lines to the file, or readable lines to stderr, through the console while a live display is on.
 
+    ``shown``: those that are on the screen already, and so go to a file alone.
     Warnings of other libraries on stderr are made harmless as well.
     """
     processors: list[Any] = [
@@ -49,6 +56,7 @@ def configure(level: LogLevel, *, file: Path | None = None, console: Console | N
         stream: Any = Unfailing(TextIOWrapper(FileIO(file, "a"), encoding="utf-8", write_through=True))
         processors.append(structlog.processors.JSONRenderer())
     else:
+        processors.insert(0, _Dropping(shown))
         stream = Unfailing(sys.stderr) if console is None else _Through(console)
         plain = structlog.dev.plain_traceback
         processors.append(structlog.dev.ConsoleRenderer(colors=False, exception_formatter=plain))
@@ -61,6 +69,16 @@ def configure(level: LogLevel, *, file: Path | None = None, console: Console | N
     warnings.formatwarning = _format_warning
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Harmless())
+
+
+class _Dropping:
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def __call__(self, _logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if line.get("event") in self._names:
+            raise structlog.DropEvent
+        return line
 
 
 _TRACES = ("exception", "stack")

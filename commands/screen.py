@@ -50,7 +50,7 @@ class Screen:
 
     def __init__(self, kind: DisplayKind | None, log_file: Path | None, log_level: LogLevel) -> None:
         from speclrm.commands.display import JsonView, LiveView, PlainView, Terminal
-        from speclrm.commands.logs import Unfailing, configure
+        from speclrm.commands.logs import SHOWN, Unfailing, configure
         from speclrm.commands.monitor import Monitor
 
         self.console = Terminal(file=cast("Any", Unfailing(sys.stderr)))
@@ -60,9 +60,15 @@ class Screen:
         self.notify = self._notify
         self._stack = ExitStack()
         self._live = None
-        configure(log_level, file=log_file, console=self.console if self.kind == "rich" else None)
+        configure(
+            log_level,
+            file=log_file,
+            console=self.console if self.kind == "rich" else None,
+            shown=SHOWN if self.kind in ("rich", "plain") else (),
+        )
         if self.kind == "rich":
             self._live = LiveView(self.monitor, self.console)
+            self.sinks = [self._live]
         elif self.kind == "plain":
             plain = PlainView(self.monitor, self.console)
             self.sinks = [plain]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from speclrm.commands.display import harmless
+from speclrm.commands.display import harmless, with_changes
 from speclrm.runtime.events import (
     EngineFailed,
     EngineRecovered,
     Event,
     MethodsChosen,
     OperationDropped,
+    OperationStuck,
     ProblemStarted,
     RunFinished,
     RunStarted,
@@ -83,7 +84,9 @@ def _said(event: Event) -> str:
             reason = "" if event.reason is None else f" ({event.reason}, {event.requests} requests)"
             return f"{event.engine}{reason}: {event.error}"
         case EngineRecovered():
-            return f"{event.engine} after {event.down_s:.1f} s"
+            return f"{event.engine} after {event.down_s:.1f} s{with_changes(event)}"
+        case OperationStuck():
+            return f"{event.operation} in {event.engine}, {event.seconds:.0f} s, {event.others} more"
         case RunFinished():
             return event.status if event.error is None else f"{event.status}: {event.error}"
         case _:

@@ -9,6 +9,9 @@ TEXTS = r"\\(?:text|textrm|textnormal|mbox|mathrm|textit|rm|operatorname)"
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[A-Za-z]+|.", re.DOTALL)
 _SPACE = re.compile(r"(?<!\d)(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+(?!\d)")
 _ONE_IN_BRACES = re.compile(r"\{(\w|\\[a-zA-Z]+)\}")
+_SPACE_AROUND = re.compile(
+    r"^(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?<!\\)\s+$|(?:\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))(?:\s|\\[,;:! ]|~)*$"
+)
 _OPENS = {"(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle"}
 _CLOSES = {")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle"}
 _RELATIONS = {
@@ -59,7 +62,7 @@ def cut(text: str, separators: set[str]) -> list[str]:
             parts.append(text[begin : token.start()])
             begin = token.end()
     parts.append(text[begin:])
-    return [part.strip() for part in parts]
+    return [_SPACE_AROUND.sub("", part) for part in parts]
 
 
 class Listed(NamedTuple):
@@ -223,11 +226,11 @@ def congruent(text: str) -> Congruence | None:
     if "\\not" in text:
         return None
     match = re.fullmatch(
-        r"(.+?)\\equiv\s*(.+?)\s*(?:\\[,;: ]|\\q?quad|[\s,])*(?:\\pmod|\(\s*\\bmod|\(\s*\\mod"
+        r"(?:(.+?)\\equiv)?\s*(.+?)\s*(?:\\[,;: ]|\\q?quad|[\s,])*(?:\\pmod|\(\s*\\bmod|\(\s*\\mod"
         r"|\\bmod|\\mod|\(\s*(?:\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}|mod))"
         r"\s*(?:\{\s*([^{}]+)\s*\}|([^\s{}()]+))\s*\)?\s*",
         text,
     )
     if match is None:
         return None
-    return Congruence(match[1].strip(), list_in(match[2]).parts, (match[3] or match[4]).strip())
+    return Congruence((match[1] or "").strip(), list_in(match[2]).parts, (match[3] or match[4]).strip())

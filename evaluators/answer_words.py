@@ -73,6 +73,7 @@ def _without_remark(text: str) -> str:
 
 
 def split_qualifier(text: str) -> tuple[str, str]:
+    text = text.replace("\\forall", "\\text{for all }")
     for match in _QUALIFIER.finditer(text):
         if match.start() > 0 and text[: match.start()].count("{") == text[: match.start()].count("}"):
             return text[: match.start()].strip(), text[match.start() :].strip()

@@ -61,7 +61,7 @@ _HEADING = re.compile(
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
 _CHINESE = re.compile(
-    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
+    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以|本题|答案)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
 )
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
@@ -114,7 +114,8 @@ _SHORT_ANSWERS = word_set(
     "infinity impossible never always increasing decreasing undefined"
 )
 _HEDGE = re.compile(
-    r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however)\b", re.IGNORECASE
+    r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however|contradict\w*|impossible|absurd)\b",
+    re.IGNORECASE,
 )
 """What takes a value back, or makes it depend on something."""
 _ONLY_A_RESULT = re.compile(
@@ -302,7 +303,8 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
         return Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
     asked = value.rstrip(" \n*_`").endswith("?")
     doubted = re.search(
-        r"\b(?:maybe|perhaps|guess|suppose|assume|if|whether|is|unless|claim|check|verify|see|say|suspect|seems?|appears?)\s+(?:that\s+)?$",
+        r"\b(?:(?:suppose|assum(?:e|ing)|imagine)(?:\s+\w+){0,4}|(?:maybe|perhaps|guess|if|whether|is|unless|claim|check|verify|see|say|suspect"
+        r"|seems?|appears?)(?:\s+that)?)\s+$",
         sentence[: says.start()].rstrip() + " ",
         re.I,
     )

@@ -13,6 +13,7 @@ import sympy as _sympy
 from sympy.core.function import AppliedUndef as _AppliedUndef
 
 from speclrm.evaluators import answer_sets, formulas, units
+from speclrm.evaluators.answer_forms import defined_alike, in_digits, same_species, with_domain
 from speclrm.evaluators.answer_parts import (
     Related,
     both_signs,
@@ -36,12 +37,7 @@ from speclrm.evaluators.answer_words import (
     names_of,
     split_qualifier,
 )
-from speclrm.evaluators.equality import (
-    NO_ANSWER,
-    same_by_library,
-    same_formulas,
-    verified,
-)
+from speclrm.evaluators.equality import NO_ANSWER, same_by_library, same_formulas, verified
 from speclrm.evaluators.formulas import Unknown
 from speclrm.evaluators.measures import (
     Side,
@@ -83,7 +79,9 @@ class Comparison:
         return self._told[gold, answer]
 
     def _same(self, gold: str, answer: str, depth: int) -> bool:
-        gold, answer = bare(gold), bare(answer)
+        if same_species(gold, answer):
+            return True
+        gold, answer = in_digits(bare(gold)), in_digits(bare(answer))
         if squeezed(gold) == squeezed(answer):
             return squeezed(gold) != ""
         if not gold or not answer:
@@ -155,7 +153,9 @@ class Comparison:
             return self.same(ours.parts[0], theirs.parts[0], depth + 1)
         (golds, domain), (answers, other) = without_domain(ours.parts), without_domain(theirs.parts)
         if domain and other and squeezed(domain) != squeezed(other):
-            return False
+            answers = with_domain(answers, squeezed(other), squeezed(domain))
+            if not answers:
+                return False
         golds, answers = self._once(golds, gold), self._once(answers, answer)
         if len(golds) == len(answers) == 1:
             return self.same(golds[0], answers[0], depth + 1)
@@ -212,7 +212,8 @@ class Comparison:
         ours, theirs = congruent(gold), congruent(answer)
         if ours is None or theirs is None:
             return False
-        if squeezed(ours.left) != squeezed(theirs.left) or not self._formulas(ours.modulus, theirs.modulus):
+        lefts = squeezed(ours.left), squeezed(theirs.left)
+        if (all(lefts) and lefts[0] != lefts[1]) or not self._formulas(ours.modulus, theirs.modulus):
             return False
         try:
             modulus = int(ours.modulus)
@@ -251,6 +252,8 @@ class Comparison:
     def _equations(self, ours: Related, theirs: Related, depth: int) -> bool:
         if ours.signs and theirs.signs:
             left, right = ours.sides[0], theirs.sides[0]
+            if (found := self._functions(ours, theirs)) is not None:
+                return found
             if squeezed(left).casefold() == squeezed(right).casefold() or self.same(left, right, depth + 1):
                 return self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
             return self._as_equations(ours, theirs)
@@ -259,6 +262,11 @@ class Comparison:
         if not (is_name(first) or is_plain_sum(first) or self._consistent(chain)):
             return False
         return self.same(chain.sides[-1], plain, depth + 1)
+
+    def _functions(self, ours: Related, theirs: Related) -> bool | None:
+        """Compares two definitions of one function by other letters: f(x) = x + 1, f(t) = t + 1."""
+        body = defined_alike(ours.sides[0], theirs.sides[0], theirs.sides[-1])
+        return None if body is None else body != "" and self.same(ours.sides[-1], body, 1)
 
     def _consistent(self, chain: Related) -> bool:
         """Returns whether a chain of numbers is true: 4 + 5 = 9."""

@@ -577,6 +577,8 @@ class _Reader:
             return sympy.I
         if name == "Gamma" and self._mark == "(":
             return sympy.gamma(self._group())
+        if name == "zeta" and self._mark == "(" and _NUMBER.match(self._marks[self._at + 1].text):
+            return sympy.zeta(self._group())
         if name in _GREEK or name == "pi":
             return self._named(name)
         if mark in _TEXTS:
@@ -689,6 +691,9 @@ class _Reader:
             product = self._power()
             while self._begins_factor() or (divided and self._mark == "/"):
                 if self._mark == "/":
+                    behind = self._marks[self._at + 1].text[1:]
+                    if not divided or behind in _FUNCTIONS or behind in _LOGARITHMS:
+                        break
                     self._take()
                     product = product / self._power()
                     continue

@@ -49,7 +49,9 @@ _SIGNS = str.maketrans(
             "×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "•": "cdot", "∗": "ast", "÷": "div", "≤": "le", "⩽": "le",
             "≥": "ge", "⩾": "ge", "≠": "ne", "≈": "approx", "≡": "equiv", "∈": "in", "∉": "notin", "∪": "cup", "∩": "cap",
             "∞": "infty", "±": "pm", "∓": "mp", "∅": "emptyset", "→": "to", "∠": "angle", "△": "triangle", "¬": "neg",
-            "∧": "land", "∨": "lor", "ℏ": "hbar", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "∖": "setminus",
+            "∧": "land", "∨": "lor", "ℏ": "hbar", "ħ": "hbar",
+            "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil", "∖": "setminus",
+            "⟨": "langle", "⟩": "rangle",
             "∂": "partial", "∇": "nabla", "∑": "sum", "∏": "prod", "∫": "int", "⊂": "subset", "⊆": "subseteq", "∥": "parallel",
             "⊥": "perp", "∝": "propto", "∼": "sim", "≅": "cong", "⊕": "oplus", "⊗": "otimes", "∀": "forall", "∃": "exists",
             "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ϵ": "epsilon", "ζ": "zeta", "η": "eta",
@@ -97,6 +99,12 @@ _BOLD = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}"
 )
 """Bold type around more than a letter. A bold letter may be a vector, and stays one."""
+_ANGLE_BRACKETS = re.compile(r"\\langle(?![a-zA-Z])([^|]*,[^|]*?)\\rangle(?![a-zA-Z])")
+"""A vector, which others write as a tuple. An inner product may look so too; then both do."""
+_ROWS = re.compile(r"\[\s*\[([^][]*(?:\]\s*,\s*\[[^][]*)*)\]\s*\]")
+_ROW_END = re.compile(r"\]\s*,\s*\[")
+_NEXT_ROW = r"\\\\"
+"""A matrix as programs write it: [[1, 2], [3, 4]]."""
 _TEXT_IN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*\\(?:textbf|textit|text|emph|mathrm|mathbf)\s*\{([^{}]*)\}\s*\}")
 
 
@@ -155,7 +163,11 @@ def in_latex(text: str) -> str:
     text = _BOLD.sub(lambda match: f"{{{match[1] or match[2] or ''}}}", text)
     text = _OPERATOR_NAME.sub(lambda match: f"\\{match[1] or match[2]} ", text)
     text = _UPRIGHT.sub(r" \1 ", text)
-    return _DRESS.sub(" ", text).strip()
+    text = _DRESS.sub(" ", text).strip()
+    text = _ANGLE_BRACKETS.sub(r"(\1)", text)
+    if (rows := _ROWS.fullmatch(text)) and "," in rows[1]:
+        text = f"\\begin{{pmatrix}}{_ROW_END.sub(_NEXT_ROW, rows[1]).replace(',', '&')}\\end{{pmatrix}}"
+    return text
 
 
 def plain_names(text: str) -> str:
@@ -232,4 +244,7 @@ def in_base(text: str) -> tuple[str, int] | None:
     match = _IN_BASE.fullmatch(text.replace(" ", ""))
     if match is None or not match[1][0].isdecimal():
         return None
-    return match[1].lower(), int(match[2])
+    digits, base = match[1].lower(), int(match[2])
+    if base > 1 and digits.isdecimal():
+        return digits, base
+    return (digits, base) if all(int(digit, 36) < base for digit in digits) else None  # else letters: 2x_1

@@ -42,6 +42,31 @@ class Leaving:
             await to_its_end(asyncio.wait(tuple(self._tasks)))
 
 
+class OrderedTaskGroup(asyncio.TaskGroup):
+    """A task group that cancels its tasks in the order in which they began: the order of their last events is then the same
+    each time. A plain one goes through a set, in the order of addresses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_order: dict[asyncio.Task[Any], None] = {}
+
+    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+        task = super().create_task(coro, **options)
+        self._in_order[task] = None
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._in_order.pop(task, None)
+
+    def _abort(self) -> None:
+        self._aborting = True
+        for task in tuple(self._in_order):
+            if not task.done():
+                task.cancel()
+
+
 async def to_its_end(clean_up: Coroutine[Any, Any, Any], *, limit_s: float = CLEAN_UP_LIMIT_S) -> None:
     """Awaits a clean-up in a task of its own, however often the caller is cancelled meanwhile.
 

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, runtime_checkabl
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from pydantic import JsonValue
+
+    from speclrm.runtime.errors import FailureReason
+
 
 class Message(TypedDict):
     """One turn of a conversation, in the form that chat templates take."""
@@ -197,6 +201,24 @@ class Tokenizer(Protocol):
 
         Only the template's own marks are control ids. With ``continue_final`` the last message is the assistant's own
         and is left open.
+        """
+        ...
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """An engine that can be started anew after it failed. All requests that were in it are lost with it."""
+
+    @property
+    def restarts(self) -> int:
+        """How often in a row, without a token between, it may be started anew; at least 1."""
+        ...
+
+    async def restart(self, reason: FailureReason) -> Mapping[str, JsonValue]:
+        """Ends what is left of it, then starts it again; returns when it works. Returns the settings that are others now.
+
+        ``reason``: what it failed with. After ``out_of_memory`` it is started with smaller settings. Raises EngineError
+        if it does not start; it may be tried again.
         """
         ...
 

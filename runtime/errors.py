@@ -82,13 +82,13 @@ class ResumeError(UsageError):
 
 
 class EngineError(SpecLRMError):
-    """An engine failed to answer."""
+    """An engine failed to answer, or to start."""
+
+    reason: FailureReason = "died"
 
 
 class EngineDeadError(EngineError):
     """The engine is gone; no further request can succeed, unless it is an engine that may come back."""
-
-    reason: FailureReason = "died"
 
 
 class EngineStalledError(EngineError):

@@ -486,12 +486,29 @@ class EngineFailed(EventBase):
 
 
 class EngineRecovered(EventBase):
-    """It works again. ``down_s``: seconds since it failed."""
+    """It works again. ``down_s``: seconds since it failed. ``changed``: its settings that are smaller than before, after its
+    memory ran out.
+    """
 
     kind: Literal["engine_recovered"] = "engine_recovered"
     engine: str
     down_s: float
     role: RoleName | None = Field(default=None, exclude_if=_is_none)
+    changed: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=not_)
+
+
+class OperationStuck(EventBase):
+    """An operation in an engine brought nothing for ``seconds``. Told once, until it goes on. ``others``: how many more there
+    bring nothing either and are not told of. ``limit_s``: seconds after which the engine counts as hung if it makes no progress.
+    """
+
+    kind: Literal["operation_stuck"] = "operation_stuck"
+    operation: str
+    engine: str
+    role: RoleName
+    seconds: float
+    limit_s: float
+    others: int = Field(default=0, exclude_if=not_)
 
 
 class RunFinished(EventBase):
@@ -533,6 +550,7 @@ Event = Annotated[
     | DraftPaced
     | EngineFailed
     | EngineRecovered
+    | OperationStuck
     | RunFinished,
     Field(discriminator="kind"),
 ]

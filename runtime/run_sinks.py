@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.errors import TooManyErrors
-from speclrm.runtime.events import Event, TrackFinished
+from speclrm.runtime.events import Event, SampleFinished, TrackFinished
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,16 +21,25 @@ ERROR_SHARE_MAX = 0.5
 wrong with the whole, and continuing would only waste time."""
 
 
+SHOWN_MAX = 3
+"""Failed samples that the error names."""
+
+
 STREAM_EVENTS_MAX = 1_000
 """Events that a caller of ``stream`` may be behind before its tracks wait for it."""
 
 
 class ErrorGuard:
-    """Counts the tracks that failed; ``room`` raises once they are too many."""
+    """Counts the tracks and samples that failed; ``room`` raises once they are too many.
 
-    def __init__(self) -> None:
+    ``samples_max``: samples that may end with the outcome ``error`` (every track failed) or ``grader_failed``; None: no limit.
+    """
+
+    def __init__(self, samples_max: int | None = None) -> None:
+        self._samples_max = samples_max
         self._ended = 0
         self._failed = 0
+        self._samples: list[str] = []
         self._last = ""
 
     def emit(self, event: Event) -> None:
@@ -39,8 +48,17 @@ class ErrorGuard:
             if event.reason == "error":
                 self._failed += 1
                 self._last = event.error or ""
+        elif isinstance(event, SampleFinished) and event.outcome in ("error", "grader_failed"):
+            why = "the grader failed" if event.outcome == "grader_failed" else self._last
+            self._samples.append(f"{event.problem}/{event.repeat} ({why})")
 
     async def room(self) -> None:
+        if self._samples_max is not None and len(self._samples) > self._samples_max:
+            few = "; ".join(self._samples[-SHOWN_MAX:])
+            raise TooManyErrors(
+                f"{len(self._samples)} samples ended in an error, and --max-errors allows {self._samples_max}, so the run was "
+                f"stopped. The last: {few}. `speclrm resume` continues it with the samples that have not ended."
+            )
         if self._failed >= ERRORS_MIN and self._failed > ERROR_SHARE_MAX * self._ended:
             raise TooManyErrors(
                 f"{self._failed} of {self._ended} tracks failed, so the run was stopped. The last error: {self._last}"

@@ -5,27 +5,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from itertools import count
-from operator import length_hint
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.errors import RuntimeClosedError, SettingsError, first_of
-from speclrm.runtime.events import Event, RunFinished, RunResumed, RunStarted, TrackResumed
-from speclrm.runtime.protocols import EquivalenceBySample
+from speclrm.runtime.errors import RuntimeClosedError, SettingsError
+from speclrm.runtime.events import Event, RunResumed, RunStarted, TrackResumed
 from speclrm.runtime.replay.playback import Playback
 from speclrm.runtime.replay.playback_bus import PlaybackBus
-from speclrm.runtime.replay.recorded_lane import RecordedLane
 from speclrm.runtime.replay.recorded_run import lasting
-from speclrm.runtime.replay.recorded_verdicts import RecordedVerdicts
 from speclrm.runtime.run_parts import Began, Components, Job, Resumption, RunResult
 from speclrm.runtime.run_sinks import ErrorGuard, Tap
-from speclrm.runtime.sample import Sample
+from speclrm.runtime.samples import Samples
 from speclrm.runtime.scheduling.engine_counters import Meter
 from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.settings import CONCURRENCY
-from speclrm.runtime.state import SampleState
 from speclrm.runtime.trace.bus import EventBus
 from speclrm.runtime.trace.journal import TRACE_FILE, Journal, TraceOptions
 from speclrm.runtime.trace.run_directory import RunRecord, add_attempt, create, new_record
@@ -38,17 +33,13 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.protocols import Equivalence, Problem, Role, Sink, Strategy
-    from speclrm.runtime.replay.playback import SamplePlayback
+    from speclrm.runtime.protocols import Problem, Sink, Strategy
     from speclrm.runtime.replay.recorded_run import Past
-    from speclrm.runtime.scheduling.requests import RequestLane
+    from speclrm.runtime.state import SampleState
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-STARTED_AT_ONCE = 64
-"""Samples that start together before other tasks have their turn: the first events of thousands would overwhelm every sink."""
 
 
 class Runtime:
@@ -114,9 +105,7 @@ class Runtime:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
-            await to_its_end(asyncio.wait({task}))
-            if not task.cancelled():
-                task.exception()  # the caller gets its cancellation
+            await to_its_end(asyncio.wait({task}))  # the caller gets its cancellation
             raise
         return self._result(task)
 
@@ -126,8 +115,13 @@ class Runtime:
             raise RuntimeClosedError("The runtime was closed. Call it inside the block that opens it.")
         task = asyncio.create_task(work)
         self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen: a caller who was cancelled, and again during its wait, asks for no error
 
     def _result(self, task: asyncio.Task[T]) -> T:
         if task.cancelled():
@@ -179,8 +173,6 @@ class Runtime:
         finally:
             task.cancel()
             await to_its_end(asyncio.wait({task}))
-            if not task.cancelled():
-                task.exception()
 
     async def run(
         self,
@@ -196,13 +188,15 @@ class Runtime:
         required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
+        max_errors: int | None = None,
     ) -> RunResult:
         """Runs all problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
 
         ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
         end; what they do does not affect the run (``sinks.Subscriber``), and one that falls behind loses events.
         ``required`` sinks lose none: they get each event at once, the run waits for their ``room``, ends with their errors,
-        and does not close them. ``trace``: segments of its file and their compression. With a ``resumption`` the run
+        and does not close them. ``trace``: segments of its file and their compression. ``max_errors``: samples that may end
+        in an error, from now on; one more ends the run with TooManyErrors. With a ``resumption`` the run
         continues where its trace ends, and ``sinks`` see the events of the trace first.
 
         Raises:
@@ -222,6 +216,7 @@ class Runtime:
             required=required,
             resumption=resumption,
             trace=trace,
+            max_errors=max_errors,
         )
         return await self._call(run)
 
@@ -243,7 +238,7 @@ class Runtime:
             for sample in past.samples.values()
             if sample.problem in named
         ]
-        task = asyncio.create_task(self._samples(jobs, None, bus), name="replay")
+        task = asyncio.create_task(self._samples().run(jobs, None, bus), name="replay")
         try:
             await playback.play()
         finally:
@@ -270,6 +265,7 @@ class Runtime:
         required: Sequence[Sink] = (),
         resumption: Resumption | None = None,
         trace: TraceOptions | None = None,
+        max_errors: int | None = None,
     ) -> RunResult:
         self.check_loop()
         self._check_roles(strategy)
@@ -280,7 +276,7 @@ class Runtime:
         if self.scheduler.controller is not None:
             self.scheduler.controller.budget = strategy.limits.token_budget
         async with AsyncExitStack() as stack:
-            must: list[Sink] = [ErrorGuard(), *required]
+            must: list[Sink] = [ErrorGuard(max_errors), *required]
 
             async def open_directory(folder: Path) -> Journal:
                 if not go_on:
@@ -318,7 +314,7 @@ class Runtime:
                 for repeat in range(repeats)
             ]
             try:
-                samples = await self._samples(jobs, concurrency, bus, playback, begin)
+                samples = await self._samples().run(jobs, concurrency, bus, playback, begin)
             finally:
                 if playback is not None and self.scheduler.controller is not None:
                     for problem, repeat in playback.samples:
@@ -368,115 +364,6 @@ class Runtime:
             return past.state
         return Job(problem, repeat, *resumption.began(past.attempt), playback)
 
-    async def _samples(
-        self,
-        jobs: Sequence[Job | SampleState],
-        concurrency: int | None,
-        bus: EventBus,
-        playback: Playback | None = None,
-        begin: Callable[[], Awaitable[None]] | None = None,
-    ) -> tuple[SampleState, ...]:
-        """Runs the samples, a limited number at a time (None: all), and publishes the run's end.
-
-        ``begin``: lets a resumed run continue. It is called when the samples of its ``playback`` that had begun have
-        caught up with the trace, for which they need no place.
-        """
-        meter = Meter(self.scheduler)
-        places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
-        released = asyncio.Event()
-        states = {number: job for number, job in enumerate(jobs) if isinstance(job, SampleState)}
-        begun: list[tuple[int, Job, SamplePlayback]] = []
-        anew: list[tuple[int, Job]] = []
-        for number, job in enumerate(jobs):
-            if isinstance(job, Job):
-                again = None if begin is None or playback is None else playback.sample(job.problem.id, job.repeat)
-                if again is not None and again.began:
-                    begun.append((number, job, again))
-                else:
-                    anew.append((number, job))
-        todo = iter(anew)
-
-        async def work() -> None:
-            """Runs one sample after the other, as long as there are any."""
-            if begin is not None:
-                await released.wait()
-            for number, job in todo:
-                async with places:
-                    if (controller := self.scheduler.controller) is not None:
-                        controller.queued = length_hint(todo)
-                    states[number] = await self._sample(job, bus)
-
-        async def go_on(number: int, job: Job, again: SamplePlayback) -> None:
-            async with asyncio.TaskGroup() as group:
-                running = group.create_task(self._sample(job, bus), name=f"sample {number} again")
-                await released.wait()
-                async with places:
-                    again.go_on()
-                    await asyncio.wait({running})
-            states[number] = running.result()
-
-        async def catch_up(playback: Playback, begin: Callable[[], Awaitable[None]]) -> None:
-            await playback.caught_up([again for _, _, again in begun])
-            await begin()
-            released.set()
-
-        def finish(status: Any, error: str | None = None) -> None:
-            bus.publish(
-                RunFinished(
-                    status=status,
-                    seconds=bus.elapsed_s,
-                    error=error,
-                    busy_s=meter.busy_s(),
-                    engines=meter.reports(),
-                    deferred=meter.deferred,
-                )
-            )
-
-        try:
-            with self.scheduler.told(bus.publish):
-                async with asyncio.TaskGroup() as group:
-                    if playback is not None and begin is not None:
-                        group.create_task(catch_up(playback, begin), name="catching up")
-                    for number, job, again in begun:
-                        group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
-                    for number in range(min(concurrency or len(anew), len(anew))):
-                        group.create_task(work(), name=f"samples {number}")
-                        if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
-                            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            finish("cancelled")
-            raise
-        except BaseExceptionGroup as errors:
-            first = first_of(errors)
-            finish("failed", f"{type(first).__name__}: {first}")
-            raise first from None
-        finish("finished")
-        return tuple(states[number] for number in range(len(jobs)))
-
-    async def _sample(self, job: Job, bus: EventBus) -> SampleState:
-        problem, playback = job.problem, job.playback
-        await bus.turn("problem_started", problem.id, job.repeat)
-        lanes: Mapping[Role, RequestLane] = self.scheduler.lanes
-        equivalence = self._equivalence()
-        again: SamplePlayback | None = None
-        if playback is not None:
-            again = playback.sample(problem.id, job.repeat)
-            lanes = {role: RecordedLane(lane, again) for role, lane in lanes.items()}
-            equivalence = RecordedVerdicts(again, equivalence)
-        sample = Sample(
-            problem,
-            job.repeat,
-            order=next(self._orders),
-            seed=job.seed,
-            strategy=job.strategy,
-            scheduler=self.scheduler,
-            lanes=lanes,
-            record=again,
-            equivalence=equivalence,
-            bus=bus,
-        )
-        return await sample.run()
-
     def check_loop(self) -> None:
         """Raises SettingsError if the runtime was opened on another event loop: its engines belong to that one."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
@@ -492,11 +379,9 @@ class Runtime:
                 f"Strategy {strategy.name} needs a {' and a '.join(missing)} model. Give --{missing[0]} MODEL."
             )
 
-    def _equivalence(self) -> Equivalence:
-        """Returns the judge of answers for a sample."""
+    def _samples(self) -> Samples:
         assert self._components is not None
-        judge = self._components.equivalence
-        return judge.of_sample() if isinstance(judge, EquivalenceBySample) else judge
+        return Samples(self.scheduler, self._components.equivalence, self._orders)
 
 
 async def _show(events: Iterable[Event], sinks: Sequence[Sink]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 
+from speclrm.runtime.cleanup import OrderedTaskGroup
 from speclrm.runtime.errors import EngineDeadError, SpecLRMError, TooManyErrors, TraceError, told
 from speclrm.runtime.events import (
     Event,
@@ -92,7 +93,7 @@ class Sample:
                 made.append((plan.track, self._track(plan, judge)))
                 if len(made) % MADE_AT_ONCE == 0:
                     await asyncio.sleep(0)  # lets other samples work
-            async with asyncio.TaskGroup() as group:
+            async with OrderedTaskGroup() as group:
                 for name, track in made:
                     task = group.create_task(self._run_track(name, track), name=f"{self._name}/{name}")
                     self._running[name] = task, track

@@ -41,6 +41,8 @@ class EngineSettings(BaseModel):
     max_num_batched_tokens: int = Field(gt=0)
     block_size: int = Field(gt=0)
     kv_cache_bytes: int | None = None
+    kv_cache_least: int = 0
+    """Bytes of the cache that one context needs: with less, an engine does not start."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     devices: tuple[str, ...] = ()
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -53,3 +55,19 @@ class EngineSettings(BaseModel):
     preload: tuple[str, ...] = ()
     parameters: int | None = Field(default=None, gt=0)
     extra: dict[str, JsonValue] = {}
+    replicas: int = Field(default=1, ge=1)
+    """Engines with these settings; ``devices`` are then those of the first, those of the second, and so on."""
+
+    def each(self) -> tuple[EngineSettings, ...]:
+        """Returns the settings of each replica. All but the first have their number in their names: ``NAME#2``."""
+        size = len(self.devices) // self.replicas
+        return tuple(
+            self.model_copy(
+                update={
+                    "name": self.name if number == 0 else f"{self.name}#{number + 1}",
+                    "devices": self.devices[number * size : (number + 1) * size],
+                    "replicas": 1,
+                }
+            )
+            for number in range(self.replicas)
+        )

@@ -46,7 +46,8 @@ INSIDE = {
     "sample": {"tokens", "trace", "scheduling", "replay", "track"},
     "run_parts": {"scheduling", "replay"},
     "run_sinks": set[str](),
-    "runtime": {"sample", "trace", "scheduling", "replay", "run_parts", "run_sinks"},
+    "samples": {"sample", "trace", "scheduling", "replay", "run_parts"},
+    "runtime": {"samples", "trace", "scheduling", "replay", "run_parts", "run_sinks"},
 }
 """The wings inside runtime/ and, last, its doors, each with the others that it may use beside the shared modules."""
 WINGS = {

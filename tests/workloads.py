@@ -15,7 +15,7 @@ from watched import Record, WatchedSimulated, watched
 
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engines.simulated.engine import Device, EngineCost
-from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings, rest_of
 from speclrm.runtime.events import (
     EngineFailed,
     OperationDropped,
@@ -29,7 +29,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
-from speclrm.runtime.scheduling.lanes import SURPLUS
+from speclrm.runtime.scheduling.engine_queue import SURPLUS
 from speclrm.runtime.state import SampleState, apply
 
 if TYPE_CHECKING:
@@ -143,11 +143,13 @@ class TalkingOn(SimulatedWorld):
     """A world whose target does not end a long write with its answer, so that it must be left."""
 
     def write(self, request: Request) -> Sequence[int]:
-        ids = super().write(request)
         if not request.id.endswith("/write"):
-            return ids
+            return super().write(request)
         words = self.tokenizer.encode(" so it is, and that is all that there is to it")
-        return [*ids, *self.tokenizer.vocabulary.blank_line_ids, *words * 20]
+        talk = [*self.tokenizer.vocabulary.blank_line_ids, *words * 20]
+        rest = rest_of(talk, request.prompt_ids)
+        # One blank line alone may also end a paragraph of the answer's way.
+        return rest if len(rest) < len(talk) - 1 else [*super().write(request), *talk]
 
 
 def simulated(

@@ -38,6 +38,7 @@ from speclrm.benchmarks.studies.sums import sums_hold
 from speclrm.evaluators.answers import find_answer, finished_answer
 from speclrm.evaluators.datasets import load
 from speclrm.runtime.engine import Request
+from speclrm.runtime.engines.restarting import inner
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role, StepPrompts
 from speclrm.runtime.tokens.context import Context, translate
@@ -156,7 +157,7 @@ async def score(opened: Any, options: argparse.Namespace) -> None:
         for role in Role
         if (number, role.value) not in done
     ]
-    engines = {role: opened.scheduler.lanes[role].engine for role in Role}
+    engines = {role: inner(opened.scheduler.lanes[role].engine) for role in Role}
     target = engines[Role.TARGET]
     layouts: dict[str, StepPrompts] = {"turn": STEP_PROMPTS}
     for name, (judge, reply) in list(NOTES.items())[: None if options.all_notes else 1]:
@@ -331,7 +332,7 @@ async def cache(opened: Any, options: argparse.Namespace) -> None:
         "inline": {"judge": "inline", "score_threshold": 7.0},
         "likelihood": {"scorer": "likelihood", "score_threshold": -1.0},
     }
-    engine: Any = opened.scheduler.lanes[Role.TARGET].engine
+    engine: Any = inner(opened.scheduler.lanes[Role.TARGET].engine)
     block = engine.engine.vllm_config.cache_config.block_size
     watch = Watch(engine, block)
     print(f"blocks of {block} tokens; budget {options.budget}, {options.tracks} tracks of {len(problems)} problems")
@@ -374,7 +375,7 @@ async def cache(opened: Any, options: argparse.Namespace) -> None:
 
 
 async def logprobs(opened: Any, options: argparse.Namespace) -> None:
-    engine: Any = opened.scheduler.lanes[Role.DRAFT].engine
+    engine: Any = inner(opened.scheduler.lanes[Role.DRAFT].engine)
     prompt = engine.tokenizer.encode("Solve the problem step by step. " * 12)
     ends = engine.tokenizer.vocabulary.end_ids
     ways: dict[str, dict[str, Any]] = {

@@ -26,6 +26,7 @@ from speclrm.app.progress import quiet
 from speclrm.app.resolve import make_strategy
 from speclrm.app.summary_sink import SummarySink
 from speclrm.evaluators.datasets import load
+from speclrm.runtime.engines.restarting import inner
 from speclrm.runtime.machine.sizing import Work
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.tokens.prompts import open_prompt
@@ -143,7 +144,7 @@ async def main(options: argparse.Namespace) -> None:
     engines = make_engines(EngineOptions(target=options.model))
     work = Work(options.problems, 512, options.tokens, 64, suffix_tokens=0)
     async with open_runtime(engines, make_strategy("baseline"), work, (), quiet) as runtime:
-        engine: Any = runtime.scheduler.lanes[Role.TARGET].engine
+        engine: Any = inner(runtime.scheduler.lanes[Role.TARGET].engine)
         prompts = [open_prompt(engine.tokenizer, plan) for p in problems for plan in strategy.plan(p, 0, 0).tracks]
         await bare(engine.engine, prompts, 16, -1)  # warm
         for number in range(options.rounds):

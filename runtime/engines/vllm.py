@@ -19,6 +19,7 @@ import structlog
 from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request
 from speclrm.runtime.engines import vllm_memory
 from speclrm.runtime.engines.confidence import ENTROPY_TOP, entropy_of
+from speclrm.runtime.engines.vllm_failure import memory_kills, reason_of_death
 from speclrm.runtime.engines.vllm_plugin import SECONDS
 from speclrm.runtime.engines.vllm_processes import (
     Watchdog,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Tokenizer
     from speclrm.runtime.engines.vllm_counters import VllmCounters
+    from speclrm.runtime.errors import FailureReason
     from speclrm.runtime.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -97,9 +99,16 @@ class VllmEngine:
         self._parameters = settings.parameters
         self._watchdog = watchdog
         self._log_path = log_path
+        self._log_offset = log_path.stat().st_size if log_path.exists() else 0
+        self._kills_before = memory_kills()
+        self._why: FailureReason | None = None
+        # Once a process is dead, nothing leads from it to those that it had started.
+        self._started = set(with_children(self._cores()))
         self._numbers = itertools.count()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self.remains: set[int] = set()
+        """Processes that were there in spite of ``aclose`` when it returned."""
         self._closing: asyncio.Task[None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
         watchdog.hold()
@@ -222,10 +231,16 @@ class VllmEngine:
         return RequestError(f"Engine {self.name} refused request {request.id}: {error or type(error).__name__}")
 
     def _dead(self) -> EngineDeadError:
-        return EngineDeadError(
-            f"Engine {self.name} is gone: its process ended. Its own log, {self._log_path}, may say why; `speclrm doctor` "
+        if self._why is None:
+            pids = {process.pid for process in self._started}
+            self._why = reason_of_death(self._log_path, self._log_offset, pids, self._kills_before)
+        what = "its memory ran out" if self._why == "out_of_memory" else "its process ended"
+        error = EngineDeadError(
+            f"Engine {self.name} is gone: {what}. Its own log, {self._log_path}, may say why; `speclrm doctor` "
             "says what fits this machine. What was committed is in the trace."
         )
+        error.reason = self._why
+        return error
 
     def _sampling(self, request: Request, **changes: Any) -> Any:
         from vllm import SamplingParams
@@ -347,7 +362,7 @@ class VllmEngine:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        processes = with_children(self._cores())
+        processes = self._started | set(with_children(self._cores()))
         # vLLM first closes sockets and shared memory itself. Whatever is left is killed.
         shutdown = asyncio.ensure_future(asyncio.to_thread(self.engine.shutdown, SHUTDOWN_S))
         try:
@@ -358,7 +373,7 @@ class VllmEngine:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            await see_off(processes)
+            self.remains = await see_off(processes)
             self._watchdog.release()
 
     @property

@@ -62,3 +62,8 @@ def check_arguments(settings: EngineSettings, known: set[str]) -> None:
             close = difflib.get_close_matches(name, known - OURS, n=3)
             meant = f" Close to it: {', '.join(close)}." if close else ""
             raise SettingsError(f"{settings.name}: vLLM has no engine argument {name!r}.{meant}")
+    if settings.device == "cpu" and settings.extra.get("distributed_executor_backend") == "ray":
+        # v1/executor/ray_utils.py: "current platform cpu does not support ray"
+        raise SettingsError(
+            f"{settings.name}: vLLM runs on Ray with GPUs only. Leave distributed_executor_backend out."
+        )

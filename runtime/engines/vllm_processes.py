@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from speclrm.runtime.engines import reaper, vllm_plugin
+from speclrm.runtime.engines.vllm_failure import says_out_of_memory
 from speclrm.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -67,12 +68,15 @@ def kill(cores: set[psutil.Process]) -> list[psutil.Process]:
     return processes
 
 
-async def see_off(processes: Collection[psutil.Process]) -> None:
-    """Waits until killed processes are gone, for ``GONE_LIMIT_S`` at most, and removes what they leave."""
+async def see_off(processes: Collection[psutil.Process]) -> set[int]:
+    """Waits until killed processes are gone, for ``GONE_LIMIT_S`` at most, and removes what they leave. Returns those that are
+    there all the same.
+    """
     deadline = asyncio.get_running_loop().time() + GONE_LIMIT_S
     while any(map(_runs, processes)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(CHILD_POLL_S)
     reaper.sweep({process.pid for process in processes})
+    return {process.pid for process in processes if _runs(process)}
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -90,10 +94,13 @@ def start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
     lines = log_path.read_bytes()[offset:].decode(errors="replace").splitlines()
     causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
     cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
-    return EngineError(
+    found = EngineError(
         f"An engine did not start: {cause[:400]}. `speclrm doctor` says what this machine can run; the engines' own log "
         f"is {log_path}."
     )
+    if says_out_of_memory("\n".join([*lines, str(error)])):
+        found.reason = "out_of_memory"
+    return found
 
 
 class Watchdog:
@@ -160,7 +167,10 @@ def own_values(settings: EngineSettings, ids: int, pace: Path | None = None) -> 
     values: dict[str, str | None] = {vllm_plugin.IDS: str(ids), vllm_plugin.PACE: None if pace is None else str(pace)}
     values[vllm_plugin.ASKED] = os.environ.get(vllm_plugin.ASKED, "1") if settings.device == "cpu" else None
     if settings.device == "cpu" and settings.cores:
-        values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, settings.cores))
+        shares = (
+            settings.cores[rank :: settings.tensor_parallel_size] for rank in range(settings.tensor_parallel_size)
+        )
+        values["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, cores)) for cores in shares)
     if settings.devices:
         values["CUDA_VISIBLE_DEVICES"] = ",".join(settings.devices)
         values["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # in which the devices were numbered

@@ -8,7 +8,7 @@ import logging
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engines.vllm import VllmEngine
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import psutil
 
     from speclrm.runtime.engine import Request, Tokenizer
-    from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
 
 
@@ -45,16 +44,20 @@ GIVE_UP_LIMIT_S = 30.0
 """Seconds that an abandoned start may take to end: mostly the import of vLLM, which nothing can stop."""
 
 
+K = TypeVar("K", bound=str)
+"""What tells engines apart for the user: a role, or a role with a number. Roles are texts."""
+
+
 async def start_engines(
-    settings: Mapping[Role, EngineSettings],
-    tokenizers: Mapping[Role, Tokenizer],
+    settings: Mapping[K, EngineSettings],
+    tokenizers: Mapping[K, Tokenizer],
     *,
     log_path: Path,
-    warm_up: Mapping[Role, Sequence[Request]] | None = None,
+    warm_up: Mapping[K, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
     variables: Mapping[str, str] | None = None,
-) -> dict[Role, VllmEngine]:
-    """Starts an engine for each role, side by side, and warms them up.
+) -> dict[K, VllmEngine]:
+    """Starts all these engines side by side, and warms them up. One call at a time: each tells its processes from those before.
 
     ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes'
     environment. ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
@@ -71,7 +74,7 @@ async def start_engines(
         )
     log_path.parent.mkdir(parents=True, exist_ok=True)
     log_path.touch()
-    started: dict[Role, VllmEngine] = {}
+    started: dict[K, VllmEngine] = {}
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
         ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
@@ -94,7 +97,7 @@ async def start_engines(
     return started
 
 
-class _Start:
+class _Start(Generic[K]):
     """Takes engines from settings to ready, or leaves nothing at all.
 
     vLLM is configured and constructed in threads, and a thread cannot be cancelled. So the spawning is a task of its
@@ -104,8 +107,8 @@ class _Start:
 
     def __init__(
         self,
-        settings: Mapping[Role, EngineSettings],
-        ids: Mapping[Role, int],
+        settings: Mapping[K, EngineSettings],
+        ids: Mapping[K, int],
         folder: Path,
         log_path: Path,
         notify: Callable[[str], None],
@@ -122,14 +125,14 @@ class _Start:
         self._known = engine_cores()
         self.paces = {role: open_pace(str(self._pace_file(role))) for role in settings}
         """What each engine's process is told of its pace. It stays in memory when the file is gone."""
-        self._threads: dict[Role, asyncio.Task[tuple[Any, VllmCounters]]] = {}
+        self._threads: dict[K, asyncio.Task[tuple[Any, VllmCounters]]] = {}
         self._given_up = False
         self._spawning = asyncio.ensure_future(self._spawn())
 
-    def _pace_file(self, role: Role) -> Path:
-        return self._folder / f"pace-{role.value}"
+    def _pace_file(self, role: K) -> Path:
+        return self._folder / f"pace-{role}".replace(" ", "-")
 
-    async def engines(self) -> dict[Role, tuple[Any, VllmCounters]]:
+    async def engines(self) -> dict[K, tuple[Any, VllmCounters]]:
         await asyncio.shield(self._spawning)
         # Not ``gather``: it would cancel the threads' tasks with us, and lose the engines that come out of them.
         done, _ = await asyncio.wait(self._threads.values(), return_when=asyncio.FIRST_EXCEPTION)
@@ -147,16 +150,16 @@ class _Start:
             for role, chosen in self._settings.items():
                 if self._given_up:
                     return
-                self._notify(f"loading {role.value} {chosen.name}")
+                self._notify(f"loading {role} {chosen.name}")
                 with environment(own_values(chosen, self._ids[role], self._pace_file(role))):
                     # vLLM keeps the configuration in the making in a module global (config/vllm.py): one at a time.
                     config = await asyncio.to_thread(_config, chosen)
                     if self._given_up:
                         return
-                    before = len(engine_cores())
+                    before = engine_cores()
                     thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
                     self._threads[role] = thread
-                    while not thread.done() and len(engine_cores()) <= before:  # noqa: ASYNC110
+                    while not thread.done() and not engine_cores() - before:  # noqa: ASYNC110
                         await asyncio.sleep(CHILD_POLL_S)
                     self.watchdog.name(engine_cores() - self._known)
 

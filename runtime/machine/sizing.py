@@ -220,7 +220,7 @@ def engine_settings(
     wanted = {role: kv_cache_bytes or need.least * need.sequences for role, need in needs.items()}
     share = dict.fromkeys(models, 1.0)
     for device, free in enumerate(_free(machine, gpu_share)):
-        here = [role for role in models if not machine.gpus or device in devices[role]]
+        here = [role for role in models for _ in range(_engines_on(device, devices[role], placements[role]))]
         spare = free - sum(needs[role].fixed for role in here)
         if here and spare < sum(kv_cache_bytes or needs[role].least for role in here):
             raise CapacityError(
@@ -250,7 +250,8 @@ def engine_settings(
             max_num_seqs=need.sequences,
             max_num_batched_tokens=need.batched,
             block_size=GPU_BLOCK if gpus else CPU_BLOCK,
-            kv_cache_bytes=kv,
+            kv_cache_bytes=kv if gpus else kv // need.tensor,
+            kv_cache_least=min(kv, need.least) if gpus else min(kv, need.least) // need.tensor,
             gpu_memory_utilization=min(0.95, (need.fixed + kv) / total) if gpus else None,
             devices=tuple(gpu.id for gpu in gpus),
             tensor_parallel_size=need.tensor,
@@ -260,8 +261,14 @@ def engine_settings(
             cores=() if gpus else machine.cores,
             preload=() if gpus else machine.preload,
             parameters=facts.parameters or None,
+            replicas=placements[role].replicas,
         )
     return settings
+
+
+def _engines_on(device: int, devices: tuple[int, ...], placement: Placement) -> int:
+    """Returns how many engines of a role take memory there; without GPUs all of them share one memory."""
+    return devices.count(device) if devices else placement.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +307,9 @@ def _need(
     batched = GPU_BATCHED_TOKENS if on_gpu else max(CPU_BATCHED_TOKENS, length)
     pipeline = placement.pipeline_parallel
     tensor = placement.size // pipeline
-    parts = {"weights": facts.parameters * width, "process": PROCESS_BYTES}
+    # Without GPUs all processes of an engine share one memory.
+    processes = 1 if on_gpu else tensor
+    parts = {"weights": facts.parameters * width, "process": PROCESS_BYTES * processes}
     if on_gpu:
         counted = estimate(
             facts.shape,
@@ -312,7 +321,7 @@ def _need(
             likelihood=likelihood,
         )
         parts = asdict(counted)
-    least = facts.shape.kv_bytes(width, tensor, pipeline) * (length + CPU_BLOCK)
+    least = facts.shape.kv_bytes(width, tensor, pipeline) * (length + CPU_BLOCK) * processes
     return _Need(dtype, tensor, sequences, batched, parts, least)
 
 

@@ -19,6 +19,7 @@ from speclrm.runtime.scheduling.waiting import Waiting
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from speclrm.runtime.engine import Engine
     from speclrm.runtime.protocols import Role
     from speclrm.runtime.scheduling.lanes import Lane
 
@@ -66,12 +67,19 @@ class Admission:
         self._rooms: dict[tuple[Role, int], _Room] = {}
         for role, lane in lanes.items():
             for number, engine in enumerate(lane.engines):
-                kv_tokens = engine.stats().kv_tokens
-                self._rooms[role, number] = _Room(float("inf") if kv_tokens is None else kv_tokens * ROOM_SHARE)
+                self._rooms[role, number] = _Room(_capacity(engine))
         self._waiting: Waiting[tuple[Reservation, asyncio.Future[None]]] = Waiting()
         self._arrivals = count()
         self.deferred = 0
         """Times that a track had to release its reservation and wait."""
+
+    def resize_rooms(self) -> None:
+        """Reads anew how much the engines hold. The youngest tracks of one that holds less release theirs at their next step."""
+        for (role, number), room in self._rooms.items():
+            room.capacity = _capacity(self._lanes[role].engines[number])
+            if room.used - room.leaving > room.capacity:
+                self._ask(room)
+        self._fill()
 
     @property
     def admitted(self) -> int:
@@ -218,3 +226,8 @@ class Admission:
             if not given_up:
                 self._take(reservation)
                 turn.set_result(None)
+
+
+def _capacity(engine: Engine) -> float:
+    kv_tokens = engine.stats().kv_tokens
+    return float("inf") if kv_tokens is None else kv_tokens * ROOM_SHARE

@@ -10,7 +10,7 @@ from speclrm.runtime.events import EngineFacts, EngineReport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from speclrm.runtime.scheduling.lanes import LaneStats
+    from speclrm.runtime.scheduling.engine_queue import LaneStats
     from speclrm.runtime.scheduling.scheduler import Scheduler
 
 

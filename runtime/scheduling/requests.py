@@ -6,6 +6,7 @@ import base64
 from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
 from speclrm.runtime.engine import LOGPROB_MIN
@@ -77,24 +78,31 @@ class RequestState:
     _reported_s: float = 0.0
 
     def take(self, delta: Delta) -> None:
-        """Takes a delta. Raises EngineError if the engine left out log-probabilities that were asked for."""
+        """Takes a delta. Raises EngineError if log-probabilities are missing that were asked for, or it has too many tokens."""
         request = self.request
         if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
             raise EngineError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
+        if self.recorded is None and len(self.ids) + len(delta.ids) > request.max_tokens:
+            raise EngineError(
+                f"Engine {self.engine} wrote more than the {request.max_tokens} tokens that it was asked for."
+            )
         self.ids.extend(delta.ids)
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
             self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
         if delta.cached_tokens is not None:
-            self.cached_tokens = delta.cached_tokens
+            # Of a request that went on elsewhere the engine also found what had come behind the prompt.
+            self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))
         self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
-        if delta.first_entropy is not None:
+        if delta.first_entropy is not None and isfinite(delta.first_entropy):
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = tuple(map(_finite, delta.prompt_logprobs))
         if request.likelihood_from is not None and self.prompt_logprobs is None:
             raise EngineError(f"Engine {self.engine} gives no likelihood of a prompt. Use --scorer judge with it.")
+        if request.logprob_ids and not (self.logprobs or {}).keys() >= set(request.logprob_ids):
+            raise EngineError(f"Engine {self.engine} does not say how probable each digit is, which a score needs.")
 
     @property
     def lasting(self) -> bool:
@@ -187,8 +195,8 @@ class RecordedReports(Protocol):
 
 
 def _finite(logprob: float) -> float:
-    """Replaces minus infinity and NaN by ``LOGPROB_MIN``."""
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
+    """Replaces what is infinite or no number by ``LOGPROB_MIN``."""
+    return logprob if LOGPROB_MIN < logprob < inf else LOGPROB_MIN
 
 
 class RequestLane(Protocol):

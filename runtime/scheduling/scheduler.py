@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.engine import Paceable
+from speclrm.runtime.events import EngineRecovered
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller
-from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane, LaneStats
+from speclrm.runtime.scheduling.lanes import STALL_LIMIT_S, Lane
 from speclrm.runtime.scheduling.overlap import Overlap
 from speclrm.runtime.scheduling.pacing import Pacer
 from speclrm.runtime.scheduling.requests import RANK_WIDTH
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import Event, Purpose
+    from speclrm.runtime.scheduling.engine_queue import LaneStats
 
 
 _RANK: dict[Purpose, int] = {"choose": 0, "score": 0, "closing": 0, "rewrite": 1, "write": 2, "draft": 2}
@@ -115,6 +117,10 @@ class Scheduler:
             self._listeners.remove(publish)
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, EngineRecovered) and event.changed:
+            for lane in self.lanes.values():
+                lane.resize()
+            self.admission.resize_rooms()
         for publish in tuple(self._listeners):
             publish(event.model_copy())  # each run numbers its own
 

@@ -55,8 +55,8 @@ def test_what_may_change_freely_is_when_and_where() -> None:
     assert set(having("place")) == {
         *("output_dir", "engine_log", "compress_trace", "concurrency"),
         *("kv_cache_gib", "gpu_memory_utilization", "tensor_parallel_size", "sinks", "router_hints", "stall_timeout"),
-        "share_gpu",
-        *(f"{role}_{what}" for role in ("target", "draft") for what in ("url", "connections")),
+        *("share_gpu", "engine_restarts", "max_errors"),
+        *(f"{role}_{what}" for role in ("target", "draft") for what in ("url", "connections", "replicas")),
         *(f"{role}_devices" for role in ("target", "draft")),
         *(f"{role}_{what}_parallel_size" for role in ("target", "draft") for what in ("tensor", "pipeline")),
         *(f"{role}_gpu_memory_utilization" for role in ("target", "draft")),

@@ -18,6 +18,8 @@ from speclrm.evaluators.metrics import ModeCounts, RunSummary, Summary
 from speclrm.runtime.engines.scripted import by_step
 from speclrm.runtime.events import (
     EngineFacts,
+    EngineRecovered,
+    OperationStuck,
     ProblemStarted,
     RunFinished,
     RunStarted,
@@ -324,3 +326,17 @@ def test_estimates_take_their_share_of_the_time_and_no_more(monkeypatch: pytest.
         now[0] += 0.1
         assert monitor.left_s() is not None
     assert 1 <= len(made) <= 100 * monitoring.ESTIMATE_SHARE / 0.02 + 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_the_screen_names_an_operation_that_is_stuck_and_says_what_becomes_of_engines(kind: str) -> None:
+    monitor = Monitor()
+    console = Console(file=io.StringIO(), width=80)
+    view = PlainView(monitor, console) if kind == "plain" else LiveView(monitor, console)
+    view.emit(OperationStuck(operation="p/0/2/5/draft", engine="m", role="draft", seconds=151.2, limit_s=600, others=3))
+    view.emit(EngineRecovered(engine="m", down_s=31.0, role="draft", changed={"max_num_seqs": 16}))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "p/0/2/5/draft in m brought nothing for 151 s, and 3 more there" in shown
+    assert "hung after 600 s" in shown
+    assert "m works again after 31.0 s with max_num_seqs 16" in shown

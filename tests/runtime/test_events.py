@@ -63,6 +63,7 @@ SAMPLES: list[EventBase] = [
     events.DraftPaced(iterations=5, interval_s=0.0075, reason="its iterations take the target's time"),
     events.EngineFailed(engine="t", error="gone"),
     events.EngineRecovered(engine="t", down_s=3.0),
+    events.OperationStuck(operation="p/0/1/2/draft", engine="t", role="target", seconds=150.0, limit_s=600.0),
     events.RunFinished(
         status="finished",
         seconds=2.0,

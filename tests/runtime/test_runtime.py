@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,9 @@ from speclrm.runtime.events import (
     TrackStarted,
 )
 from speclrm.runtime.protocols import Problem, Role
-from speclrm.runtime.runtime import STARTED_AT_ONCE, Runtime
+from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.sample import MADE_AT_ONCE
+from speclrm.runtime.samples import STARTED_AT_ONCE
 from speclrm.runtime.state import SampleState, apply
 from speclrm.runtime.trace import run_directory
 
@@ -192,6 +194,33 @@ def test_a_run_whose_tracks_mostly_fail_stops_with_the_reason() -> None:
         run_virtual(main())
     assert len(collector.of(TrackFinished)) < 20
     assert collector.of(RunFinished)[-1].status == "failed"
+
+
+@pytest.mark.parametrize(("allowed", "stops"), [(None, False), (2, False), (1, True), (0, True)])
+def test_more_samples_with_errors_than_allowed_stop_the_run(allowed: int | None, stops: bool) -> None:
+    """A few fail here and there: never so many that the run would stop without being asked to."""
+    collector = Collector()
+
+    def answer(request: Request, prompt: str) -> Reply:
+        if request.id.split("/")[0] in ("3", "20"):
+            return Reply(error=RequestError("no luck"), wait_s=0.05)
+        return Reply("So it is \\boxed{4}.")
+
+    async def main() -> None:
+        async with Runtime(parts({Role.TARGET: ScriptedEngine(answer)})) as runtime:
+            problems = [Problem(str(n), "x", "4") for n in range(30)]
+            await runtime.run(problems, make_strategy("baseline"), concurrency=4, sinks=[collector], max_errors=allowed)
+
+    if stops:
+        with pytest.raises(TooManyErrors, match=f"--max-errors allows {allowed}.*no luck.*speclrm resume"):
+            run_virtual(main())
+    else:
+        run_virtual(main())
+    finished = collector.of(SampleFinished)
+    failed = [event.problem for event in finished if event.outcome == "error"]
+    assert failed == (["3", "20"] if allowed != 0 else ["3"])
+    assert (len(finished) == 30) is not stops
+    assert collector.of(RunFinished)[-1].status == ("failed" if stops else "finished")
 
 
 def test_a_dead_engine_stops_the_run_and_closes_every_track() -> None:
@@ -423,3 +452,30 @@ def test_an_attempt_looks_up_the_versions_of_packages_once_a_process(monkeypatch
     first, second = run_directory.new_record({}), run_directory.new_record({})
     first.versions["speclrm"] = "another"
     assert second.versions["speclrm"] != "another"
+
+
+def test_a_caller_who_gives_up_twice_leaves_no_error_that_nobody_saw() -> None:
+    class Failing(Collector):
+        def emit(self, event: Event) -> None:
+            if isinstance(event, RunFinished):
+                raise ValueError("no room for the last event")
+
+    told: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        async with Runtime(parts(engines())) as runtime:
+            call = asyncio.create_task(
+                runtime.run([PROBLEM], make_strategy("speculative"), required=[Failing()]), name="caller"
+            )
+            await asyncio.sleep(0.1)
+            call.cancel()
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            assert call.cancelled()
+        del call, runtime
+        gc.collect()
+
+    run_virtual(main())
+    assert told == []

@@ -76,7 +76,7 @@ class World(Protocol):
         ...
 
     def digits(self, request: Request) -> Sequence[float]:
-        """Returns log-probabilities of 0 to 9, if the request asks for a score."""
+        """Returns log-probabilities of 0 to 9, if the request asks for a score; of ends of text, if it asks for those."""
         ...
 
     def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
@@ -216,6 +216,12 @@ class SimulatedEngine:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.busy_s = 0.0
+
+    def anew(self, cost: EngineCost | None = None) -> SimulatedEngine:
+        """Returns an engine like this one, in its place and with an empty cache, as after a restart."""
+        self._device.engines -= 1
+        parts = self._world, self.tokenizer, self._device
+        return type(self)(self.name, cost or self.cost, *parts, share=self.share, parameters=self.parameters)
 
     @property
     def known_costs(self) -> EngineCosts:

@@ -174,9 +174,10 @@ class SimulatedWorld:
         greedy = request.temperature == 0
         match kind:
             case "choose":
-                return self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L")
+                return rest_of(self.tokenizer.encode("B, E, F, A, K, C, D, G, H, I, J, L"), request.prompt_ids)
             case "closing":
-                return self.tokenizer.encode(f"{self._answer(where, request.prompt_ids, greedy=greedy)}}}")
+                answer = self._answer(where, request.prompt_ids, greedy=greedy)
+                return rest_of(self.tokenizer.encode(f"{answer}}}"), request.prompt_ids)
             case "draft":
                 return self._next(where, request.prompt_ids, "draft", good=self.good_draft(where, step), greedy=greedy)[
                     1
@@ -190,6 +191,9 @@ class SimulatedWorld:
 
     def digits(self, request: Request) -> Sequence[float]:
         where, step, _ = _parts(request)
+        if (asked := len(request.logprob_ids)) != 10:  # the likelihood scorer asks so of a draft without a word
+            good = self.good_draft(where, step)
+            return [*self._logprobs((*where, step, "end"), 1, self.settings.likelihood_auroc, good=good)] * asked
         accepted, error = self._rates(where[0])
         passes = self.good_draft(where, step) != (_generator(self.seed, *where, step, "judge").random() < error)
         draw = _generator(self.seed, *where, step, "digit").random()
@@ -345,6 +349,12 @@ class SimulatedWorld:
         tempting = _generator(self.seed, where[0], "tempting").randrange(1000)
         wrong = tempting if draw.random() < settings.same_mistake else draw.randrange(1000)
         return str(wrong if str(wrong) != truth else (wrong + 1) % 1000)
+
+
+def rest_of(ids: Sequence[int], context: Sequence[int]) -> Sequence[int]:
+    """Returns what is left of an output of which the context ends with a part, as after an engine that failed."""
+    part = next((n for n in range(min(len(ids), len(context)), 0, -1) if list(context[-n:]) == list(ids[:n])), 0)
+    return ids[part:]
 
 
 def _letters(number: int) -> str:

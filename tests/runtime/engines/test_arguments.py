@@ -40,6 +40,14 @@ def test_nothing_is_proposed_that_would_be_refused() -> None:
     check_arguments(settings(quantization="fp8"), KNOWN)
 
 
+def test_a_cpu_engine_is_not_told_to_run_on_ray() -> None:
+    wanted = settings(distributed_executor_backend="ray")
+    known = {*KNOWN, "distributed_executor_backend"}
+    check_arguments(wanted, known)
+    with pytest.raises(SettingsError, match="vLLM runs on Ray with GPUs only"):
+        check_arguments(wanted.model_copy(update={"device": "cpu"}), known)
+
+
 def test_what_a_user_tells_an_engine_stands_above_what_we_do() -> None:
     told = arguments(settings(max_num_seqs=9, quantization="fp8"))
     assert (told["max_num_seqs"], told["quantization"], told["max_model_len"]) == (9, "fp8", 512)

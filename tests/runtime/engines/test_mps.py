@@ -19,6 +19,7 @@ from speclrm.api import EngineOptions
 from speclrm.app.engines import RealEngines
 from speclrm.app.provenance import engine_facts
 from speclrm.runtime.engines import mps, vllm_start
+from speclrm.runtime.engines.scripted import ByteTokenizer
 from speclrm.runtime.errors import EngineError, SettingsError
 from speclrm.runtime.machine.placement import by_slices
 from speclrm.runtime.protocols import Role
@@ -248,6 +249,7 @@ async def test_engines_are_loaded_under_mps_and_the_record_says_whether_it_serve
     monkeypatch.setattr(vllm_start, "start_engines", start_engines)
     engines: Any = RealEngines(EngineOptions(target="t", draft="d", share_gpu=sharing, engine_log=tmp_path / "log"))
     engines._settings, engines._mps = settings(), True
+    engines._tokenizers = dict.fromkeys(Role, ByteTokenizer())
     fails = sharing == "mps" and not attached
     async with AsyncExitStack() as stack:
         with pytest.raises(EngineError, match="work without it") if fails else nullcontext():

@@ -18,11 +18,12 @@ from speclrm.app.resolve import make_strategy
 from speclrm.commands.errors import checked
 from speclrm.runtime.engines.vllm_arguments import arguments, check_arguments
 from speclrm.runtime.engines.vllm_processes import own_values
+from speclrm.runtime.engines.vllm_restart import changes, smaller
 from speclrm.runtime.errors import CapacityError, ModelError, SettingsError, UsageError
 from speclrm.runtime.machine.doctor import ORIGINAL, examine
 from speclrm.runtime.machine.estimate import capture_sizes, estimate
 from speclrm.runtime.machine.hardware import Gpu, Machine, visible_gpus
-from speclrm.runtime.machine.placement import Placement, place
+from speclrm.runtime.machine.placement import Placement, by_slices, place
 from speclrm.runtime.machine.sizing import GIB, SHAPES, ModelFacts, Work, engine_settings, read_facts
 from speclrm.runtime.models import store
 from speclrm.runtime.protocols import Role
@@ -80,7 +81,8 @@ def test_a_machine_without_gpus_needs_no_placement() -> None:
         (4, {"target_devices": (0, 1), "tensor_parallel_size": 4}, "2 devices cannot hold a target of tensor parallel"),
         (4, {"target_devices": (0, 1, 2), "target_pipeline_parallel_size": 2}, "3 devices cannot hold a target"),
         (1, {"tensor_parallel_size": 2}, "A target of tensor parallel size 2 needs 2 GPUs, and this machine has 1 GPU"),
-        (0, {"tensor_parallel_size": 2}, "needs 2 GPUs, and this machine has no GPU"),
+        (0, {"tensor_parallel_size": 99}, "needs 99 GPUs, or as many processor cores, and this machine has no GPU and"),
+        (0, {"target_pipeline_parallel_size": 2}, "needs 2 GPUs, and this machine has no GPU"),
         (1, {"target_gpu_memory_utilization": 1.0}, "80.0 GiB of GPU 0 .card., and 79.0 of 80.0 GiB are free"),
         (
             1,
@@ -155,6 +157,24 @@ def test_each_gpu_is_filled_by_the_engines_on_it() -> None:
     for one in halves.values():
         assert sum(one.estimate.values()) == pytest.approx((one.gpu_memory_utilization or 0) * 48 * GIB, rel=1e-6)
     assert halves[Role.TARGET].estimate["weights"] == QWQ.parameters  # two bytes each, on two GPUs
+
+
+def test_without_gpus_the_parts_of_a_layer_are_dealt_to_cores_and_share_one_memory() -> None:
+    whole = engine_settings(CPU, SMALL, WORK)[Role.TARGET]
+    parted = engine_settings(CPU, SMALL, WORK, placements=asked(target_tensor_parallel_size=2))[Role.TARGET]
+    assert (parted.device, parted.tensor_parallel_size) == ("cpu", 2)
+    assert (
+        own_values(whole, 10)["VLLM_CPU_OMP_THREADS_BIND"],
+        own_values(parted, 10)["VLLM_CPU_OMP_THREADS_BIND"],
+    ) == (
+        "0,1",
+        "0|1",
+    )
+    assert parted.estimate["weights"] == whole.estimate["weights"]
+    assert parted.estimate["process"] == 2 * whole.estimate["process"]
+    assert parted.kv_cache_bytes is not None
+    assert whole.kv_cache_bytes is not None
+    assert parted.kv_cache_bytes <= whole.kv_cache_bytes // 2 + 1
 
 
 def test_the_estimate_follows_the_shape_the_batch_and_the_parallel_size() -> None:
@@ -261,3 +281,91 @@ async def test_a_folder_without_weights_will_do_for_dummy_weights_and_is_sized_b
     (bare_folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
         store.find_local(str(bare_folder), weights=False)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "target", "draft"),
+    [
+        (4, {"target_replicas": 3}, (0, 1, 2), (3,)),
+        (4, {"target_replicas": 2, "target_tensor_parallel_size": 2}, (0, 1, 2, 3), (0,)),
+        (4, {"target_replicas": 2, "target_devices": (3, 1), "draft_replicas": 2}, (3, 1), (0, 2)),
+        (2, {"target_replicas": 3}, (0, 1, 0), (0,)),
+    ],
+)
+def test_replicas_go_to_devices_one_after_the_other(
+    count: int, options: dict[str, Any], target: tuple[int, ...], draft: tuple[int, ...]
+) -> None:
+    found = place(machine(count), asked(**options))
+    assert (found[Role.TARGET], found[Role.DRAFT]) == (target, draft)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target_devices": (0,), "target_replicas": 2}, "1 device cannot hold 2 targets.*take 2 together"),
+        ({"target_devices": (0, 1, 2), "target_replicas": 2}, "3 devices cannot hold 2 targets"),
+        ({"draft_devices": (0, 1), "draft_replicas": 2, "draft_tensor_parallel_size": 2}, "2 devices.*take 4 together"),
+    ],
+)
+def test_replicas_that_do_not_fit_the_devices_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        place(machine(4), asked(**options))
+
+
+def test_replicas_have_names_and_devices_of_their_own_and_share_memory() -> None:
+    work = replace(WORK, tracks=200)
+    chosen = engine_settings(machine(4), SMALL, work, placements=asked(target_replicas=3))[Role.TARGET]
+    each = chosen.each()
+    assert [(one.name, one.devices, one.replicas) for one in each] == [
+        ("target", ("0",), 1),
+        ("target#2", ("1",), 1),
+        ("target#3", ("2",), 1),
+    ]
+    assert {one.kv_cache_bytes for one in each} == {chosen.kv_cache_bytes}
+    tight = replace(CPU, memory_available=8 * GIB)
+    one, two = (
+        engine_settings(tight, {Role.TARGET: SMALL[Role.TARGET]}, work, placements={Role.TARGET: Placement(replicas=n)})
+        for n in (1, 2)
+    )
+    assert 0 < (two[Role.TARGET].kv_cache_bytes or 0) <= (one[Role.TARGET].kv_cache_bytes or 0) / 1.9
+    assert len(two[Role.TARGET].each()) == 2
+    assert by_slices(two)
+    assert not by_slices(one)
+
+
+def test_replicas_that_the_memory_cannot_hold_are_refused() -> None:
+    with pytest.raises(CapacityError, match=r"need .* GiB together"):
+        engine_settings(CPU, SMALL, WORK, placements=asked(target_replicas=8))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target": "http/m@http://h/v1", "target_replicas": 2}, "on a server.*--target-url"),
+        ({"target": "t", "draft_replicas": 2}, "no draft model"),
+        ({"target": "sim/qwq-32b", "target_replicas": 2, "shared_device": True}, "--shared-device"),
+    ],
+)
+def test_replicas_that_this_program_does_not_start_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        EngineOptions(**given)
+
+
+@pytest.mark.parametrize("name", ["target_replicas", "engine_restarts"])
+def test_negative_numbers_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
+        checked(EngineOptions, target="t", **{name: -1})
+
+
+def test_after_its_memory_ran_out_an_engine_gets_less_and_never_less_than_one_context_needs() -> None:
+    for place_ in (CPU, machine(1)):
+        before = engine_settings(place_, SMALL, replace(WORK, tracks=64))[Role.TARGET]
+        assert smaller(before, 0) == before
+        once = smaller(before, 1)
+        assert once.max_num_seqs == before.max_num_seqs // 2
+        assert before.kv_cache_least < (once.kv_cache_bytes or 0) < (before.kv_cache_bytes or 0)
+        batched = before.max_num_batched_tokens // (1 if place_ is CPU else 2)  # a CPU reads a prompt in one piece
+        assert once.max_num_batched_tokens == batched
+        assert set(changes(before, once)) >= {"max_num_seqs", "kv_cache_bytes"}
+        last = smaller(before, 50)
+        assert (last.max_num_seqs, last.kv_cache_bytes) == (1, before.kv_cache_least)

@@ -11,6 +11,7 @@ from again import Setup, cut, decisions, lines_of, read_all, simulated, world
 from cli_runner import Done, invoke, speclrm
 from support import PROBLEM, make_strategy
 
+from speclrm.runtime.engine import Delta
 from speclrm.runtime.engines.scripted import ByteTokenizer, Reply, ScriptedEngine, by_step
 from speclrm.runtime.errors import RequestError, ResumeError
 from speclrm.runtime.events import OperationDropped, RunStarted, StepCommitted, TrackFinished
@@ -20,7 +21,7 @@ from speclrm.runtime.run_parts import Resumption
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from speclrm.runtime.engine import Engine, Request
 
@@ -300,3 +301,21 @@ def test_what_cannot_be_played_is_refused(arguments: tuple[str, ...], message: s
     shutil.copytree(tmp_path / "empty", tmp_path / "run")
     done = speclrm(*arguments, cwd=tmp_path)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+class Speechless(ScriptedEngine):
+    """Says that it has come to its limit before its first word."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        yield Delta((), "length")
+
+
+def test_an_answer_without_a_word_is_played_again_and_not_for_ever(tmp_path: Path) -> None:
+    setup = Setup(
+        lambda: {Role.TARGET: Speechless(by_step(STEPS), name="target", tokenizer=ByteTokenizer())},
+        make_strategy("baseline"),
+        [PROBLEM],
+    )
+    fold = setup.run(tmp_path / "run")
+    playback, again = setup.replay(read_past(tmp_path / "run", whole=True))
+    assert (playback.differences, dict(playback.stops), again.lines) == ([], {}, fold.lines)

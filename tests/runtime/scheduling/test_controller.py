@@ -34,7 +34,8 @@ from speclrm.runtime.runtime import Runtime
 from speclrm.runtime.scheduling.admission import Admission
 from speclrm.runtime.scheduling.controller import Controller, Decision
 from speclrm.runtime.scheduling.controller_settings import ControllerSettings
-from speclrm.runtime.scheduling.lanes import Lane, LaneStats
+from speclrm.runtime.scheduling.engine_queue import LaneStats
+from speclrm.runtime.scheduling.lanes import Lane
 from speclrm.runtime.scheduling.overlap import Overlap
 
 if TYPE_CHECKING:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.engine import Delta, EngineStats, Request
+from speclrm.runtime.engine import LOGPROB_MIN, Delta, EngineStats, Request
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.errors import EngineError, EngineStalledError, RequestError
 from speclrm.runtime.protocols import Role
-from speclrm.runtime.scheduling.lanes import RESERVE_S, Lane
+from speclrm.runtime.scheduling.engine_queue import RESERVE_S
+from speclrm.runtime.scheduling.lanes import Lane
 from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.scheduling.waiting import Waiting
@@ -47,12 +49,49 @@ def test_an_operation_that_finds_room_starts_at_once() -> None:
     assert run_virtual(main()) == (0.0, 10.0)
 
 
-@pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}])
+@pytest.mark.parametrize("asked", [{"sampled_logprobs": True}, {"likelihood_from": 0}, {"logprob_ids": (1, 2)}])
 def test_an_engine_that_leaves_out_what_was_asked_for_is_an_error_and_no_guess(asked: dict[str, Any]) -> None:
     silent = RequestState(Request(id="one", prompt_ids=[65], max_tokens=50, **asked), "silent")
     with pytest.raises(EngineError, match="Engine silent") as caught:
         silent.take(Delta((1, 2)))
     assert not isinstance(caught.value, RequestError)  # no other request to that engine would do better
+
+
+def test_an_engine_that_writes_more_than_it_was_asked_for_is_not_believed() -> None:
+    long = RequestState(Request(id="one", prompt_ids=[65], max_tokens=2), "long")
+    long.take(Delta((1, 2)))
+    with pytest.raises(EngineError, match="wrote more than the 2 tokens"):
+        long.take(Delta((3,)))
+    assert long.ids == [1, 2]
+
+
+@pytest.mark.parametrize(("said", "counted"), [(-5, 0), (0, 0), (1, 1), (1 << 40, 1)])
+def test_no_engine_finds_more_of_a_prompt_than_there_is(said: int, counted: int) -> None:
+    one = request_state("one")
+    one.take(Delta((1,), cached_tokens=said))
+    assert one.report().cached_tokens == counted
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_becomes_the_lowest_log_probability(value: float) -> None:
+    one = RequestState(Request("one", [65], 5, sampled_logprobs=True, first_entropy=True, logprob_ids=(1,)), "odd")
+    one.take(Delta((1,), logprobs={1: value}, sampled_logprobs=(value,), first_entropy=value))
+    assert (one.logprobs, one.sampled_logprobs, one.first_entropy) == ({1: LOGPROB_MIN}, [LOGPROB_MIN], None)
+
+
+def test_a_part_of_an_answer_is_not_taken_for_the_whole() -> None:
+    class Quitting(ScriptedEngine):
+        async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+            yield Delta((1,))
+
+    async def main() -> None:
+        lane = Lane(Role.TARGET, Quitting(ten_tokens, name="quitting"))
+        one = request_state("one")
+        with pytest.raises(RequestError, match="quitting ended request one without a reason"):
+            await lane.run(one)
+        assert (one.ids, one.finish, lane.queues[0].in_flight) == ([1], None, 0)
+
+    run_virtual(main())
 
 
 def test_no_more_than_the_bound_are_in_the_engine_and_the_most_urgent_goes_next() -> None:
@@ -133,7 +172,7 @@ def test_an_error_of_one_request_reaches_its_caller_and_frees_the_place() -> Non
 def test_an_engine_without_any_progress_ends_its_operations() -> None:
     async def main() -> float:
         lane, _ = lane_on(lambda request, prompt: Reply("x", wait_s=1e9), stall_limit_s=100)
-        watch = asyncio.create_task(lane.queues[0].watch())
+        watch = asyncio.create_task(lane.queues[0].watchdog.watch())
         with pytest.raises(EngineStalledError, match="no progress for 100 s"):
             await lane.run(request_state("one"))
         watch.cancel()
@@ -147,7 +186,7 @@ def test_an_engine_without_any_progress_ends_its_operations() -> None:
 def test_a_slow_engine_that_goes_on_is_left_alone() -> None:
     async def main() -> int:
         lane, _ = lane_on(lambda request, prompt: Reply("x" * 40, token_s=5.0), stall_limit_s=100)
-        watch = asyncio.create_task(lane.queues[0].watch())
+        watch = asyncio.create_task(lane.queues[0].watchdog.watch())
         one = request_state("one")
         await lane.run(one)
         watch.cancel()

@@ -250,3 +250,20 @@ def test_a_run_that_is_cut_and_gone_on_with_tells_the_same_story_and_says_nothin
             assert told(again, ends=not story.writes) == told(whole, ends=not story.writes)
             assert repeated(again) == repeated(whole)
             before = folder
+
+
+@pytest.mark.parametrize("kind", ["choose", "closing"])
+def test_a_short_output_that_was_cut_is_said_to_its_end(kind: str) -> None:
+    world = one_world()
+    context = world.tokenizer.encode(f"{CHAT} so the answer is \\boxed{{")
+    whole = said(world, context, kind, 3)
+    assert len(whole) > 1
+    for at in range(len(whole) + 1):
+        assert said(world, [*context, *whole[:at]], kind, 3) == whole[at:]
+
+
+def test_a_draft_without_a_word_is_scored_by_how_likely_the_target_would_end() -> None:
+    world = one_world()
+    ends = tuple(world.tokenizer.vocabulary.end_ids)
+    (value,) = world.digits(Request("p/0/A1/3/score", [65], 1, logprob_ids=ends))
+    assert -20 < value < 0
