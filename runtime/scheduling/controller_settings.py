@@ -35,8 +35,8 @@ class ControllerSettings:
     """Standard deviations above what is known of a problem's acceptance that it is taken for: only drafting tells more."""
     hope: float = 1.2
     """Standard deviations above it that are hoped for."""
-    hope_gain: float = 0.1
-    """The gain that must be hoped for, so that a problem is probed."""
+    hope_gain: float = 0.3
+    """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes often fail."""
     probes: int = 8
     """First steps of tracks that are probed however few steps there are."""
     probe_share: float = 0.01

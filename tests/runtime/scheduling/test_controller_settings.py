@@ -24,7 +24,7 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "verdicts_max": 64.0,
         "favour": 0.5,
         "hope": 1.2,
-        "hope_gain": 0.1,
+        "hope_gain": 0.3,
         "probes": 8,
         "probe_share": 0.01,
         "try_again": 64,
