@@ -1,7 +1,8 @@
 """Estimates how long a run will still take: a fold over its events.
 
 The schedule that is left is drawn a number of times: what running tracks lack of the lengths that they may have, and the
-samples that have not begun, each in the place that gets free first. The median of the draws is the estimate.
+samples that have not begun, each in the place that gets free first. What is known of few tracks only (how long they are, how
+fast they are without the others) is drawn as well. So the draws say how long it may take, and whether that can be known.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heapreplace
 from statistics import median
 from typing import TYPE_CHECKING
 
 from speclrm.app.track_lengths import Law, Lengths
+from speclrm.app.track_speed import Slowness, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +32,15 @@ if TYPE_CHECKING:
         TrackStarted,
     )
 
-DRAWS = 24
+DRAWS = 120
 TRACKS_DRAWN_MAX = 3_000
 """Draws are fewer where more tracks than this would be drawn in all."""
 WAVES = 4
 """Samples that have not begun are drawn one by one for so many turns of all places; those before them count by their mean."""
+WITHIN, CERTAIN = 0.3, 0.9
+"""What one number may be off, as a share of the truth, and with what chance it may not be off more."""
 FRESH = 0.02
 """Share of the last estimate for which it is only counted down."""
-COMMITS = 400.0
-"""The speed is that of about the last so many steps."""
-SLOW_WEIGHT = 4.0
-"""For how many samples it counts that all are equally fast."""
 OWN_TOKENS = 100.0
 """Tokens of a sample after which its own speed counts as much as that of all."""
 CUT = ("budget", "step_limit", "stopped", "cancelled", "error")
@@ -66,52 +66,27 @@ class _Sample:
     spent_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Speed:
-    """Seconds a token of one track, as a line over the number of running tracks: decaying sums, weighted by tokens."""
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Seconds that a run will still take: the middle of what may be, and the range that it is in with a chance of 90 %."""
 
-    w: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
-
-    def add(self, tokens: float, seconds: float, tracks: float) -> None:
-        keep = 1 - 1 / COMMITS
-        each = seconds / tokens
-        self.w = self.w * keep + tokens
-        self.x = self.x * keep + tokens * tracks
-        self.y = self.y * keep + tokens * each
-        self.xx = self.xx * keep + tokens * tracks * tracks
-        self.xy = self.xy * keep + tokens * tracks * each
-
-    def line(self) -> tuple[float, float]:
-        """Returns a and b of ``a + b * tracks``, both at least 0. The slope is drawn to 0 unless the numbers differ."""
-        x, y = self.x / self.w, self.y / self.w
-        spread = self.xx / self.w - x * x
-        slope = (self.xy / self.w - x * y) / (spread + (0.1 * x) ** 2)
-        slope = min(max(0.0, slope), y / x)
-        return y - slope * x, slope
-
-
-@dataclass(slots=True)
-class _Slowness:
-    """Logarithms of how much slower samples were than the mean."""
-
-    count: int = 0
-    squares: float = 0.0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.squares += value * value
+    seconds: float
+    low: float
+    high: float
 
     @property
-    def spread(self) -> float:
-        return min(1.0, math.sqrt(self.squares / (self.count + SLOW_WEIGHT)))
+    def sure(self) -> bool:
+        """Whether one number tells it: within 30 % of all in the range, or within the second to which it is rounded."""
+        return self.high - self.seconds <= max(WITHIN * self.high, 1.0) and self.seconds - self.low <= max(
+            WITHIN * self.low, 1.0
+        )
+
+    def after(self, seconds: float) -> Left:
+        return Left(*(max(0.0, value - seconds) for value in (self.seconds, self.low, self.high)))
 
 
 class TimeLeft:
-    """``add`` each event; ``left_s`` at any time. The state and the cost of an estimate grow with what runs at once, not with
+    """``add`` each event; ``left`` at any time. The state and the cost of an estimate grow with what runs at once, not with
     the run.
     """
 
@@ -131,11 +106,11 @@ class TimeLeft:
         self._crowd_s = 0.0
         self._lengths = Lengths()
         self._needed: Counter[int] = Counter()  # ends of tracks until a sample's
-        self._speed = _Speed()
-        self._slow = _Slowness()
+        self._speed = Speed()
+        self._slow = Slowness()
         self._steps, self._step_tokens = 0, 0
         self._changed = True
-        self._last: tuple[float, float] | None = None
+        self._last: tuple[float, Left] | None = None
         """The last estimate, with its time."""
 
     # --------------------------------------------------------------------------------------------------------- the fold
@@ -243,18 +218,18 @@ class TimeLeft:
 
     # ------------------------------------------------------------------------------------------------------ the estimate
 
-    def left_s(self, now: float) -> float | None:
+    def left(self, now: float) -> Left | None:
         """Estimates the seconds from ``now``, in run time; None until something is known."""
         if self._last is not None:
-            at, value = self._last
-            if now - at < FRESH * value or not (self._changed or now - at > value):
-                return max(0.0, value - (now - at))
+            at, found = self._last
+            if now - at < FRESH * found.seconds or not (self._changed or now - at > found.seconds):
+                return found.after(now - at)
         found = self._estimate(now)
         if found is not None:
             self._last, self._changed = (now, found), False
         return found
 
-    def _estimate(self, now: float) -> float | None:
+    def _estimate(self, now: float) -> Left | None:
         """Draws what is left.
 
         All tracks get slower together the more there are, so their work is counted in the tokens of a track that is alone:
@@ -263,9 +238,8 @@ class TimeLeft:
         ended = self._done or any(sample.ended for sample in self._running.values())
         if self.samples is None or not ended or self._speed.y <= 0:
             return None
-        fixed, crowded = self._speed.line()
         pace = self._speed.y / self._speed.w
-        law = self._law()
+        weights, laws = zip(*self._laws(), strict=True)
         todo = max(0, self.samples - self._done - len(self._running))
         places = max(1, min(self._places or len(self._running) or 1, self.samples))
         drawn = min(todo, WAVES * places)
@@ -274,6 +248,8 @@ class TimeLeft:
         draw = random.Random(0)
         results: list[float] = []
         for _ in range(draws):
+            fixed, crowded = self._speed.line(draw)
+            law = draw.choices(laws, weights)[0].possible(draw)
             work = 0.0
             ends: list[float] = []
             for sample in self._running.values():
@@ -281,8 +257,9 @@ class TimeLeft:
                 ends.append(end)
                 work += spent
             new: list[float] = []
+            slower = self._slow.of_mean(draw)
             for _ in range(drawn):
-                end, spent = self._new(law, draw)
+                end, spent = (slower * value for value in self._new(law, draw))
                 new.append(end)
                 work += spent
             ends += [0.0] * (places - len(ends))
@@ -297,16 +274,16 @@ class TimeLeft:
                 last = max(last, end)
                 heapreplace(ends, end)
             results.append(fixed * last + crowded * work)
-        return median(results)
+        return _summed_up(results)
 
-    def _law(self) -> Law:
-        """The law of lengths from all that is known now."""
+    def _laws(self) -> list[tuple[float, Law]]:
+        """Returns the laws of lengths that all known now allows, with their weights."""
         lengths = self._lengths.copy()
         for sample in self._running.values():
             self._book(lengths, sample)
             for track in sample.running.values():
                 lengths.add_cut(track.tokens)
-        return lengths.law(self._budget)
+        return lengths.laws(self._budget)
 
     def _rest(self, sample: _Sample, now: float, pace: float, law: Law, draw: random.Random) -> tuple[float, float]:
         """Draws what a running sample lacks: the tokens until its end, and those of all its tracks. A slow track's tokens
@@ -314,24 +291,13 @@ class TimeLeft:
         """
         if not sample.running:
             return 0.0, 0.0
-        # What its ended tracks say of the sample, as the mean of a normal variable that was seen with an error.
-        values = [law.put(tokens) for tokens in sample.ended.values() if tokens]
-        if values and law.shared > 0:
-            trust = law.shared**2 / (law.shared**2 + law.own**2 / len(values))
-            centre = law.mean + trust * (sum(values) / len(values) - law.mean)
-            common = draw.gauss(centre, law.shared * math.sqrt(1 - trust))
-        else:
-            common = draw.gauss(law.mean, law.shared)
         step = self._step_tokens / max(1, self._steps)
         slow = (sample.spent_s + OWN_TOKENS * pace) / ((sample.tokens + OWN_TOKENS) * pace)
-        rests: list[float] = []
-        for track in sample.running.values():
-            begun = min(step, (now - track.since) / (pace * slow))
-            so_far = track.tokens + begun
-            length = law.longer(common, so_far, draw)
-            if self._budget:
-                length = min(length, max(self._budget, so_far))
-            rests.append(slow * (length - so_far))
+        so_far = [track.tokens + min(step, (now - track.since) / (pace * slow)) for track in sample.running.values()]
+        ended = [law.put(tokens) for tokens in sample.ended.values() if tokens]
+        lengths = law.rest(ended, so_far, draw)
+        limit = self._budget or math.inf
+        rests = [slow * (min(length, max(limit, least)) - least) for length, least in zip(lengths, so_far, strict=True)]
         return self._early(rests, len(sample.ended), draw)
 
     def _new(self, law: Law, draw: random.Random) -> tuple[float, float]:
@@ -354,6 +320,15 @@ class TimeLeft:
         ordered = sorted(rests)
         end = ordered[min(len(ordered), max(1, needed - ended)) - 1]
         return end, sum(min(rest, end) for rest in rests)
+
+
+def _summed_up(results: list[float]) -> Left:
+    """Returns the middle of draws, and their range; one number for both where it tells all of the range."""
+    ordered = sorted(results)
+    at = round((1 - CERTAIN) / 2 * (len(ordered) - 1))
+    low, high = ordered[at], ordered[-1 - at]
+    balanced = Left(2 * low * high / max(1e-9, low + high), low, high)  # as far from both, as shares of them
+    return balanced if balanced.sure else replace(balanced, seconds=median(ordered))
 
 
 def _number(value: JsonValue) -> int | None:

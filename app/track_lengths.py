@@ -24,6 +24,7 @@ BUDGET_SHARE, BUDGET_WEIGHT = 0.4, 0.1
 ALIKE, ALIKE_WEIGHT = 0.3, 6.0
 """Share of the variance of log lengths that tracks of one sample have in common, before it is known. Assumed."""
 ITERATIONS = 40
+SWEEPS = 3
 _NORMAL = NormalDist()
 
 POWERS = (0.0, 0.5, 1.0)
@@ -33,19 +34,49 @@ POWERS = (0.0, 0.5, 1.0)
 @dataclass(frozen=True, slots=True)
 class Law:
     """What lengths of tracks are like: a normal distribution of a power of them. ``shared`` and ``own``: its standard
-    deviations between samples and inside of them.
+    deviations between samples and inside of them. ``samples``, ``tracks``: from how many it is known.
     """
 
     power: float
     mean: float
     shared: float
     own: float
+    samples: float = math.inf
+    tracks: float = math.inf
+
+    def possible(self, draw: random.Random) -> Law:
+        """Draws one of the laws that may be the true one: few lengths tell little of their mean, and less of their spread."""
+        if math.isinf(self.tracks):
+            return self
+        wider = math.sqrt(self.tracks / (2 * draw.gammavariate(self.tracks / 2, 1.0)))
+        shared, own = self.shared * wider, self.own * wider
+        mean = draw.gauss(self.mean, math.sqrt(shared**2 / self.samples + own**2 / self.tracks))
+        return Law(self.power, mean, shared, own)
 
     def put(self, length: float) -> float:
         return _put(self.power, length)
 
     def back(self, value: float) -> float:
         return _back(self.power, value)
+
+    def rest(self, ended: list[float], so_far: list[float], draw: random.Random) -> list[float]:
+        """Draws the lengths of a sample's running tracks, each above what it has so far. ``ended``: what ``put`` says of the
+        others.
+
+        Both kinds tell of the mean of the sample: it and the lengths are drawn in turn, each by what the other then is
+        (Gibbs sampling).
+        """
+        lengths: list[float] = []
+        known = ended
+        for _ in range(SWEEPS):
+            common = draw.gauss(self.mean, self.shared)
+            if known and self.shared > 0:
+                trust = self.shared**2 / (self.shared**2 + self.own**2 / len(known))
+                centre = self.mean + trust * (sum(known) / len(known) - self.mean)
+                common = draw.gauss(centre, self.shared * math.sqrt(1 - trust))
+            lengths = [self.longer(common, least, draw) for least in so_far]
+            known = ended + [self.put(length) for length in lengths]
+        return lengths
 
     def longer(self, common: float, so_far: float, draw: random.Random) -> float:
         """Draws a length from those above ``so_far``, of a sample with the mean ``common``."""
@@ -72,6 +103,8 @@ class Lengths:
 
     def __init__(self) -> None:
         self.count = 0
+        self.samples = 0
+        """Those of which lengths are known."""
         self.logs = 0.0
         self.sums = {power: _Sums() for power in POWERS}
         self.cut: Counter[int] = Counter()
@@ -80,7 +113,8 @@ class Lengths:
 
     def copy(self) -> Lengths:
         other = Lengths()
-        other.count, other.logs, other.inner_free = self.count, self.logs, self.inner_free
+        other.count, other.samples, other.logs = self.count, self.samples, self.logs
+        other.inner_free = self.inner_free
         other.sums = {power: replace(one) for power, one in self.sums.items()}
         other.cut = self.cut.copy()
         return other
@@ -99,6 +133,7 @@ class Lengths:
 
     def group(self, lengths: list[int]) -> None:
         """Notes which lengths one sample had."""
+        self.samples += bool(lengths)
         if len(lengths) < 2:
             return
         self.inner_free += len(lengths) - 1
@@ -107,17 +142,27 @@ class Lengths:
             mean = sum(values) / len(values)
             one.inner += sum((value - mean) ** 2 for value in values)
 
+    def laws(self, budget: int | None) -> list[tuple[float, Law]]:
+        """Returns the most likely law of each power, with its likelihood as a share of the best one's."""
+        guess = BUDGET_SHARE * budget if budget else 100.0
+        fits = [(*self._fit(power, guess), power) for power in POWERS]
+        best = max(likelihood for likelihood, *_ in fits)
+        return [
+            (math.exp(likelihood - best), self._made(power, mean, spread)) for likelihood, mean, spread, power in fits
+        ]
+
     def law(self, budget: int | None) -> Law:
         """Returns the most likely law."""
-        guess = BUDGET_SHARE * budget if budget else 100.0
-        fits = [(self._fit(power, guess), power) for power in POWERS]
-        (_, mean, spread), power = max(fits)
+        return max(self.laws(budget), key=lambda one: one[0])[1]
+
+    def _made(self, power: float, mean: float, spread: float) -> Law:
         if self.inner_free:
             found = min(0.95, max(0.0, 1 - self.sums[power].inner / self.inner_free / spread**2))
             alike = (found * self.inner_free + ALIKE * ALIKE_WEIGHT) / (self.inner_free + ALIKE_WEIGHT)
         else:
             alike = ALIKE
-        return Law(power, mean, spread * math.sqrt(alike), spread * math.sqrt(1 - alike))
+        shared, own = spread * math.sqrt(alike), spread * math.sqrt(1 - alike)
+        return Law(power, mean, shared, own, max(1, self.samples), self.count + SPREAD_WEIGHT)
 
     def _fit(self, power: float, guess: float) -> tuple[float, float, float]:
         """Returns log-likelihood, mean and standard deviation, by expectation and maximisation over censored lengths.

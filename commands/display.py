@@ -7,6 +7,7 @@ made harmless. All output to a terminal passes ``Terminal``, ``print_json`` or `
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType
 
+    from speclrm.app.time_left import Left
     from speclrm.commands.monitor import Monitor
     from speclrm.runtime.events import EngineRecovered, Event
 
@@ -91,10 +93,18 @@ def headline(monitor: Monitor) -> str:
         parts.append(f"{written} steps")
     second = "virtual s" if monitor.virtual else "s"
     parts += [f"{role} {rate:.0f} tok/{second}" for role, rate in sorted(monitor.rates().items())]
-    left = monitor.left_s()
     passed = _seconds(monitor.elapsed_s) + (" of virtual time" if monitor.virtual else "")
-    told = "estimating" if left is None else f"about {_seconds(round(left))}{' of it' if monitor.virtual else ''} left"
+    told = _told(monitor.left(), " of it left" if monitor.virtual else " left")
     return " · ".join([*parts, f"{passed}, {told}"])
+
+
+def _told(left: Left | None, behind: str) -> str:
+    """Says how long it will still take: one number if that tells it, else from when to when."""
+    if left is None:
+        return "estimating"
+    if left.sure:
+        return f"about {_seconds(round(left.seconds))}{behind}"
+    return f"{_seconds(int(left.low))} to {_seconds(math.ceil(left.high))}{behind}"
 
 
 def _seconds(seconds: float) -> str:

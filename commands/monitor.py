@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from speclrm.app.time_left import TimeLeft
+from speclrm.app.time_left import Left, TimeLeft
 from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.events import (
     ProblemStarted,
@@ -80,7 +80,7 @@ class Monitor:
         self.virtual = False
         """Whether the engines are simulated, so that times are virtual."""
         self._last_t, self._seen = 0.0, time.monotonic()
-        self._estimate_s: float | None = None
+        self._estimate: Left | None = None
         self._estimate_t = self._next_estimate = 0.0
 
     # As a sink.
@@ -188,7 +188,7 @@ class Monitor:
         span = max(1.0, min(WINDOW_S, now))
         return {role: tokens / span for role, tokens in self._rates.tokens(now).items()}
 
-    def left_s(self) -> float | None:
+    def left(self) -> Left | None:
         """Estimates the seconds to go; None until something is known.
 
         An estimate is used, less the time since then, until making estimates has taken no more than ``ESTIMATE_SHARE`` of
@@ -197,12 +197,12 @@ class Monitor:
         if not self._started:
             return None
         now = self.elapsed_s
-        if self._estimate_s is None or time.monotonic() >= self._next_estimate:
+        if self._estimate is None or time.monotonic() >= self._next_estimate:
             self._left.samples = self.total
             began = time.thread_time()
-            self._estimate_s, self._estimate_t = self._left.left_s(now), now
+            self._estimate, self._estimate_t = self._left.left(now), now
             self._next_estimate = time.monotonic() + (time.thread_time() - began) / ESTIMATE_SHARE
-        return None if self._estimate_s is None else max(0.0, self._estimate_s - (now - self._estimate_t))
+        return None if self._estimate is None else self._estimate.after(now - self._estimate_t)
 
 
 class _Rates:

@@ -3,9 +3,11 @@
     python benchmarks/studies/time_left.py [--seeds 4] [--only NAME] [RUN_DIR ...]
 
 Messages are those of the plain display: one at the end of each sample, and one after each ten seconds without. Counted are
-those from a fifth of the run on, without the last one. A message is right if it is within 30 % of the truth, or within the
-second to which it is rounded. Simulated runs are virtual, so their lines are the same on every machine. ``none``: messages
-that say "estimating", since no track has ended. ``RUN_DIR``: folders of finished runs, real ones for instance.
+those from a fifth of the run on, without the last one. A message of one number is right if it is within 30 % of the truth, or
+within the second to which it is rounded; one of a range if the truth is in it. ``number``: how many give one number;
+``width``: the median of the ranges' ends, divided; then what the middle is of the truth. Simulated runs are virtual, so
+their lines are the same on every machine. ``none``: messages that say "estimating", since no track has ended. ``RUN_DIR``:
+folders of finished runs, real ones for instance.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import asyncio
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from speclrm.app.resolve import make_strategy
@@ -64,10 +67,16 @@ CASES = {
     "repeats": Case("speculative", 11, 6, repeats=4, options={"tracks": 2, "token_budget": 2000}),
     "budget": Case("speculative", 40, 6, options={"tracks": 3, "token_budget": 700}),
     "fast 1": Case("parallel", 60, 6, options={"tracks": 3, "token_budget": 2000, "fast": 1}),
+    "one by one": Case("baseline", 20, 1, options={"token_budget": 2000}),
     # Few samples, and lengths that differ much: nobody can know how long the last ones will take.
     "one turn": Case("parallel", 11, 16, options={"tracks": 3, "token_budget": 2000}),
+    "one turn, one track": Case("baseline", 12, 16, options={"token_budget": 2000}),
+    "a turn and a bit": Case("parallel", 11, 8, options={"tracks": 3, "token_budget": 2000}),
+    "two turns": Case("speculative", 16, 8, options={"tracks": 3, "token_budget": 2000}),
+    "few with repeats": Case("speculative", 3, 6, repeats=8, options={"tracks": 3, "token_budget": 2000}),
     "uneven": Case("parallel", 40, 6, 0.5, options={"tracks": 3, "token_budget": 2000}),
     "uneven, one by one": Case("baseline", 20, 1, 0.5, options={"token_budget": 2000}),
+    "three tracks, one by one": Case("speculative", 12, 1, options={"tracks": 3, "token_budget": 2000}),
 }
 
 
@@ -118,10 +127,14 @@ def simulate(case: Case, seed: int, *, steps: float = STEPS) -> list[Event]:
 
 @dataclass
 class Messages:
-    """``ratios``: of what was said to the truth. ``right``: how many were. ``none``: how many said nothing."""
+    """``ratios``: of the middle of what was said to the truth. ``widths``: of ranges. ``right``: how many messages were;
+    ``numbers``: how many gave one number. ``none``: how many said nothing.
+    """
 
     ratios: list[float] = field(default_factory=list[float])
+    widths: list[float] = field(default_factory=list[float])
     right: int = 0
+    numbers: int = 0
     none: int = 0
 
     def read(self, events: Iterable[Event]) -> None:
@@ -137,15 +150,21 @@ class Messages:
             if not isinstance(event, SampleFinished) and event.t - told < INTERVAL_S:
                 continue
             told = event.t
-            said = left.left_s(event.t)
+            said = left.left(event.t)
             truth = whole - event.t
             if event.t < FROM * whole or done == len(ends) or truth <= 0:
                 continue
             if said is None:
                 self.none += 1
                 continue
-            self.ratios.append(said / truth)
-            self.right += abs(said - truth) <= max(WITHIN * truth, ROUNDED_S)
+            self.ratios.append(said.seconds / truth)
+            if said.sure:
+                right = abs(said.seconds - truth) <= max(WITHIN * truth, ROUNDED_S)
+                self.numbers += 1
+            else:
+                right = said.low - ROUNDED_S <= truth <= said.high + ROUNDED_S
+                self.widths.append(said.high / max(said.low, ROUNDED_S))
+            self.right += right
 
     @property
     def share(self) -> float:
@@ -153,9 +172,13 @@ class Messages:
 
     def line(self, name: str) -> str:
         ordered = sorted(self.ratios)
+        numbers = self.numbers / len(ordered) if ordered else 0.0
+        width = median(self.widths) if self.widths else 1.0
         at = [ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95)] if ordered else [0.0] * 3
         told = "".join(f"{value:>8.2f}" for value in at)
-        return f"{name:<34}{len(ordered) + self.none:>9}{self.none:>6}{self.share:>8.1%}{told}"
+        return (
+            f"{name:<34}{len(ordered) + self.none:>9}{self.none:>6}{self.share:>8.1%}{numbers:>8.0%}{width:>7.1f}{told}"
+        )
 
 
 def main() -> None:
@@ -164,7 +187,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="simulated runs of each kind")
     parser.add_argument("--only", help="one kind of simulated runs")
     given = parser.parse_args()
-    print(f"{'runs':<34}{'messages':>9}{'none':>6}{'right':>8}{'5 %':>8}{'median':>8}{'95 %':>8}")
+    print(
+        f"{'runs':<34}{'messages':>9}{'none':>6}{'right':>8}{'number':>8}{'width':>7}{'5 %':>8}{'median':>8}{'95 %':>8}"
+    )
     for name, case in CASES.items():
         if given.seeds < 1 or given.only not in (None, name):
             continue

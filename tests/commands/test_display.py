@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from support import make_strategy, play, work
 
+from speclrm.app.time_left import Left
 from speclrm.commands import monitor as monitoring
 from speclrm.commands.display import JsonView, LiveView, PlainView, headline, print_report
 from speclrm.commands.monitor import Monitor
@@ -177,18 +178,18 @@ def test_the_time_that_is_left_counts_down_between_events(monkeypatch: pytest.Mo
     monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
     monitor = Monitor()
     monitor.plan(2)
-    assert monitor.left_s() is None
+    assert monitor.left() is None
     for event in [
         *at(0.0, run_started(), ProblemStarted(problem="p", repeat=0, text="", gold=None), *map(started, "ab")),
         *at(10.0, *step("a", 0, 100), *step("b", 0, 50)),
     ]:
         monitor.emit(event)
-    assert monitor.left_s() is None  # no track has ended
+    assert monitor.left() is None  # no track has ended
     monitor.emit(*at(10.0, finished("a")))
-    first = monitor.left_s()
+    first = monitor.left()
     assert first is not None
     now[0] += 1.0
-    assert monitor.left_s() == pytest.approx(first - 1.0)
+    assert monitor.left() == first.after(1.0)
     assert monitor.elapsed_s == pytest.approx(11.0)
 
 
@@ -222,7 +223,7 @@ def test_what_is_virtual_says_so_and_does_not_depend_on_the_clock(monkeypatch: p
         said.append(headline(monitor))
     assert said[0] == said[1]
     assert re.search(r"draft \d+ tok/virtual s .* target \d+ tok/virtual s", said[0])
-    assert re.search(r"0:\d\d of virtual time, about \d:\d\d of it left$", said[0])
+    assert re.search(r"0:\d\d of virtual time, (about \d:\d\d|\d:\d\d to \d:\d\d) of it left$", said[0])
 
 
 def test_after_a_resume_the_past_counts_by_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +248,7 @@ def test_a_display_that_missed_events_goes_on() -> None:
     assert len(file.getvalue().splitlines()) == sum(
         isinstance(event, SampleFinished) for place, event in enumerate(events) if place % 3
     )
-    assert monitor.left_s() is not None
+    assert monitor.left() is not None
 
 
 def printed(summary: RunSummary) -> list[str]:
@@ -314,17 +315,17 @@ def test_estimates_take_their_share_of_the_time_and_no_more(monkeypatch: pytest.
     monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(monitoring.time, "thread_time", lambda: spent[0])
 
-    def estimate(_: object, at_s: float) -> float:
+    def estimate(_: object, at_s: float) -> Left:
         made.append(at_s)
         spent[0] += 0.02
-        return 100.0
+        return Left(100.0, 90.0, 110.0)
 
-    monkeypatch.setattr(monitoring.TimeLeft, "left_s", estimate)
+    monkeypatch.setattr(monitoring.TimeLeft, "left", estimate)
     monitor = Monitor()
     monitor.emit(*at(0.0, run_started()))
     for _ in range(1000):
         now[0] += 0.1
-        assert monitor.left_s() is not None
+        assert monitor.left() is not None
     assert 1 <= len(made) <= 100 * monitoring.ESTIMATE_SHARE / 0.02 + 1
 
 
@@ -340,3 +341,21 @@ def test_the_screen_names_an_operation_that_is_stuck_and_says_what_becomes_of_en
     assert "p/0/2/5/draft in m brought nothing for 151 s, and 3 more there" in shown
     assert "hung after 600 s" in shown
     assert "m works again after 31.0 s with max_num_seqs 16" in shown
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (Left(100.0, 85.0, 125.0), "about 1:40 left"),
+        (Left(60.0, 20.4, 140.2), "0:20 to 2:21 left"),
+        (Left(1.0, 0.2, 1.9), "about 0:01 left"),
+        (None, "estimating"),
+    ],
+)
+def test_the_time_left_is_one_number_only_where_that_tells_it(
+    left: Left | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = Monitor()
+    monitor.emit(*at(0.0, run_started()))
+    monkeypatch.setattr(monitor, "left", lambda: left)
+    assert headline(monitor).endswith(f", {said}")
