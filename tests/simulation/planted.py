@@ -115,6 +115,7 @@ def wrong_track() -> Generator[None]:
         await enter(self)
         mine = self._flight.request
         for other in self._queue.slots:
+            assert isinstance(other, LaneSlot)
             theirs = other._flight.request
             same = mine.id.rpartition("/")[2] == theirs.id.rpartition("/")[2]
             if other is not self and other._started == self._started and same:
