@@ -107,9 +107,9 @@ def test_a_judge_that_hardly_tells_is_promised_nothing_but_by_chance() -> None:
 
 
 def calibrated(settings: WorldSettings, folder: Path) -> tuple[Done, Done]:
-    """The command on a world, and a run with the threshold that it kept."""
+    """The command on a world in which drafts pay, and a run with the threshold that it kept."""
     cost = EngineCost(w=0.02, p=1e-5, k=1e-9, kv_tokens=200_000)
-    fits = {"target": EngineFit(cost=cost), "draft": EngineFit(cost=cost)}
+    fits = {"target": EngineFit(cost=cost), "draft": EngineFit(cost=replace(cost, w=0.002))}
     write_preset(Preset(engines=fits, world=settings), folder / "world.json")  # type: ignore[arg-type]
     common = ("--draft", "sim/world.json", "--dataset", "sim:world.json?size=100", "--display", "none")
     cache = str(folder / "cache")
