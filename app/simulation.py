@@ -19,6 +19,7 @@ from speclrm.runtime.engines.simulated.presets import (
 )
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld
 from speclrm.runtime.errors import SettingsError
+from speclrm.runtime.machine.sizing import check_length
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.run_parts import Components
 
@@ -128,6 +129,8 @@ class SimulatedEngines:
     async def size(self, strategy: Family, work: Work, problems: Sequence[Problem], notify: Notify) -> None:
         check_target(self._options)
         self._made = self._make(problems)
+        for engines in self._made.values():
+            check_length(engines[0].name, engines[0].max_model_len, work)
 
     def _make(self, problems: Sequence[Problem]) -> dict[Role, list[SimulatedEngine]]:
         """Makes the engines: a replica of each role beside one of the other, as far as there are as many."""

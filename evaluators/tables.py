@@ -125,7 +125,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
         except csv.Error as error:
             raise DatasetError(f"{path} line {begin}: not CSV ({error}).") from error
         except UnicodeDecodeError as error:
-            raise DatasetError(f"{path} behind line {reader.line_num}: not UTF-8. Convert the file.") from error
+            raise DatasetError(f"{path} line {reader.line_num + 1} or below: not UTF-8. Convert the file.") from error
 
 
 def _next_row(rows: Iterator[dict[str | Any, Any]]) -> dict[str | Any, Any] | None:

@@ -125,9 +125,10 @@ class TrackRequests:
         engine = self.lanes[role].engines[place]
         room = engine.max_model_len - len(ids)
         if room <= 0:
+            fits = "Use a smaller --token-budget" if room + self.limits.token_budget > 0 else "Leave the problem out"
             raise CapacityError(
                 f"{name}: the context has {len(ids)} tokens and {engine.name} takes {engine.max_model_len}. "
-                "Use a smaller --token-budget, or a model with a longer context."
+                f"{fits}, or use a model with a longer context."
             )
         request = Request(
             id=name,
