@@ -6,7 +6,7 @@ A fold over events and nothing else, so that a run that continues from its trace
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.events import (
@@ -22,7 +22,7 @@ from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.breakeven import StepShape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from speclrm.runtime.events import Event, Operation
     from speclrm.runtime.scheduling.controller_settings import ControllerSettings
@@ -115,6 +115,8 @@ class Experience:
         kept = settings.accepted_prior * settings.prior_verdicts
         self.verdicts = Verdicts(kept, settings.prior_verdicts - kept)
         """Of all problems, those that ended too."""
+        self._shares = replace(self.verdicts)
+        """The same, of each problem as many as ``verdicts_others`` at most: one that drafts much tells no more of others."""
         self.steps = 0
 
     def see(self, event: Event) -> None:
@@ -160,12 +162,12 @@ class Experience:
     def acceptance(self, problem: Problem, deviations: float) -> float:
         """Returns the share of a problem's drafts that are kept: what is expected, and so many standard deviations more.
 
-        Verdicts on other problems count as at most ``verdicts_others``. 0 to 1.
+        Verdicts on other problems count as at most ``verdicts_others``, those on each of them as well. 0 to 1.
         """
-        own, settings = problem.verdicts, self._settings
-        others = max(1e-9, self.verdicts.count - own.count)
-        mean = (self.verdicts.kept - own.kept) / others
-        weight = min(settings.verdicts_others, others)
+        own, share = problem.verdicts, self._share(problem)
+        others = max(1e-9, self._shares.count - share.count)
+        mean = (self._shares.kept - share.kept) / others
+        weight = min(self._settings.verdicts_others, others)
         accepted = min(1.0, max(0.0, (own.kept + weight * mean) / (own.count + weight)))
         return min(1.0, accepted + deviations * (accepted * (1 - accepted) / (own.count + weight)) ** 0.5)
 
@@ -194,8 +196,21 @@ class Experience:
         """
         problem = self.problems[event.problem]
         problem.doubted.add((event.repeat, event.track))
-        problem.verdicts.add(False, self._settings.verdicts_max)
+        self._learn(problem, lambda verdicts: verdicts.add(False, self._settings.verdicts_max))
         self.verdicts.add(False)
+
+    def _share(self, problem: Problem) -> Verdicts:
+        """Returns what its verdicts tell of other problems."""
+        share = min(1.0, self._settings.verdicts_others / max(1e-9, problem.verdicts.count))
+        return Verdicts(share * problem.verdicts.kept, share * problem.verdicts.lost)
+
+    def _learn(self, problem: Problem, change: Callable[[Verdicts], None]) -> None:
+        """Changes a problem's verdicts, and with them its share in what all tell."""
+        before = self._share(problem)
+        change(problem.verdicts)
+        after = self._share(problem)
+        self._shares.kept += after.kept - before.kept
+        self._shares.lost += after.lost - before.lost
 
     def _end(self, name: str, track: TrackName) -> None:
         problem = self.problems.get(name)
@@ -232,10 +247,10 @@ class Experience:
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
             if track not in problem.doubted:
-                problem.verdicts.add(kept, self._settings.verdicts_max)
+                self._learn(problem, lambda verdicts: verdicts.add(kept, self._settings.verdicts_max))
                 self.verdicts.add(kept)
             elif kept:
-                problem.verdicts.correct()
+                self._learn(problem, Verdicts.correct)
                 self.verdicts.correct()
             problem.doubted.discard(track)
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
