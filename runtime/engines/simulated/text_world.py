@@ -191,7 +191,7 @@ class SimulatedWorld:
 
     def digits(self, request: Request) -> Sequence[float]:
         where, step, _ = _parts(request)
-        if (asked := len(request.logprob_ids)) not in (0, 10):  # the likelihood scorer asks so of a draft without a word
+        if (asked := len(request.logprob_ids)) not in (0, 10):  # the likelihood scorer, of a draft without a word
             good = self.good_draft(where, step)
             return [*self._logprobs((*where, step, "end"), 1, self.settings.likelihood_auroc, good=good)] * asked
         accepted, error = self._rates(where[0])
