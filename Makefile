@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK ?= locks/cpu.txt
-# Processes in which the fast tests run.
+# Processes in which the tests run.
 WORKERS ?= logical
 # Where the index in use has no CPU build of torch: the address of PyTorch's own CPU index.
 TORCH_INDEX ?=
@@ -46,7 +46,7 @@ test-fast: setup ## Tests on scripted engines
 	@$(BIN)/python -m pytest -q -m "not engine and not models and not services and not slow" -n $(WORKERS) --dist loadfile
 
 test-engine: setup ## Tests on the real vLLM with tiny random models
-	@$(BIN)/python -m pytest -q -m engine
+	@$(BIN)/python -m pytest -q -m "engine and not slow" -n $(WORKERS) --dist loadfile
 
 test-models: setup ## Tests on real weights
 	@$(BIN)/python -m pytest -q -m models
@@ -55,7 +55,7 @@ test-services: setup ## Tests with Ray, which this installs
 	@$(PIP) install --no-deps --require-hashes -r locks/services.txt
 	@$(BIN)/python -m pytest -q -m services
 
-test-slow: setup ## How often intervals hold the truth, in thousands of draws
+test-slow: setup ## How often intervals hold the truth, in thousands of draws; rarer failures of real engines
 	@$(BIN)/python -m pytest -q -m slow
 
 soak: setup ## Simulated faults for SIMULATED (10) minutes, then random attacks for MINUTES (60), from number SEED (0) on

@@ -97,7 +97,12 @@ def replayed(folder: Path, engines: dict[Role, EngineSettings]) -> Playback:
 
 @pytest.mark.parametrize(
     ("role", "how"),
-    [(Role.TARGET, "core"), (Role.DRAFT, "worker"), (Role.TARGET, "hang"), (Role.TARGET, "memory")],
+    [
+        (Role.TARGET, "core"),
+        (Role.TARGET, "hang"),
+        pytest.param(Role.DRAFT, "worker", marks=pytest.mark.slow),
+        pytest.param(Role.TARGET, "memory", marks=pytest.mark.slow),
+    ],
     ids=lambda value: str(value),
 )
 async def test_an_engine_that_fails_in_the_middle_of_a_run_is_started_anew(
