@@ -62,7 +62,7 @@ def test_a_target_in_two_processes(tiny_models: dict[str, Path], tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "out" / "run.json").read_text())["config"]["engines"]["target"]
-    assert told["tensor_parallel_size"] == 2
+    assert told["arguments"]["tensor_parallel_size"] == 2
     assert "tp_size=2" in (log := (tmp_path / "engines.log").read_text()) or "world_size=2" in log
     for command in (("trace", "check", "out"), ("replay", "out")):
         again = speclrm(*command)

@@ -99,7 +99,7 @@ def replayed(folder: Path, engines: dict[Role, EngineSettings]) -> Playback:
     ("role", "how"),
     [
         (Role.TARGET, "core"),
-        (Role.TARGET, "hang"),
+        pytest.param(Role.TARGET, "hang", marks=pytest.mark.slow),
         pytest.param(Role.DRAFT, "worker", marks=pytest.mark.slow),
         pytest.param(Role.TARGET, "memory", marks=pytest.mark.slow),
     ],
