@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from simulation.cases import simulate
 from simulation.test_seeds import EACH, expect_nothing
 
 pytestmark = pytest.mark.timeout(180)
@@ -11,3 +12,9 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.mark.parametrize("first", range(150, 300, EACH))
 def test_nothing_is_lost_and_nothing_hangs_whatever_goes_wrong(first: int) -> None:
     expect_nothing(first)
+
+
+@pytest.mark.parametrize("seed", [576, 2353])
+def test_what_broke_once_does_so_no_more(seed: int) -> None:
+    """2353: an engine that stopped before the limit left a reply that a replay took for a part of one."""
+    assert not (outcome := simulate(seed)).faults, str(outcome)
