@@ -29,21 +29,11 @@ SUMS = ("prompt_tokens", "output_tokens", "progress", "iterations", "batched", "
 """The counters of EngineStats that never fall."""
 
 
-class RestartingEngine:
-    """An engine behind the protocols ``Engine`` and ``Restartable``; its counters go on from one engine to the next.
+class EngineBehind:
+    """Passes on what an engine is. ``engine``: the one that is behind now."""
 
-    ``restarts``: how often in a row, without a token between, it may be started anew; at least 1.
-    """
-
-    def __init__(self, engine: Engine, start: StartAnew, *, restarts: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        """The one that is there now."""
-        self.restarts = restarts
-        self._start = start
-        self._out_of_memory = 0
-        self._before = dict.fromkeys(SUMS, 0)
-        self._pace_s = 0.0
-        self._away = False
 
     @property
     def name(self) -> str:
@@ -64,6 +54,22 @@ class RestartingEngine:
     @property
     def known_costs(self) -> EngineCosts | None:
         return self.engine.known_costs if isinstance(self.engine, KnowsItsCosts) else None
+
+
+class RestartingEngine(EngineBehind):
+    """An engine behind the protocols ``Engine`` and ``Restartable``; its counters go on from one engine to the next.
+
+    ``restarts``: how often in a row, without a token between, it may be started anew; at least 1.
+    """
+
+    def __init__(self, engine: Engine, start: StartAnew, *, restarts: int) -> None:
+        super().__init__(engine)
+        self.restarts = restarts
+        self._start = start
+        self._out_of_memory = 0
+        self._before = dict.fromkeys(SUMS, 0)
+        self._pace_s = 0.0
+        self._away = False
 
     def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         return self.engine.stream(request)

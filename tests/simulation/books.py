@@ -13,6 +13,7 @@ from attack.attempts import Fault
 from workloads import operations
 
 from speclrm.runtime.clock import now_s
+from speclrm.runtime.engines.restarting import EngineBehind
 from speclrm.runtime.events import StepDrafted, StepWritten
 from speclrm.runtime.seeds import derive_seed
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from pydantic import JsonValue
 
-    from speclrm.runtime.engine import Delta, Engine, EngineCosts, EngineStats, Request, Tokenizer
+    from speclrm.runtime.engine import Delta, Engine, EngineStats, Request
     from speclrm.runtime.errors import FailureReason
     from speclrm.runtime.events import Event
 
@@ -59,32 +60,12 @@ class Books:
         return [name for name, entries in self.entries.items() for entry in entries if entry.open]
 
 
-class Booked:
+class Booked(EngineBehind):
     """An engine whose requests are written down."""
 
     def __init__(self, engine: Engine, books: Books) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._books = books
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.engine.tokenizer
-
-    @property
-    def max_model_len(self) -> int:
-        return self.engine.max_model_len
-
-    @property
-    def max_num_seqs(self) -> int:
-        return self.engine.max_num_seqs
-
-    @property
-    def known_costs(self) -> EngineCosts | None:
-        return getattr(self.engine, "known_costs", None)
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         entry = Entry(request, tuple(request.prompt_ids))
