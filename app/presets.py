@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from speclrm.app.thresholds import pair_name
 from speclrm.runtime.engine import EngineCosts
 from speclrm.runtime.engines.cost_probe import Prober, fit_costs, measure_sharing
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, kept_presets, read_preset
 from speclrm.runtime.engines.simulated.text_world import WorldSettings
 from speclrm.runtime.errors import ModelError

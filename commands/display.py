@@ -185,9 +185,8 @@ class PlainView:
     def emit(self, event: Event) -> None:
         line = sample_line(event, self._monitor) if event.kind == "sample_finished" else engine_line(event)
         self._monitor.emit(event)
-        now = time.monotonic()
-        if line or now - self._last >= PLAIN_INTERVAL_S:
-            self._last = now
+        if line or self._monitor.seen - self._last >= PLAIN_INTERVAL_S:
+            self._last = self._monitor.seen
             self._print(f"{line} · {headline(self._monitor)}" if line else headline(self._monitor))
 
     def _print(self, line: str) -> None:

@@ -79,7 +79,7 @@ class Monitor:
         self._left = TimeLeft()
         self.virtual = False
         """Whether the engines are simulated, so that times are virtual."""
-        self._last_t, self._seen = 0.0, time.monotonic()
+        self._last_t, self.seen = 0.0, time.monotonic()
         self._estimate: Left | None = None
         self._estimate_t = self._next_estimate = 0.0
 
@@ -87,12 +87,7 @@ class Monitor:
 
     def emit(self, event: Event) -> None:
         # By the kind and not by isinstance, which takes half a microsecond for each class of pydantic that is not it.
-        if event.kind == "run_started":
-            self._clear()
-            self.virtual = any(is_simulated(facts.name) for facts in event.engines.values())
-        self._started = True
-        self._last_t, self._seen = event.t, time.monotonic()
-        self._left.add(event)
+        self._started, self._last_t, self.seen = True, event.t, time.monotonic()
         match event.kind:
             case "step_drafted" | "step_written":
                 if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
@@ -101,11 +96,19 @@ class Monitor:
             case "step_scored":
                 self._rates.add(event.t, "target", event.operations)
             case "step_committed":
+                self._left.add(event)
                 self._commit(event)
+            case "track_started" | "track_finished" | "track_resumed" | "sample_finished" | "problem_started":
+                self._left.add(event)
+                self._change(event)
             case "operation_dropped":
                 self._rates.add(event.t, event.role, (event.operation,))
-            case "problem_started" | "track_started" | "track_finished" | "track_resumed" | "sample_finished":
-                self._change(event)
+            case "run_started":
+                self._clear()
+                self.virtual = any(is_simulated(facts.name) for facts in event.engines.values())
+                self._left.add(event)
+            case "run_resumed":
+                self._left.add(event)
             case _:
                 pass
 
@@ -166,7 +169,7 @@ class Monitor:
         """Returns the run's seconds so far; before it has begun, those of its preparation."""
         if not self._started:
             return time.monotonic() - self._begun
-        return self._last_t if self.virtual else self._last_t + time.monotonic() - self._seen
+        return self._last_t if self.virtual else self._last_t + time.monotonic() - self.seen
 
     @property
     def running(self) -> bool:
@@ -209,20 +212,25 @@ class _Rates:
     """Counts tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
 
     def __init__(self) -> None:
-        self._slices: deque[tuple[int, dict[str, int]]] = deque()
+        self._slices: dict[str, deque[list[int]]] = {"draft": deque(), "target": deque()}
+        """A slice: its number, and its tokens."""
+        self._sums = {"draft": 0, "target": 0}
 
     def add(self, t: float, role: str, operations: Sequence[Operation]) -> None:
-        number = int(t / SLICE_S)
-        if not self._slices or self._slices[-1][0] != number:
-            self._slices.append((number, {"draft": 0, "target": 0}))
-            while self._slices[0][0] <= number - WINDOW_S / SLICE_S:
-                self._slices.popleft()
-        tokens = self._slices[-1][1]
+        slices, number = self._slices[role], int(t / SLICE_S)
+        if not slices or slices[-1][0] != number:
+            self._forget(number)
+            slices.append([number, 0])
         for operation in operations:
-            tokens[role] += operation.output_tokens
+            slices[-1][1] += operation.output_tokens
+            self._sums[role] += operation.output_tokens
 
     def tokens(self, now: float) -> dict[str, int]:
-        first = int(now / SLICE_S) - WINDOW_S / SLICE_S
-        slices = [tokens for number, tokens in tuple(self._slices) if number > first]
-        found = {role: sum(tokens[role] for tokens in slices) for role in ("draft", "target")}
-        return {role: tokens for role, tokens in found.items() if tokens}
+        self._forget(int(now / SLICE_S))
+        return {role: tokens for role, tokens in self._sums.items() if tokens}
+
+    def _forget(self, number: int) -> None:
+        """Drops the slices that are too old once slice ``number`` is under way."""
+        for role, slices in self._slices.items():
+            while slices and slices[0][0] <= number - WINDOW_S / SLICE_S:
+                self._sums[role] -= slices.popleft()[1]

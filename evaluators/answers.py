@@ -50,6 +50,12 @@ _IS = (
     r"(?:'s\b|\s+[-–—](?=\s)|\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
 )
+_MENTIONS = (
+    *("answer", "solution", "result", "choice", "option", "respuesta", "réponse", "antwort", "risposta", "resposta"),
+    *("ответ", "정답", "최종 답", "答", "结果", "选", "####"),
+)
+_ANS = re.compile(r"(?<![a-z])ans(?![a-z])")
+"""A line that gives an answer holds one of these, in small letters. Most steps hold none, and are not read any further."""
 _SAYS = re.compile(
     rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
     rf"{_ABOUT}(?P<says>{_IS})(?:\s*(?::|：|=))?[\s*_`]*",
@@ -192,6 +198,8 @@ def last_boxes(text: str) -> list[Found]:
 
     One pass with a stack: each box remembers where it began, so a thousand unclosed ones cost no more than one.
     """
+    if "box" not in text:
+        return []
     whole: list[tuple[int, int, str]] = []  # begin, end, content
     stack: list[tuple[int, int] | None] = []  # the start of a box and of its content, or None for any other brace
     for token in _BOX.finditer(text):
@@ -241,6 +249,9 @@ def _tags(text: str) -> list[Found]:
 
 def _lines(text: str) -> list[Found]:
     """Returns what the lines give that say they give the answer: the last value, and the last words about one."""
+    small = text.casefold()
+    if not any(mention in small for mention in _MENTIONS) and not ("ans" in small and _ANS.search(small)):
+        return []
     found: dict[int, Found] = {}
     place = len(text)
     behind: str | None = None  # the next line that holds something

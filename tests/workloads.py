@@ -14,7 +14,8 @@ from support import Collector, make_strategy, parts
 from watched import Record, WatchedSimulated, watched
 
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
+from speclrm.runtime.engines.simulated.device import Device
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings, rest_of
 from speclrm.runtime.events import (
     EngineFailed,

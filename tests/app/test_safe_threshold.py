@@ -12,7 +12,7 @@ from cli_runner import Done, invoke
 
 from speclrm.app.safe_threshold import Promise, candidates, find_promise, lost_max, problems_min, upper_bound
 from speclrm.benchmarks.studies.safe_threshold import WORLDS, row
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, write_preset
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from speclrm.app.options import CalibrateOptions
 from speclrm.app.presets import kept_costs, provenance
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
 from speclrm.runtime.engine import EngineCosts
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, presets_dir, read_preset, write_preset
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.protocols import Role

@@ -20,7 +20,7 @@ from support import ExactAnswers
 from workloads import BUDGET_TOKENS, PROMPT_TOKENS, STEP_TOKENS, TalkingOn
 
 from speclrm.runtime import run_sinks
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.errors import (
     EngineDeadError,

@@ -24,12 +24,11 @@ import asyncio
 import heapq
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.engine import Delta, EngineCosts, EngineStats, Finish, Request, Tokenizer
+from speclrm.runtime.engines.simulated.device import Device
 from speclrm.runtime.engines.simulated.kv_blocks import BlockKeys, Blocks
 from speclrm.runtime.engines.simulated.tokenizer import cut
 from speclrm.runtime.errors import CapacityError, EngineDeadError
@@ -37,82 +36,14 @@ from speclrm.runtime.errors import CapacityError, EngineDeadError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from speclrm.runtime.engines.simulated.cost import EngineCost
+    from speclrm.runtime.engines.simulated.world import World
+
 _EPSILON = 1e-9
-_Seconds = Annotated[float, Field(ge=0, le=3600)]
-_Tokens = Annotated[int, Field(ge=1)]
 SPAN_MAX = 64
 """Iterations that are taken together at most, so that readers of a long output see it grow."""
 DELTA_TOKENS = 8
 """Tokens between two deltas, as in our vLLM engines; the first token comes by itself (v1/engine/output_processor.py)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCost:
-    """The seconds that an iteration takes: ``w`` for itself, ``p`` for each new token, ``k`` for each token of context.
-
-    ``kv_tokens``: size of the KV cache in tokens. The limits are those of vLLM's scheduler; ``chunked_prefill``:
-    whether a prompt may be computed in parts. Measured engines have two more constants: ``s`` for each sampled token,
-    which costs on a CPU, and ``request_s`` from a request's call until the engine has it.
-    """
-
-    w: Annotated[float, Field(gt=0, le=3600)]
-    p: _Seconds
-    k: _Seconds
-    kv_tokens: _Tokens
-    max_num_seqs: _Tokens = 256
-    max_num_batched_tokens: _Tokens = 8192
-    max_model_len: _Tokens = 32_768
-    block_size: _Tokens = 16
-    chunked_prefill: bool = True
-    s: _Seconds = 0.0
-    request_s: _Seconds = 0.0
-
-
-class World(Protocol):
-    """The protocol of what simulated models write and how sure they are. Log-probabilities are natural."""
-
-    def write(self, request: Request) -> Sequence[int]:
-        """Returns the ids that would follow the request's prompt if nothing stopped them."""
-        ...
-
-    def digits(self, request: Request) -> Sequence[float]:
-        """Returns log-probabilities of 0 to 9, if the request asks for a score; of ends of text, if it asks for those."""
-        ...
-
-    def sampled(self, request: Request, ids: Sequence[int]) -> Sequence[float]:
-        """Returns the log-probability of each of the ids that the request is answered with."""
-        ...
-
-    def entropy(self, request: Request) -> float:
-        """Returns the entropy of the first position, in nats."""
-        ...
-
-    def likelihood(self, request: Request) -> Sequence[float]:
-        """Returns the log-probability of each prompt id from ``likelihood_from`` on."""
-        ...
-
-
-class Device:
-    """The device that engines share: one that works alone has full speed, each of two that work has its own ``share``."""
-
-    def __init__(self) -> None:
-        self.engines = 0
-        """How many are on it."""
-        self._busy: list[SimulatedEngine] = []
-
-    def speed(self, engine: SimulatedEngine) -> float:
-        return 1.0 if all(other is engine for other in self._busy) else engine.share
-
-    def set_busy(self, engine: SimulatedEngine, busy: bool) -> None:
-        if busy == (engine in self._busy):
-            return
-        if busy:
-            self._busy.append(engine)
-        else:
-            self._busy.remove(engine)
-        for other in self._busy:
-            if other is not engine:
-                other.retime()  # its iterations take longer or shorter from now on
 
 
 @dataclass(eq=False, slots=True)

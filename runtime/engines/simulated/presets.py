@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.simulated.cost import EngineCost
+from speclrm.runtime.engines.simulated.device import Device
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.engines.simulated.text_world import MIXES, WorldSettings
 from speclrm.runtime.errors import ModelError
 from speclrm.runtime.events import RoleName

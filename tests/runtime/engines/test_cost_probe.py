@@ -10,7 +10,9 @@ import pytest
 
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.cost_probe import Measurement, Prober, fit_costs, measure_sharing
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.simulated.cost import EngineCost
+from speclrm.runtime.engines.simulated.device import Device
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.engines.simulated.presets import PRESETS
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.errors import EngineStalledError

@@ -17,7 +17,9 @@ from support import Collector, make_strategy, parts
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import EngineStats
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.simulated.cost import EngineCost
+from speclrm.runtime.engines.simulated.device import Device
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.events import (
     ModeChanged,

@@ -10,7 +10,7 @@ from support import Collector, make_strategy, parts
 from watched import WatchedSimulated
 
 from speclrm.runtime.clock import now_s, run_virtual
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.errors import EngineDeadError
 from speclrm.runtime.events import EngineFailed, OperationDropped, RunFinished, TrackFinished, TrackStarted

@@ -15,7 +15,7 @@ from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import Request
 from speclrm.runtime.engines.restarting import RestartingEngine, restarting
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
 from speclrm.runtime.errors import EngineDeadError, EngineError
 from speclrm.runtime.events import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from speclrm.runtime.engines.simulated import presets
-from speclrm.runtime.engines.simulated.engine import EngineCost
+from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import (
     EngineFit,
     Preset,

@@ -18,7 +18,9 @@ from speclrm.app import original_faults
 from speclrm.evaluators.metrics import summarize
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import Request
-from speclrm.runtime.engines.simulated.engine import Device, EngineCost, SimulatedEngine
+from speclrm.runtime.engines.simulated.cost import EngineCost
+from speclrm.runtime.engines.simulated.device import Device
+from speclrm.runtime.engines.simulated.engine import SimulatedEngine
 from speclrm.runtime.engines.simulated.presets import PRESETS, simulated_engines
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld
 from speclrm.runtime.engines.simulated.tokenizer import PackedTokenizer
