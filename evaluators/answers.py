@@ -169,9 +169,10 @@ def finished_answer(step: str, before: str = "") -> str | None:
         *(tag for tag in _tags(said) if _is_finished(tag.answer)),
         *(line for line in _lines(said) if line.rank == _ANSWER),
     ]
-    if not found and before and len(value := tidy(said)) <= _ALONE_MAX and "\n" not in value:
-        announced = before.rstrip().rpartition("\n")[2]
-        if not _lines(announced) and len(_WORD.findall(_unmathed(value))) <= 1:
+    announced = before.rstrip().rpartition("\n")[2]
+    if not found and _mentions_answer(announced) and not _lines(announced):
+        value = tidy(said)
+        if len(value) <= _ALONE_MAX and "\n" not in value and len(_WORD.findall(_unmathed(value))) <= 1:
             found = [line for line in _lines(f"{announced}\n\n{said}") if line.rank == _ANSWER]
     return max(found, key=lambda one: one.place).answer if found else None
 
@@ -249,8 +250,7 @@ def _tags(text: str) -> list[Found]:
 
 def _lines(text: str) -> list[Found]:
     """Returns what the lines give that say they give the answer: the last value, and the last words about one."""
-    small = text.casefold()
-    if not any(mention in small for mention in _MENTIONS) and not ("ans" in small and _ANS.search(small)):
+    if not _mentions_answer(text):
         return []
     found: dict[int, Found] = {}
     place = len(text)
@@ -263,6 +263,11 @@ def _lines(text: str) -> list[Found]:
             break
         behind = line.strip() if tidy(line) else behind
     return list(found.values())
+
+
+def _mentions_answer(text: str) -> bool:
+    small = text.casefold()
+    return any(mention in small for mention in _MENTIONS) or ("ans" in small and _ANS.search(small) is not None)
 
 
 def _in_line(line: str, behind: str | None) -> list[Found]:
