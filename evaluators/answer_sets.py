@@ -9,7 +9,7 @@ import sympy as _sympy
 
 from speclrm.evaluators.answer_parts import DOMAIN, Related, cut, in_brackets, list_in, relations_in
 from speclrm.evaluators.answer_words import JOINT, bare
-from speclrm.evaluators.formulas import Unknown
+from speclrm.evaluators.formula_marks import Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

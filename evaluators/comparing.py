@@ -12,7 +12,7 @@ from typing import Any, cast
 import sympy as _sympy
 from sympy.core.function import AppliedUndef as _AppliedUndef
 
-from speclrm.evaluators import answer_sets, formulas, units
+from speclrm.evaluators import answer_sets, formula_marks, formulas, units
 from speclrm.evaluators.answer_forms import defined_alike, in_digits, same_species, with_domain
 from speclrm.evaluators.answer_parts import (
     Related,
@@ -38,7 +38,7 @@ from speclrm.evaluators.answer_words import (
     split_qualifier,
 )
 from speclrm.evaluators.equality import NO_ANSWER, same_by_library, same_formulas, verified
-from speclrm.evaluators.formulas import Unknown
+from speclrm.evaluators.formula_marks import Unknown
 from speclrm.evaluators.measures import (
     Side,
     alike,
@@ -57,7 +57,7 @@ class Comparison:
     """Compares one pair: how ``i`` is read, and whether letters are real, depends on both."""
 
     def __init__(self, gold: str, answer: str) -> None:
-        alone = formulas.letters(gold) | formulas.letters(answer)
+        alone = formula_marks.letters(gold) | formula_marks.letters(answer)
         both = gold + answer
         indexed = re.search(r"\\(?:sum|prod)\s*_\s*\{?\s*i\b", both)
         self._imaginary = not indexed and "j" not in alone
@@ -65,7 +65,7 @@ class Comparison:
             "i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both)
         )
         self._real: bool | None = None if complex_ else True
-        self._factors = formulas.factors(gold, answer)
+        self._factors = formula_marks.factors(gold, answer)
         self._told: dict[tuple[str, str], bool] = {}
         self._parsed: dict[str, Any] = {}
 

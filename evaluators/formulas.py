@@ -9,101 +9,33 @@ It makes nothing but numbers, letters, sums, products, powers and named function
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import sympy as _sympy
 
-from speclrm.evaluators.notation import word_set
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
+from speclrm.evaluators.formula_marks import END, LETTERS_MAX, Marks, Unknown
+from speclrm.evaluators.formula_names import (
+    ACCENTS,
+    APPLIED,
+    APPLIED_TO_NUMBERS,
+    FUNCTIONS,
+    GREEK,
+    LOGARITHMS,
+    MANY,
+    NAMED,
+    OPENING,
+    OVER,
+    TEXTS,
+    TIMES,
+)
 
 sympy: Any = _sympy  # its stubs know little of what it does
 Formula = Any
 """A sympy expression or matrix."""
 
-
-class Unknown(Exception):
-    """Something in the text is not known."""
-
-
-class _Mark(NamedTuple):
-    """``text``: a number, a command, letters or one character. ``apart``: a space stands before it."""
-
-    text: str
-    apart: bool
-
-
-_MARK = re.compile(
-    r"(?P<space>(?:\s|~|\\[,;:! ]|\\q?quad(?![a-zA-Z])|\\displaystyle(?![a-zA-Z])|\\(?:no)?limits(?![a-zA-Z])|\{\})*)"
-    r"(?P<mark>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\d.a-zA-Z]))?|\\[a-zA-Z]+\*?|\\.|\*\*|[A-Za-z]+|.|\Z)",
-    re.DOTALL,
-)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _DECIMALS_EXACT = 12
 """A decimal with no more places than these is what it says; one with more may be a float that was printed."""
-
-_GREEK = word_set(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-    "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell "
-    "hbar"
-)
-_TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
-_HYPERBOLIC = ("sinh", "cosh", "tanh", "coth", "sech", "csch")
-_FUNCTIONS: dict[str, str] = {
-    **{name: name for name in _TRIGONOMETRIC + _HYPERBOLIC},
-    **{prefix + name: "a" + name for name in _TRIGONOMETRIC for prefix in ("arc", "a")},
-    **{prefix + name: "a" + name for name in _HYPERBOLIC for prefix in ("arc", "ar", "a")},
-    "arctg": "atan",
-    "tg": "tan",
-    "ctg": "cot",
-    "exp": "exp",
-    "abs": "Abs",
-    "floor": "floor",
-    "ceil": "ceiling",
-    "ceiling": "ceiling",
-    "sgn": "sign",
-    "sign": "sign",
-    "Gamma": "gamma",
-}
-_LOGARITHMS = {"log": 10, "lg": 10, "ln": None}
-_MANY = {"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"}
-_TEXTS = frozenset(
-    (
-        "\\text",
-        "\\textrm",
-        "\\textit",
-        "\\textbf",
-        "\\mathrm",
-        "\\mathit",
-        "\\mbox",
-        "\\operatorname",
-        "\\operatorname*",
-        "\\textnormal",
-        "\\mathsf",
-        "\\rm",
-    )
-)
-_ACCENTS = word_set(
-    "vec hat bar overline tilde dot ddot widehat widetilde overrightarrow overleftarrow mathbf mathcal mathbb "
-    "mathfrak mathscr boldsymbol bm acute grave breve check underbar overset stackrel"
-)
-_NAMED = word_set(
-    "angle measuredangle triangle odot square parallelogram det ker dim deg Re Im arg sup inf tr rank limsup liminf "
-    "Pr nabla partial neg lnot overparen wideparen hom im span diag sphericalangle"
-)
-"""Operators and figures whose name and operand make one unknown together."""
-_OPENING = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lparen": "\\rparen"}
-_TIMES = {"*", "\\cdot", "\\times", "\\ast"}
-_OVER = {"/", "\\div"}
-_APPLIED = frozenset("fghFGH")
-"""Letters that are functions wherever a bracket stands behind them."""
-_APPLIED_TO_NUMBERS = frozenset("pqyuPQRSTUVWXYZABCDEKLMN")
-_NESTING_MAX = 60
-_LETTERS_MAX = 4
-"""More letters in a row are a word."""
-_END = ""
 
 
 def read(
@@ -133,58 +65,18 @@ def _is_vector(formula: Formula) -> bool:
     return any(letter.name.startswith(("vec{", "mathbf{")) for letter in formula.free_symbols)
 
 
-_ALONE = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z]+)(?!\s*[('_^a-zA-Z])|(?<![\\a-zA-Z])([a-zA-Z]+)(?=[a-zA-Z])")
-
-
-def factors(*texts: str) -> frozenset[str]:
-    """Returns the letters that stand in one of the texts with no bracket behind: they are no names of functions."""
-    runs = [run[1] or run[2] for text in texts for run in _ALONE.finditer(text)]
-    return frozenset(letter for run in runs if len(run) <= _LETTERS_MAX for letter in run)
-
-
-def letters(text: str) -> set[str]:
-    """Returns the letters that stand alone in it: what ``i`` means depends on the others."""
-    return {mark for match in _MARK.finditer(text) if (mark := match["mark"]) and mark.isalpha() and len(mark) == 1}
-
-
-class _Reader:
+class _Reader(Marks):
     def __init__(self, text: str, *, imaginary: bool, real: bool | None, factors: frozenset[str]) -> None:
-        self._marks = [_Mark(match["mark"], bool(match["space"])) for match in _MARK.finditer(text)]
-        self._marks.append(_Mark(_END, False))
-        self._at = 0
-        self._depth = 0
+        super().__init__(text)
         self._bars = 0
         self._imaginary = imaginary
         self._real = real
         self._factors = factors
         self._in_function = False
 
-    # ---------------------------------------------------------------------------------------------------- marks
-
-    @property
-    def _mark(self) -> str:
-        return self._marks[self._at].text
-
-    def _take(self, mark: str | None = None) -> str:
-        here = self._mark
-        if (mark is not None and here != mark) or here == _END:
-            raise Unknown(here)
-        self._at += 1
-        return here
-
-    @contextmanager
-    def _deeper(self) -> Generator[None]:
-        self._depth += 1
-        if self._depth > _NESTING_MAX:
-            raise Unknown("nesting")
-        yield
-        self._depth -= 1
-
-    # -------------------------------------------------------------------------------------------------- grammar
-
     def all(self) -> Formula:
         formula = self._sum()
-        if self._mark != _END:
+        if self._mark != END:
             raise Unknown(self._mark)
         return formula
 
@@ -207,13 +99,13 @@ class _Reader:
         product = self._power()
         while True:
             mark = self._mark
-            if mark in _TIMES:
+            if mark in TIMES:
                 self._take()
                 factor = self._signed()
                 if mark == "\\times" and _is_vector(product) and _is_vector(factor):
                     raise Unknown("a product of vectors")
                 product = product * factor
-            elif mark in _OVER:
+            elif mark in OVER:
                 self._take()
                 product = product / self._signed()
             elif mark == "\\bmod":
@@ -235,7 +127,7 @@ class _Reader:
 
     def _begins_factor(self) -> bool:
         mark = self._mark
-        if mark == _END or mark in (
+        if mark == END or mark in (
             "+",
             "-",
             ")",
@@ -263,7 +155,7 @@ class _Reader:
         if mark == "|":
             return not self._bars
         return mark not in (
-            "\\rvert", "\\rfloor", "\\rceil", "\\end", "\\choose", "\\rbrace", "\\rparen", "\\}", "\\|" if self._bars else _END
+            "\\rvert", "\\rfloor", "\\rceil", "\\end", "\\choose", "\\rbrace", "\\rparen", "\\}", "\\|" if self._bars else END
         )  # fmt: skip
 
     def _power(self) -> Formula:
@@ -348,7 +240,7 @@ class _Reader:
         mark = here.text
         if _NUMBER.match(mark):
             return self._number()
-        if mark in _OPENING:
+        if mark in OPENING:
             return self._group()
         if mark == "|" or mark == "\\lvert":
             self._take()
@@ -420,7 +312,7 @@ class _Reader:
         outer, self._bars = self._bars, 0
         inside = self._sum()
         self._bars = outer
-        self._take(_OPENING[opening])
+        self._take(OPENING[opening])
         return inside
 
     def _argument(self) -> Formula:
@@ -429,10 +321,10 @@ class _Reader:
             return self._group()
         mark = self._mark
         if _NUMBER.fullmatch(mark) and len(mark) > 1 and mark.isdecimal():
-            self._marks[self._at : self._at + 1] = [_Mark(mark[0], False), _Mark(mark[1:], False)]
+            self._split()
             return sympy.Integer(self._take())
         if mark.isalpha() and len(mark) > 1:
-            self._marks[self._at : self._at + 1] = [_Mark(mark[0], False), _Mark(mark[1:], False)]
+            self._split()
         if mark in ("+", "-"):
             raise Unknown(mark)
         return self._one()
@@ -445,9 +337,9 @@ class _Reader:
     def _letters(self, *, short: bool) -> Formula:
         mark = self._mark
         if len(mark) > 1:
-            if len(mark) > _LETTERS_MAX:
+            if len(mark) > LETTERS_MAX:
                 raise Unknown(mark)
-            self._marks[self._at : self._at + 1] = [_Mark(mark[0], True), _Mark(mark[1:], False)]
+            self._split(apart=True)
         letter = self._take()
         return self._named(letter)
 
@@ -456,7 +348,7 @@ class _Reader:
         full = name + self._behind_name()
         if self._mark == "(" and (arguments := self._arguments(full)) is not None:
             return sympy.Function(full)(*arguments)
-        if full in _APPLIED and full not in self._factors and self._mark == "^":
+        if full in APPLIED and full not in self._factors and self._mark == "^":
             return self._applied_power(full)
         if full == "i" and self._imaginary:
             return sympy.I
@@ -496,7 +388,7 @@ class _Reader:
         r"""Returns the text of an index: x_{max}, x_{\max} and x_\text{max} are the same."""
         if self._mark == "{":
             text = self._text_of_group()
-        elif self._mark in _TEXTS:
+        elif self._mark in TEXTS:
             self._take()
             text = self._text_of_group()
         else:
@@ -519,7 +411,7 @@ class _Reader:
         depth, at, commas = 0, self._at, False
         while True:
             mark = self._marks[at].text
-            if mark == _END:
+            if mark == END:
                 raise Unknown("bracket")
             depth += (mark in "([{") - (mark in ")]}") if len(mark) == 1 else 0
             if depth == 0:
@@ -528,16 +420,16 @@ class _Reader:
             at += 1
         inside = [mark.text for mark in self._marks[self._at + 1 : at]]
         lone = len(inside) == 1
-        letter = lone and ((inside[0].isalpha() and len(inside[0]) == 1) or inside[0][1:] in _GREEK)
+        letter = lone and ((inside[0].isalpha() and len(inside[0]) == 1) or inside[0][1:] in GREEK)
         number = lone and bool(_NUMBER.match(inside[0]))
         first = name[0]
         if name in self._factors and not commas:
             return None
         if not (
             commas
-            or (first in _APPLIED and len(name.rstrip("'")) <= 3)
+            or (first in APPLIED and len(name.rstrip("'")) <= 3)
             or letter
-            or (number and first in _APPLIED_TO_NUMBERS)
+            or (number and first in APPLIED_TO_NUMBERS)
             or "'" in name
         ):
             return None
@@ -579,19 +471,19 @@ class _Reader:
             return sympy.gamma(self._group())
         if name == "zeta" and self._mark == "(" and _NUMBER.match(self._marks[self._at + 1].text):
             return sympy.zeta(self._group())
-        if name in _GREEK or name == "pi":
+        if name in GREEK or name == "pi":
             return self._named(name)
-        if mark in _TEXTS:
+        if mark in TEXTS:
             return self._in_words()
-        if name in _FUNCTIONS or name in _LOGARITHMS:
+        if name in FUNCTIONS or name in LOGARITHMS:
             return self._function(name)
-        if name in _MANY:
+        if name in MANY:
             return self._of_many(name)
         if name in ("sum", "prod"):
             return self._over_range(name)
         if name in ("int", "lim"):
             raise Unknown(name)
-        if name in _ACCENTS:
+        if name in ACCENTS:
             inside = self._plain_argument()
             if name == "overset" or name == "stackrel":
                 raise Unknown(name)
@@ -604,7 +496,7 @@ class _Reader:
                 "bm": "mathbf",
             }.get(name, name)
             return self._named(f"{name}{{{inside}}}")
-        if name in _NAMED:
+        if name in NAMED:
             return self._operand_of(name)
         if name == "begin":
             return self._matrix()
@@ -617,11 +509,11 @@ class _Reader:
         if re.fullmatch(r"\d+(?:\.\d+)?", text):
             return sympy.Rational(text)
         plain = text.removeprefix("\\").strip()
-        if plain in _FUNCTIONS or plain in _LOGARITHMS:
+        if plain in FUNCTIONS or plain in LOGARITHMS:
             return self._function(plain)
-        if plain in _MANY:
+        if plain in MANY:
             return self._of_many(plain)
-        if plain in _NAMED:
+        if plain in NAMED:
             return self._operand_of(plain)
         if not re.fullmatch(r"[A-Za-z]+", text):
             raise Unknown(text)
@@ -656,14 +548,14 @@ class _Reader:
                 power = self._exponent()
         outer, self._in_function = (
             self._in_function,
-            name not in _LOGARITHMS and name not in ("exp", "abs", "floor", "ceil"),
+            name not in LOGARITHMS and name not in ("exp", "abs", "floor", "ceil"),
         )
-        of = self._operand(divided=name in _FUNCTIONS and name not in ("exp",))
+        of = self._operand(divided=name in FUNCTIONS and name not in ("exp",))
         self._in_function = outer
-        if name in _LOGARITHMS:
+        if name in LOGARITHMS:
             made = sympy.log(of) if name == "ln" else sympy.log(of) / sympy.log(10 if base is None else base)
         else:
-            function = _FUNCTIONS[name]
+            function = FUNCTIONS[name]
             if power == -1 and not function.startswith("a") and hasattr(sympy, "a" + function):
                 function, power = "a" + function, None
             made = getattr(sympy, function)(of)
@@ -675,7 +567,7 @@ class _Reader:
         if (
             len(mark) > 1
             and not self._marks[self._at + 1].apart
-            and self._marks[self._at + 1].text in (_END, ")", "}", "+", "-", ",")
+            and self._marks[self._at + 1].text in (END, ")", "}", "+", "-", ",")
         ):
             return self._argument()
         return sympy.Integer(self._take())
@@ -692,16 +584,16 @@ class _Reader:
             while self._begins_factor() or (divided and self._mark == "/"):
                 if self._mark == "/":
                     behind = self._marks[self._at + 1].text[1:]
-                    if not divided or behind in _FUNCTIONS or behind in _LOGARITHMS:
+                    if not divided or behind in FUNCTIONS or behind in LOGARITHMS:
                         break
                     self._take()
                     product = product / self._power()
                     continue
                 if (
                     self._mark in ("(", "[")
-                    or self._mark[1:] in _FUNCTIONS
-                    or self._mark[1:] in _LOGARITHMS
-                    or self._mark in _TIMES | _OVER
+                    or self._mark[1:] in FUNCTIONS
+                    or self._mark[1:] in LOGARITHMS
+                    or self._mark in TIMES | OVER
                 ):
                     break
                 product = product * self._power()
@@ -726,7 +618,7 @@ class _Reader:
             for number in numbers[1:]:
                 made = getattr(sympy, name)(made, number)
             return made
-        return getattr(sympy, _MANY[name])(*numbers)
+        return getattr(sympy, MANY[name])(*numbers)
 
     def _over_range(self, name: str) -> Formula:
         self._take("_")

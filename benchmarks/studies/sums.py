@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from speclrm.evaluators import formulas
+from speclrm.evaluators import formula_marks, formulas
 
 _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 _EXPRESSION = re.compile(rf"[(\s]*{_NUMBER}(?:[\s)]*[-+*/×÷][\s(]*{_NUMBER})*[\s)]*")
@@ -70,7 +70,7 @@ def _calculated(expression: str) -> Any:
     """Returns the value of numbers with + - * / and brackets; None if it is no such expression."""
     try:
         value = formulas.read(expression)
-    except formulas.Unknown:
+    except formula_marks.Unknown:
         return None
     return value if value.is_Rational else None
 
