@@ -116,17 +116,19 @@ class TimeLeft:
     # --------------------------------------------------------------------------------------------------------- the fold
 
     def add(self, event: Event) -> None:
-        match event.kind:  # a test by class costs half a microsecond
+        match event.kind:  # a test by class costs more
+            case "step_committed":
+                self._commit(event)
+            case "track_started" | "track_finished" | "track_resumed":
+                self._follow(event)
+            case "sample_finished":
+                self._end_sample(event)
             case "run_started":
                 self._clear()
                 self._configure(event.config)
             case "run_resumed":
                 self._configure(event.config)
                 self._restart(event.t)
-            case "sample_finished":
-                self._end_sample(event)
-            case "step_committed" | "track_started" | "track_finished" | "track_resumed":
-                self._follow(event)
             case _:
                 pass
 
@@ -145,7 +147,7 @@ class TimeLeft:
             for track in sample.running.values():
                 track.since, track.crowd = now, self._crowd
 
-    def _follow(self, event: StepCommitted | TrackStarted | TrackFinished | TrackResumed) -> None:
+    def _follow(self, event: TrackStarted | TrackFinished | TrackResumed) -> None:
         key = event.problem, event.repeat
         if (sample := self._running.get(key)) is None:
             sample = self._running[key] = _Sample()
@@ -156,8 +158,6 @@ class TimeLeft:
                 if event.track in sample.ended:
                     self._start(sample, event.track, event.t, sample.ended.pop(event.track))
                     sample.cut.discard(event.track)
-            case "step_committed":
-                self._commit(sample, event)
             case "track_finished":
                 if (track := sample.running.pop(event.track, None)) is not None:
                     self._pass(event.t)
@@ -173,9 +173,9 @@ class TimeLeft:
         sample.running[name] = _Track(now, self._crowd, tokens)
         self._changed = True
 
-    def _commit(self, sample: _Sample, event: StepCommitted) -> None:
-        track = sample.running.get(event.track)
-        if track is None or not event.tokens:
+    def _commit(self, event: StepCommitted) -> None:
+        sample = self._running.get((event.problem, event.repeat))
+        if sample is None or (track := sample.running.get(event.track)) is None or not event.tokens:
             return
         self._pass(event.t)
         seconds = event.t - track.since

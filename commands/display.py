@@ -20,6 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from speclrm.commands.running_tracks import RunningTracks
 from speclrm.evaluators.metrics import RunSummary, Summary
 from speclrm.runtime.engines.simulated.presets import is_simulated
 from speclrm.runtime.events import RunStarted, SampleFinished
@@ -119,6 +120,7 @@ class LiveView:
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
         self._monitor = monitor
+        self._tracks = RunningTracks()
         self._console = console
         self._live = Live(console=console, refresh_per_second=REFRESH_HZ, get_renderable=self._draw, transient=True)
 
@@ -133,6 +135,7 @@ class LiveView:
         if line := engine_line(event):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._monitor.emit(event)
+        self._tracks.add(event)
 
     async def room(self) -> None:
         pass
@@ -148,7 +151,8 @@ class LiveView:
         table = Table(box=None, pad_edge=False, expand=False)
         for name in ("problem", "track", "steps", "tokens", "score", ""):
             table.add_column(name, overflow="ellipsis", no_wrap=True)
-        for (problem, repeat, name), track in list(islice(monitor.busy.items(), ROWS_MAX)):
+        running = self._tracks.running
+        for (problem, repeat, name), track in list(islice(running.items(), ROWS_MAX)):
             table.add_row(
                 Text(harmless(f"{problem}/{repeat}", 24)),
                 Text(name),
@@ -157,8 +161,8 @@ class LiveView:
                 "" if track.score is None else f"{track.score:.1f}",
                 Text(harmless(track.text.strip(), 40)),
             )
-        if len(monitor.busy) > ROWS_MAX:
-            table.add_row(Text(f"and {len(monitor.busy) - ROWS_MAX} more"), "", "", "", "", "")
+        if len(running) > ROWS_MAX:
+            table.add_row(Text(f"and {len(running) - ROWS_MAX} more"), "", "", "", "", "")
         return Group(head, table)
 
 

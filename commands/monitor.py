@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from speclrm.app.time_left import Left, TimeLeft
 from speclrm.runtime.engines.simulated.presets import is_simulated
-from speclrm.runtime.events import (
-    ProblemStarted,
-    SampleFinished,
-    StepCommitted,
-    TrackFinished,
-    TrackResumed,
-    TrackStarted,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,28 +17,9 @@ if TYPE_CHECKING:
 WINDOW_S = 10.0
 """Seconds over which tokens per second are measured."""
 SLICE_S = 0.25
+SLICES = int(WINDOW_S / SLICE_S)
 ESTIMATE_SHARE = 0.002
 """Share of the time, 0 to 1, that estimates of the time left may take."""
-
-
-@dataclass(slots=True)
-class _Track:
-    """``written``: the text of the step that is not committed yet."""
-
-    steps: int = 0
-    tokens: int = 0
-    score: float | None = None
-    text: str = ""
-    written: str = ""
-    finished: bool = False
-
-
-@dataclass(slots=True)
-class _Sample:
-    """An unfinished sample."""
-
-    gold: str | None = None
-    tracks: dict[str, _Track] = field(default_factory=dict[str, _Track])
 
 
 class Monitor:
@@ -72,9 +44,8 @@ class Monitor:
         self.tracks = 0
         self.ended = 0
         """Finished tracks."""
-        self.busy: dict[tuple[str, int, str], _Track] = {}
-        """Unfinished tracks, in the order of their starts."""
-        self._samples: dict[tuple[str, int], _Sample] = {}
+        self._golds: dict[tuple[str, int], str | None] = {}
+        """Of unfinished samples."""
         self._rates = _Rates()
         self._left = TimeLeft()
         self.virtual = False
@@ -89,20 +60,30 @@ class Monitor:
         # By the kind and not by isinstance, which takes half a microsecond for each class of pydantic that is not it.
         self._started, self._last_t, self.seen = True, event.t, time.monotonic()
         match event.kind:
-            case "step_drafted" | "step_written":
-                if (track := self.busy.get((event.problem, event.repeat, event.track))) is not None:
-                    track.written = event.text
-                self._rates.add(event.t, "draft" if event.kind == "step_drafted" else "target", event.operations)
-            case "step_scored":
+            case "step_drafted":
+                self._rates.add(event.t, "draft", event.operations)
+            case "step_written" | "step_scored":
                 self._rates.add(event.t, "target", event.operations)
             case "step_committed":
+                self.steps[event.origin] += 1
                 self._left.add(event)
-                self._commit(event)
-            case "track_started" | "track_finished" | "track_resumed" | "sample_finished" | "problem_started":
-                self._left.add(event)
-                self._change(event)
             case "operation_dropped":
                 self._rates.add(event.t, event.role, (event.operation,))
+            case "problem_started":
+                self._golds[event.problem, event.repeat] = event.gold
+            case "track_started":
+                self.tracks += 1
+                self._left.add(event)
+            case "track_finished":
+                self.ended += 1
+                self._left.add(event)
+            case "track_resumed":
+                self.ended -= 1
+                self._left.add(event)
+            case "sample_finished":
+                self.outcomes[event.outcome] += 1
+                self._golds.pop((event.problem, event.repeat), None)
+                self._left.add(event)
             case "run_started":
                 self._clear()
                 self.virtual = any(is_simulated(facts.name) for facts in event.engines.values())
@@ -111,44 +92,6 @@ class Monitor:
                 self._left.add(event)
             case _:
                 pass
-
-    def _commit(self, event: StepCommitted) -> None:
-        self.steps[event.origin] += 1
-        track = self.busy.get((event.problem, event.repeat, event.track))
-        if track is None:
-            return
-        track.steps += 1
-        track.tokens += event.tokens
-        track.score, track.text, track.written = event.score, track.written, ""
-
-    def _change(self, event: ProblemStarted | TrackStarted | TrackFinished | TrackResumed | SampleFinished) -> None:
-        """Updates a sample or the set of its tracks."""
-        key = event.problem, event.repeat
-        if (sample := self._samples.get(key)) is None:
-            sample = self._samples[key] = _Sample()
-        match event.kind:
-            case "problem_started":
-                sample.gold = event.gold
-            case "track_started":
-                sample.tracks[event.track] = self.busy[event.problem, event.repeat, event.track] = _Track()
-                self.tracks += 1
-            case "track_finished":
-                track = self.busy.pop((event.problem, event.repeat, event.track), None)
-                if track is not None:
-                    track.finished = True
-                    self.ended += 1
-            case "track_resumed":
-                track = sample.tracks.get(event.track)
-                if track is not None and track.finished:
-                    self.busy[event.problem, event.repeat, event.track] = track
-                    track.finished = False
-                    self.ended -= 1
-            case "sample_finished":
-                self.outcomes[event.outcome] += 1
-                del self._samples[event.problem, event.repeat]
-                for name in sample.tracks:
-                    self.busy.pop((event.problem, event.repeat, name), None)  # whose end was missed
-                return
 
     async def room(self) -> None:
         pass
@@ -182,8 +125,7 @@ class Monitor:
 
     def gold(self, problem: str, repeat: int) -> str | None:
         """Returns the gold answer of an unfinished sample."""
-        sample = self._samples.get((problem, repeat))
-        return None if sample is None else sample.gold
+        return self._golds.get((problem, repeat))
 
     def rates(self) -> dict[str, float]:
         """Returns the generated tokens per second of each model, over the last seconds."""
@@ -212,25 +154,22 @@ class _Rates:
     """Counts tokens of each model in the last ``WINDOW_S`` seconds, in slices of ``SLICE_S``."""
 
     def __init__(self) -> None:
-        self._slices: dict[str, deque[list[int]]] = {"draft": deque(), "target": deque()}
-        """A slice: its number, and its tokens."""
-        self._sums = {"draft": 0, "target": 0}
+        # A ring, which allocates nothing: under virtual time nearly every event begins a slice.
+        self._numbers = [-1] * SLICES
+        self._tokens = {"draft": [0] * SLICES, "target": [0] * SLICES}
 
     def add(self, t: float, role: str, operations: Sequence[Operation]) -> None:
-        slices, number = self._slices[role], int(t / SLICE_S)
-        if not slices or slices[-1][0] != number:
-            self._forget(number)
-            slices.append([number, 0])
+        number = int(t / SLICE_S)
+        place = number % SLICES
+        if self._numbers[place] != number:
+            self._numbers[place] = number
+            for tokens in self._tokens.values():
+                tokens[place] = 0
         for operation in operations:
-            slices[-1][1] += operation.output_tokens
-            self._sums[role] += operation.output_tokens
+            self._tokens[role][place] += operation.output_tokens
 
     def tokens(self, now: float) -> dict[str, int]:
-        self._forget(int(now / SLICE_S))
-        return {role: tokens for role, tokens in self._sums.items() if tokens}
-
-    def _forget(self, number: int) -> None:
-        """Drops the slices that are too old once slice ``number`` is under way."""
-        for role, slices in self._slices.items():
-            while slices and slices[0][0] <= number - WINDOW_S / SLICE_S:
-                self._sums[role] -= slices.popleft()[1]
+        oldest = int(now / SLICE_S) - SLICES
+        places = [place for place, number in enumerate(self._numbers) if number > oldest]
+        found = {role: sum([tokens[place] for place in places]) for role, tokens in self._tokens.items()}
+        return {role: tokens for role, tokens in found.items() if tokens}

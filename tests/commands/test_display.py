@@ -15,6 +15,7 @@ from speclrm.app.time_left import Left
 from speclrm.commands import monitor as monitoring
 from speclrm.commands.display import JsonView, LiveView, PlainView, headline, print_report
 from speclrm.commands.monitor import Monitor
+from speclrm.commands.running_tracks import RunningTracks
 from speclrm.evaluators.metrics import ModeCounts, RunSummary, Summary
 from speclrm.runtime.engines.scripted import by_step
 from speclrm.runtime.events import (
@@ -65,9 +66,10 @@ def plain_view(total: int) -> tuple[PlainView, Monitor, io.StringIO]:
 
 def test_what_the_screen_says_of_a_run_is_what_its_summary_says() -> None:
     events = events_of(7)
-    monitor, fold = Monitor(), Summary()
+    monitor, tracks, fold = Monitor(), RunningTracks(), Summary()
     for event in events:
         monitor.emit(event)
+        tracks.add(event)
         fold.add(event)
         if not isinstance(event, SampleFinished | TrackFinished):
             continue
@@ -82,10 +84,10 @@ def test_what_the_screen_says_of_a_run_is_what_its_summary_says() -> None:
             for track in state.tracks.values()
             if not track.finished
         }
-        assert {key: (track.steps, track.tokens) for key, track in monitor.busy.items()} == busy
+        assert {key: (track.steps, track.tokens) for key, track in tracks.running.items()} == busy
         accuracy = "" if summary.accuracy is None else f" · accuracy {summary.accuracy:.0%}"
         assert headline(monitor).startswith(f"{len(summary.samples)}/? samples{accuracy} · tracks {monitor.ended}/")
-    assert not monitor.busy
+    assert not tracks.running
     assert f"({fold.summary().acceptance:.0%} kept)" in headline(monitor)
 
 
