@@ -3,7 +3,7 @@
     python benchmarks/studies/in_flight.py [--tracks 2000 10000]
 
 *empty*: engines that answer at once and take all requests. *simulated*: the simulated H200 pair, which also imitates vLLM's
-scheduler and writes texts. A step is a draft, its score and its commit, with a trace on disk; the seconds are the processor time of
+scheduler and writes texts. A step is a draft, its score and its commit, with a trace on disk; the seconds are processor time of
 the whole run. For servers see http_clients.py.
 """
 
