@@ -136,4 +136,4 @@ def test_any_text_is_read_in_milliseconds(piece: str) -> None:
     started = time.process_time()
     for _ in range(5):
         sizes.too_much(text)
-    assert (time.process_time() - started) / 5 < 0.05  # some 0.005 on a machine with nothing else to do
+    assert (time.process_time() - started) / 5 < 0.25  # some 0.005 on a machine with nothing else to do
