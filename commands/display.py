@@ -84,7 +84,7 @@ def headline(monitor: Monitor) -> str:
         return f"{monitor.stage} ({_seconds(monitor.elapsed_s)})"
     accepted, rewritten, written = (monitor.steps[origin] for origin in ("draft", "rewrite", "write"))
     outcomes = monitor.outcomes
-    parts = [f"{monitor.finished}/{monitor.total or '?'} samples"]
+    parts = [done(monitor)]
     if graded := monitor.finished - outcomes["ungraded"]:
         parts.append(f"accuracy {outcomes['correct'] / graded:.0%}")
     parts.append(f"tracks {monitor.ended}/{monitor.tracks}")
@@ -97,6 +97,10 @@ def headline(monitor: Monitor) -> str:
     passed = _seconds(monitor.elapsed_s) + (" of virtual time" if monitor.virtual else "")
     told = _told(monitor.left(), " of it left" if monitor.virtual else " left")
     return " · ".join([*parts, f"{passed}, {told}"])
+
+
+def done(monitor: Monitor) -> str:
+    return f"{monitor.finished}/{monitor.total or '?'} samples"
 
 
 def _told(left: Left | None, behind: str) -> str:
@@ -169,14 +173,16 @@ class LiveView:
 class PlainView:
     """The ``plain`` display, a sink: prints a line for each finished sample, and one now and then.
 
-    It passes each event to its monitor first, so that the monitor is as far as the event.
+    A line says the state of the run, but not more often than ``REFRESH_HZ`` times a second: where thousands of samples end in
+    a second, that would cost more than all else that is shown. It passes each event to its monitor first, so that the monitor
+    is as far as the event.
     """
 
     def __init__(self, monitor: Monitor, console: Console) -> None:
         self._monitor = monitor
         self._console = console
-        self._told = 0
         self._last = time.monotonic()
+        self._said_s = float("-inf")
         self._stage = ""
 
     def notify(self, what: str, done: float | None, total: float | None) -> None:
@@ -187,11 +193,16 @@ class PlainView:
             self._print(self._monitor.stage)
 
     def emit(self, event: Event) -> None:
-        line = sample_line(event, self._monitor) if event.kind == "sample_finished" else engine_line(event)
-        self._monitor.emit(event)
-        if line or self._monitor.seen - self._last >= PLAIN_INTERVAL_S:
-            self._last = self._monitor.seen
-            self._print(f"{line} · {headline(self._monitor)}" if line else headline(self._monitor))
+        monitor = self._monitor
+        line = sample_line(event, monitor) if event.kind == "sample_finished" else engine_line(event)
+        monitor.emit(event)
+        if line or monitor.seen - self._last >= PLAIN_INTERVAL_S:
+            self._last = monitor.seen
+            whole = monitor.seen - self._said_s >= 1 / REFRESH_HZ or monitor.finished == monitor.total
+            if whole:
+                self._said_s = monitor.seen
+            state = headline(monitor) if whole else done(monitor)
+            self._print(f"{line} · {state}" if line else state)
 
     def _print(self, line: str) -> None:
         # Not by the console's own `print`, whose layout of a single line takes longer than a short sample.

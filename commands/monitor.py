@@ -18,7 +18,7 @@ WINDOW_S = 10.0
 """Seconds over which tokens per second are measured."""
 SLICE_S = 0.25
 SLICES = int(WINDOW_S / SLICE_S)
-ESTIMATE_SHARE = 0.002
+ESTIMATE_SHARE = 0.001
 """Share of the time, 0 to 1, that estimates of the time left may take."""
 
 

@@ -108,6 +108,17 @@ def test_the_plain_display_has_a_line_for_each_sample_and_its_texts_are_harmless
     assert "accuracy 50% · tracks 12/12 · accepted 24 rewritten 12 (67% kept)" in lines[-1]
 
 
+def test_the_state_of_a_run_is_said_a_few_times_a_second_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now)
+    view, _, file = plain_view(6)
+    for event in events_of(6):
+        if isinstance(event, SampleFinished):
+            now += 0.1
+        view.emit(event)
+    assert ["accuracy" in line for line in file.getvalue().splitlines()] == [True, False, False, True, False, True]
+
+
 def test_the_json_display_gives_the_rows_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:
     events = events_of(4)
     view, fold = JsonView(Monitor()), Summary()
