@@ -182,6 +182,7 @@ class Sample:
             openings=openings,
             judge=judge,
             emit=self._emit,
+            has_room=self._bus.has_room,
             room=self._bus.room,
             state=lambda: self.state.tracks[name],
         )

@@ -79,14 +79,14 @@ class RequestState:
 
     def take(self, delta: Delta) -> None:
         """Takes a delta. Raises EngineError if log-probabilities are missing that were asked for, or it has too many tokens."""
-        request = self.request
-        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
+        request, ids = self.request, delta.ids
+        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(ids):
             raise EngineError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
-        if self.recorded is None and len(self.ids) + len(delta.ids) > request.max_tokens:
+        if self.recorded is None and len(self.ids) + len(ids) > request.max_tokens:
             raise EngineError(
                 f"Engine {self.engine} wrote more than the {request.max_tokens} tokens that it was asked for."
             )
-        self.ids.extend(delta.ids)
+        self.ids.extend(ids)
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
@@ -94,7 +94,8 @@ class RequestState:
         if delta.cached_tokens is not None:
             # Of a request that went on elsewhere the engine also found what had come behind the prompt.
             self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))
-        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
+        if delta.sampled_logprobs:
+            self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
         if delta.first_entropy is not None and isfinite(delta.first_entropy):
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
@@ -138,7 +139,7 @@ class RequestState:
         request with all that the loop saw. None if the request was abandoned: no replay will answer it. ``digits``:
         whether the event has the log-probabilities of the request's ``logprob_ids``.
         """
-        start = self._reported_tokens
+        start, request = self._reported_tokens, self.request
         first = not self._reports
         self._reports += 1
         tokens = self.unreported_tokens if tokens is None else tokens
@@ -146,34 +147,40 @@ class RequestState:
         self._reported_tokens += tokens
         self._reported_s = self.engine_s
         operation = Operation(
-            id=self.request.id,
+            id=request.id,
             engine=self.engine,
-            seed=self.request.seed,
+            seed=request.seed,
             # A request abandoned before its first token may never have been read: its tokens are unknown.
-            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
+            prompt_tokens=len(request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
             engine_s=round(seconds, 6),
-            digest=digest(self.request) if first else "",
+            digest=digest(request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )
         return operation if self.recorded is None else self.recorded.report(operation)
 
     def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
-        """Returns the fields of an operation that a replay needs beside the step that it went to."""
+        """Returns the fields of an operation that a replay needs beside the step that it went to. Most have none to add."""
+        fields: dict[str, Any] = {"finish": self.finish}
         share = self.ids[start : start + tokens]
-        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
-        logprobs = () if digits else tuple((self.logprobs or {}).values())
-        return {
-            "finish": self.finish,
-            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
-            "ahead": tuple(self.ids[start + tokens :]),
-            "logprobs": logprobs if start == 0 else (),
-            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
-            "first_entropy": self.first_entropy if start == 0 else None,
-            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
-        }
+        same = min(len(share), len(kept))
+        if share[:same] != list(kept[:same]):
+            same = next(place for place, token in enumerate(kept) if token != share[place])
+        if same < len(share):
+            fields["tail"] = tuple(share[same:])
+        if start + tokens < len(self.ids):
+            fields["ahead"] = tuple(self.ids[start + tokens :])
+        if self.sampled_logprobs:
+            fields["sampled_logprobs"] = tuple(self.sampled_logprobs[start:])
+        if start == 0:
+            fields["first_entropy"] = self.first_entropy
+            if self.logprobs and not digits:
+                fields["logprobs"] = tuple(self.logprobs.values())
+            if self.prompt_logprobs is not None:
+                fields["prompt_logprobs"] = tuple(self.prompt_logprobs)
+        return fields
 
 
 class RecordedReports(Protocol):

@@ -193,16 +193,16 @@ class StepMaker:
                 if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
                     ids = [*before, *request_state.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
-                complete = length is not None or request_state.finish is not None
-                whole = len(request_state.ids) if length is None else length - len(before)
-                judging = range(judged + 1, whole + (not complete))
-                judged = max(judged, whole)
-                for tokens in judging:
-                    so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
-                    if so_far and self._gate(so_far, whole=False) == "doubtful":
-                        self._requests.ready_s = now_s()
-                        return len(before) + tokens, True
+                if sampled or request_state.sampled_logprobs:  # a gate asked for them
+                    entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
+                    complete = length is not None or request_state.finish is not None
+                    whole = len(request_state.ids) if length is None else length - len(before)
+                    for tokens in range(judged + 1, whole + (not complete)):
+                        so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
+                        if so_far and self._gate(so_far, whole=False) == "doubtful":
+                            self._requests.ready_s = now_s()
+                            return len(before) + tokens, True
+                    judged = max(judged, whole)
                 if length is not None:
                     break
         self._requests.ready_s = now_s()
