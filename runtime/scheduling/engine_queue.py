@@ -233,12 +233,10 @@ class EngineQueue:
         """Returns the kind of request that gets the next place; None if there is no place or nobody waits for it."""
         if self.in_flight >= self._cap:
             return None
-        found: tuple[int, bool] | None = None
-        for lasting, waiting in self._waiting.items():
-            if waiting and self._has_room(lasting):
-                urgent = waiting.first()[0], lasting
-                found = urgent if found is None else min(found, urgent)
-        return None if found is None else found[1]
+        short, lasting = self._waiting[False], self._waiting[True]
+        if not lasting or not self._has_room(True):
+            return False if short else None
+        return not short or lasting.first()[0] < short.first()[0]
 
 
 class _Peak:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from array import array
+from binascii import b2a_base64
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf, isfinite
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RANK_WIDTH = 1_000_000
 """Priorities below it are those of short requests that a whole track waits for (``scheduler.priority``)."""
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+"""The characters of base64 in ids, as ``base64.urlsafe_b64encode`` writes them."""
+
 
 def digest(request: Request) -> str:
     """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except its limits.
@@ -42,9 +45,9 @@ def digest(request: Request) -> str:
         request.likelihood_from,
     )
     ids = request.prompt_ids
-    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
+    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids), digest_size=DIGEST_BYTES)
     state.update(repr(rest).encode())
-    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
+    return b2a_base64(state.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
 
 
 @dataclass(slots=True)

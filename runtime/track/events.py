@@ -38,7 +38,7 @@ class TrackEvents:
     ``where``: the fields that all of them have. ``stop_reason``: why the task that runs the track is cancelled, if it is.
     """
 
-    def __init__(self, requests: TrackRequests, emit: Callable[[Event], None], record: SamplePlayback | None) -> None:
+    def __init__(self, requests: TrackRequests, emit: Callable[[Event], object], record: SamplePlayback | None) -> None:
         self.emit = emit
         self.stop_reason: StopReason = "cancelled"
         self.where: _Where = {"problem": requests.problem, "repeat": requests.repeat, "track": requests.track}

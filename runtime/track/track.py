@@ -71,7 +71,7 @@ class RuntimeTrack:
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], object],
         has_room: Callable[[], bool],
         room: Callable[[], Awaitable[None]],
         state: Callable[[], TrackState],
