@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from array import array
+from binascii import b2a_base64
 from operator import not_
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -67,11 +68,11 @@ WIDE_IDS = "="
 def _pack_ids(ids: tuple[int, ...]) -> str:
     # Three bytes an id, little-endian, in base64: exactly four characters a token, and the same four everywhere,
     # which compresses well.
-    packed = bytearray(array("I", ids).tobytes())
-    if any(packed[3::4]):
+    packed = bytearray(array("I", ids))
+    if packed[3::4].count(0) < len(ids):
         return WIDE_IDS + base64.b64encode(packed).decode("ascii")
     del packed[3::4]
-    return base64.b64encode(packed).decode("ascii")
+    return b2a_base64(packed, newline=False).decode("ascii")
 
 
 def _unpack_ids(value: Any) -> Any:
@@ -101,7 +102,7 @@ TokenIds = Annotated[
 
 def _pack_floats(values: tuple[float, ...]) -> str:
     # All 64 bits: a replay must see exactly the number that the loop saw.
-    return base64.b64encode(array("d", values).tobytes()).decode("ascii")
+    return b2a_base64(array("d", values), newline=False).decode("ascii")
 
 
 def _unpack_floats(value: Any) -> Any:

@@ -7,10 +7,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.errors import TooManyErrors
-from speclrm.runtime.events import Event, SampleFinished, TrackFinished
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from speclrm.runtime.events import Event
 
 
 ERRORS_MIN = 8
@@ -43,14 +44,21 @@ class ErrorGuard:
         self._last = ""
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, TrackFinished):
-            self._ended += 1
-            if event.reason == "error":
-                self._failed += 1
-                self._last = event.error or ""
-        elif isinstance(event, SampleFinished) and event.outcome in ("error", "grader_failed"):
-            why = "the grader failed" if event.outcome == "grader_failed" else self._last
-            self._samples.append(f"{event.problem}/{event.repeat} ({why})")
+        match event.kind:
+            case "track_finished":
+                self._ended += 1
+                if event.reason == "error":
+                    self._failed += 1
+                    self._last = event.error or ""
+            case "sample_finished" if event.outcome in ("error", "grader_failed"):
+                why = "the grader failed" if event.outcome == "grader_failed" else self._last
+                self._samples.append(f"{event.problem}/{event.repeat} ({why})")
+            case _:
+                pass
+
+    @property
+    def has_room(self) -> bool:
+        return not self._samples and self._failed < ERRORS_MIN
 
     async def room(self) -> None:
         if self._samples_max is not None and len(self._samples) > self._samples_max:
@@ -80,6 +88,10 @@ class Tap:
     def emit(self, event: Event) -> None:
         self._events.append(event)
         self._arrived.set()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._events) < STREAM_EVENTS_MAX
 
     async def room(self) -> None:
         while len(self._events) >= STREAM_EVENTS_MAX:

@@ -128,7 +128,7 @@ class Sample:
         question = strategy.question(self.problem)
         if question is None:
             plan = strategy.plan(self.problem, self.repeat, self._seed)
-            self._emit(MethodsChosen(**self._where, codes=_codes(plan), chosen_by=plan.chosen_by))
+            self._publish(MethodsChosen(**self._where, codes=_codes(plan), chosen_by=plan.chosen_by))
             return plan
         reply = await ask(
             question,
@@ -137,11 +137,11 @@ class Sample:
             order=self._order,
             seed=self._seed,
             lane=self._lanes[Role.TARGET],
-            emit=self._emit,
+            emit=self._publish,
             room=self._bus.room,
         )
         plan = strategy.plan(self.problem, self.repeat, self._seed, reply.text or "")
-        self._emit(
+        self._publish(
             MethodsChosen(
                 **self._where,
                 codes=_codes(plan),
@@ -159,7 +159,7 @@ class Sample:
         name = plan.track  # a closure over the plan would keep it, and its prompt, as long as the track
         prompts = prompt_ids(tokenizers, plan)
         openings = {role: tokenizer.encode_marked(plan.opening) for role, tokenizer in tokenizers.items()}
-        self._emit(
+        self._publish(
             TrackStarted(
                 **self._where,
                 track=plan.track,
@@ -181,7 +181,8 @@ class Sample:
             prompts=prompts,
             openings=openings,
             judge=judge,
-            emit=self._emit,
+            emit=self._publish,
+            has_room=self._bus.has_room,
             room=self._bus.room,
             state=lambda: self.state.tracks[name],
         )
@@ -211,7 +212,7 @@ class Sample:
         ended = reason in ("stopped", "cancelled", "error")
         if error is not None and not isinstance(error, SpecLRMError):
             log.error("track_failed", track=f"{self._name}/{name}", exc_info=error)
-        self._emit(
+        self._publish(
             TrackFinished(
                 **self._where,
                 track=name,
@@ -236,7 +237,7 @@ class Sample:
             else:
                 classes.append((name,))
             frozen = tuple(classes)
-            self._emit(VoteUpdated(**self._where, classes=frozen, leader=self._strategy.vote(self.state, frozen)))
+            self._publish(VoteUpdated(**self._where, classes=frozen, leader=self._strategy.vote(self.state, frozen)))
             if self._strategy.ends_sample(self.state):
                 self._stop_others(name)
 
@@ -259,9 +260,6 @@ class Sample:
         if self.problem.answer is None:
             return "ungraded"
         return await self._equivalence.grade(answer, self.problem)
-
-    def _emit(self, event: Event) -> None:
-        self._publish(event)
 
     def _publish(self, event: Event, at_s: float | None = None) -> Event:
         # If a sink fails the run ends, but state and controller still see every track's end.

@@ -137,8 +137,9 @@ class Family(ABC):
 
     def finishes(self, step: str, state: TrackState) -> bool:
         """Returns whether a step ends its track by an answer. It is the track's last step or the one that would follow it."""
-        last = state.steps[-1].text if state.steps else ""
-        before = state.steps[-2].text if last == step and len(state.steps) > 1 else last if last != step else ""
+        steps = state.steps
+        last = steps[-1].text if steps else ""
+        before = steps[-2].text if last == step and len(steps) > 1 else last if last != step else ""
         return self._finished_answer(step, before) is not None
 
     def _finished_answer(self, step: str, before: str = "") -> str | None:

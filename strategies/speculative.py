@@ -60,13 +60,10 @@ class Speculative(Family):
         if verdict is not None:
             await track.gate(step, verdict)
             return verdict == "sure", None
-        if not step.ended and not self.finishes(step.text, track.state):
-            eager = track.state.mode == "eager"
-            track.ahead(
-                step,
-                draft=_does(self.recipe.draft_ahead, eager),
-                rewrite=_does(self.recipe.rewrite_ahead, eager),
-            )
+        eager = track.state.mode == "eager"
+        draft, rewrite = _does(self.recipe.draft_ahead, eager), _does(self.recipe.rewrite_ahead, eager)
+        if (draft or rewrite) and not step.ended and not self.finishes(step.text, track.state):
+            track.ahead(step, draft=draft, rewrite=rewrite)
         try:
             score = await track.score(step)
         except RequestError:

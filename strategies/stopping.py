@@ -23,18 +23,19 @@ def end_of_track(
     ``step_limit`` is off by default: a track needs about 150 steps for a hard problem, and a cap derived from the
     budget by the longest step would end it at 16.
     """
-    if not state.steps:
+    steps = state.steps
+    if not steps:
         return None
-    last = state.steps[-1]
+    last = steps[-1]
     if has_answer(last.text):
         return "answer"
     if last.ended:
         return "end_of_text"
-    if len(state.steps) > 1 and last.text.strip() == state.steps[-2].text.strip():
+    if len(steps) > 1 and last.text.strip() == steps[-2].text.strip():
         return "repeated"
     if state.tokens >= token_budget:
         return "budget"
-    if step_limit is not None and len(state.steps) >= step_limit:
+    if step_limit is not None and len(steps) >= step_limit:
         return "step_limit"
     return None
 

@@ -21,9 +21,6 @@ from speclrm.runtime.events import (
     EngineCounters,
     EnginesObserved,
     Mode,
-    ModeChanged,
-    RunResumed,
-    TrackStarted,
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, lateness, predict
@@ -114,20 +111,20 @@ class Controller:
     def see(self, event: Event, at_s: float | None = None) -> None:
         """Learns from an event of any sample. ``at_s``: when it happened; None for now."""
         self._experience.see(event)
-        match event:
-            case EnginesObserved():
+        match event.kind:
+            case "engines_observed":
                 self._observed(event, now_s() if at_s is None else at_s)
-            case DraftPaced():
+            case "draft_paced":
                 self._pace, self._paced_s = Pace(event.iterations, event.interval_s), now_s() if at_s is None else at_s
                 if self._pacer is not None:
                     self._pacer.set(event.interval_s)
-            case RunResumed():
+            case "run_resumed":
                 self._restart()
-            case ModeChanged(mode="speculate", reason=reason) if reason == PROBE_REASON:
+            case "mode_changed" if event.mode == "speculate" and event.reason == PROBE_REASON:
                 problem = self._problems[event.problem]
                 if (event.repeat, event.track) not in problem.probing:
                     self._probe(problem, event.repeat, event.track)
-            case TrackStarted():
+            case "track_started":
                 problem = self._problems[event.problem]
                 if problem.tracks.total() == 1 and self._acceptance(problem) >= self.threshold:
                     problem.speculates, problem.reason = True, self._reason(problem)

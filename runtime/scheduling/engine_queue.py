@@ -140,14 +140,15 @@ class EngineQueue:
 
     async def enter(self, request_state: RequestState) -> bool:
         """Waits for a place. Returns whether it has one: False if the engine failed meanwhile."""
-        self._adapt()
+        now = now_s()
+        self._adapt(now)
         lasting = request_state.lasting
         waiting = self._waiting[lasting]
         if not lasting:
-            self._short.see(self.in_flight - self._lasting + len(waiting) + 1)
+            self._short.see(self.in_flight - self._lasting + len(waiting) + 1, now)
         if self._has_room(lasting) and self._next() is None:
             if not self.in_flight and request_state.ready_s is not None:
-                self._idle_ready_s += now_s() - max(request_state.ready_s, self._since_s)
+                self._idle_ready_s += now - max(request_state.ready_s, self._since_s)
             self._take_place(lasting)
             return True
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -178,17 +179,17 @@ class EngineQueue:
         """
         if not lasting or self.in_flight >= self._cap:
             return self.in_flight < self._cap
-        short = self._short.value
+        short = self._short.value(now_s())
         if not short:
             return True
         runs = min(self._cap, self.engine.max_num_seqs)
         return self._lasting < max(1, runs - min(short, max(1, runs // RESERVE_SHARE)))
 
-    def _adapt(self) -> None:
+    def _adapt(self, now: float) -> None:
         """Adapts the bound of requests in flight to what the engine runs and what it only queues."""
-        if self._fixed or now_s() - self._cap_s < CAP_INTERVAL_S:
+        if self._fixed or now - self._cap_s < CAP_INTERVAL_S:
             return
-        self._cap_s = now_s()
+        self._cap_s = now
         stats = self.engine.stats()
         wanted = max(1, int(stats.running * SURPLUS) + 1)
         if stats.running and stats.waiting > stats.running * (SURPLUS - 1) + 1:
@@ -207,8 +208,9 @@ class EngineQueue:
         self.in_flight -= 1
         self._lasting -= request_state.lasting
         if not self.in_flight:
-            self._busy_s += now_s() - self._since_s
-            self._since_s = now_s()  # from now on: it counts idle time
+            now = now_s()
+            self._busy_s += now - self._since_s
+            self._since_s = now  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
         self._serve()
 
@@ -229,12 +231,12 @@ class EngineQueue:
 
     def _next(self) -> bool | None:
         """Returns the kind of request that gets the next place; None if there is no place or nobody waits for it."""
-        found: tuple[int, bool] | None = None
-        for lasting, waiting in self._waiting.items():
-            if waiting and self._has_room(lasting):
-                urgent = waiting.first()[0], lasting
-                found = urgent if found is None else min(found, urgent)
-        return None if found is None else found[1]
+        if self.in_flight >= self._cap:
+            return None
+        short, lasting = self._waiting[False], self._waiting[True]
+        if not lasting or not self._has_room(True):
+            return False if short else None
+        return not short or lasting.first()[0] < short.first()[0]
 
 
 class _Peak:
@@ -244,18 +246,18 @@ class _Peak:
         self._since_s = float("-inf")
         self._now = self._before = 0
 
-    def see(self, number: int) -> None:
-        self._turn()
-        self._now = max(self._now, number)
+    def see(self, number: int, now: float) -> None:
+        self._turn(now)
+        if number > self._now:
+            self._now = number
 
-    @property
-    def value(self) -> int:
-        self._turn()
+    def value(self, now: float) -> int:
+        self._turn(now)
         return max(self._now, self._before)
 
-    def _turn(self) -> None:
-        passed_s = now_s() - self._since_s
+    def _turn(self, now: float) -> None:
+        passed_s = now - self._since_s
         if passed_s >= RESERVE_S:
             self._before = self._now if passed_s < 2 * RESERVE_S else 0
             self._now = 0
-            self._since_s = now_s()
+            self._since_s = now

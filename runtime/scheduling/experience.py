@@ -9,22 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from speclrm.runtime.events import (
-    StepCommitted,
-    StepDrafted,
-    StepGated,
-    StepScored,
-    StepWritten,
-    TrackFinished,
-    TrackStarted,
-)
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.breakeven import StepShape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from speclrm.runtime.events import Event, Operation
+    from speclrm.runtime.events import Event, Operation, StepCommitted, StepGated, StepScored
     from speclrm.runtime.scheduling.controller_settings import ControllerSettings
 
 TrackName = tuple[int, str]
@@ -120,26 +111,26 @@ class Experience:
         self.steps = 0
 
     def see(self, event: Event) -> None:
-        match event:
-            case TrackStarted():
-                problem = self.problems.setdefault(event.problem, Problem(self._settings.try_again))
-                problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
-            case TrackFinished():
-                self._end(event.problem, (event.repeat, event.track))
-            case StepDrafted():
+        match event.kind:
+            case "step_drafted":
                 # Only a first draft, or one after steps by the target, has all of these to read.
                 catching_up = not event.step or (event.repeat, event.track) in self.problems[event.problem].probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
-            case StepGated(verdict="doubtful"):
-                self._doubt(event)
-            case StepScored():
+            case "step_scored":
                 self._doubt(event)
                 catching_up = (event.repeat, event.track) in self.problems[event.problem].probing
                 self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
-            case StepWritten():
-                self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
-            case StepCommitted():
+            case "step_committed":
                 self._commit(event)
+            case "step_written":
+                self._read("read_rewrite" if event.write_kind == "rewrite" else None, Role.TARGET, event.operations)
+            case "step_gated" if event.verdict == "doubtful":
+                self._doubt(event)
+            case "track_started":
+                problem = self.problems.setdefault(event.problem, Problem(self._settings.try_again))
+                problem.tracks[event.repeat, event.track] += 1  # several callers may have the same problem
+            case "track_finished":
+                self._end(event.problem, (event.repeat, event.track))
             case _:
                 pass
 
@@ -164,9 +155,9 @@ class Experience:
 
         Verdicts on other problems count as at most ``verdicts_others``, those on each of them as well. 0 to 1.
         """
-        own, share = problem.verdicts, self._share(problem)
-        others = max(1e-9, self._shares.count - share.count)
-        mean = (self._shares.kept - share.kept) / others
+        own, (kept, lost) = problem.verdicts, self._share(problem)
+        others = max(1e-9, self._shares.count - (kept + lost))
+        mean = (self._shares.kept - kept) / others
         weight = min(self._settings.verdicts_others, others)
         accepted = min(1.0, max(0.0, (own.kept + weight * mean) / (own.count + weight)))
         return min(1.0, accepted + deviations * (accepted * (1 - accepted) / (own.count + weight)) ** 0.5)
@@ -196,21 +187,22 @@ class Experience:
         """
         problem = self.problems[event.problem]
         problem.doubted.add((event.repeat, event.track))
-        self._learn(problem, lambda verdicts: verdicts.add(False, self._settings.verdicts_max))
+        before = self._share(problem)
+        problem.verdicts.add(False, self._settings.verdicts_max)
+        self._learned(problem, before)
         self.verdicts.add(False)
 
-    def _share(self, problem: Problem) -> Verdicts:
-        """Returns what its verdicts tell of other problems."""
-        share = min(1.0, self._settings.verdicts_others / max(1e-9, problem.verdicts.count))
-        return Verdicts(share * problem.verdicts.kept, share * problem.verdicts.lost)
+    def _share(self, problem: Problem) -> tuple[float, float]:
+        """Returns what its verdicts tell of other problems: how many of their drafts are kept, and how many lost."""
+        verdicts = problem.verdicts
+        share = min(1.0, self._settings.verdicts_others / max(1e-9, verdicts.kept + verdicts.lost))
+        return share * verdicts.kept, share * verdicts.lost
 
-    def _learn(self, problem: Problem, change: Callable[[Verdicts], None]) -> None:
-        """Changes a problem's verdicts, and with them its share in what all tell."""
-        before = self._share(problem)
-        change(problem.verdicts)
-        after = self._share(problem)
-        self._shares.kept += after.kept - before.kept
-        self._shares.lost += after.lost - before.lost
+    def _learned(self, problem: Problem, before: tuple[float, float]) -> None:
+        """Notes that a problem's verdicts changed, and with them its share in what all tell. ``before``: what it was."""
+        kept, lost = self._share(problem)
+        self._shares.kept += kept - before[0]
+        self._shares.lost += lost - before[1]
 
     def _end(self, name: str, track: TrackName) -> None:
         problem = self.problems.get(name)
@@ -246,12 +238,14 @@ class Experience:
         self._square.add(event.tokens**2)
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
+            before = self._share(problem)
             if track not in problem.doubted:
-                self._learn(problem, lambda verdicts: verdicts.add(kept, self._settings.verdicts_max))
+                problem.verdicts.add(kept, self._settings.verdicts_max)
                 self.verdicts.add(kept)
             elif kept:
-                self._learn(problem, Verdicts.correct)
+                problem.verdicts.correct()
                 self.verdicts.correct()
+            self._learned(problem, before)
             problem.doubted.discard(track)
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:

@@ -36,7 +36,7 @@ slow CPU takes."""
 
 
 class LaneSlot:
-    """A request's time in its lane: the block around it, and the iterator over its deltas.
+    """A request's time in its lane: the block around it, and the iterator over its deltas. The task that enters it reads it.
 
     A class, since the loop keeps a weak reference to every generator, which was a tenth of a step's cost.
     """
@@ -49,9 +49,10 @@ class LaneSlot:
         "_lost",
         "_moves",
         "_queue",
-        "_reader",
+        "_reads",
         "_started",
         "_stream",
+        "_task",
         "quiet_s",
         "told",
     )
@@ -60,9 +61,8 @@ class LaneSlot:
         self._lane = lane
         self._flight = request_state
         self._queue = lane.queues[request_state.place]
-        self._reader: asyncio.Task[Any] | None = None
         self._lost: EngineDeadError | EngineStalledError | None = None
-        self._inside = self.told = False
+        self._inside = self._reads = self.told = False
         self._moves = 0
         self.quiet_s = 0.0
 
@@ -84,9 +84,13 @@ class LaneSlot:
                 if await queue.enter(request_state):
                     break
         finally:
-            request_state.queue_s += now_s() - asked
-            self._queue.waited_s += now_s() - asked
-        self._started = self.quiet_s = now_s()
+            entered = now_s()
+            request_state.queue_s += entered - asked
+            self._queue.waited_s += entered - asked
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._started = self.quiet_s = entered
         self._inside, self.told = True, False
         request_state.place, request_state.engine = self._lane.queues.index(queue), queue.engine.name
         queue.slots[self] = None
@@ -96,27 +100,40 @@ class LaneSlot:
         return self
 
     async def __anext__(self) -> Delta:
+        flight, task = self._flight, self._task
         while True:
+            others = task.cancelling()
+            self._reads = True
             try:
-                delta = await self._read()
+                if self._lost is not None:
+                    raise self._lost
+                delta = await self._stream.__anext__()
                 break
             except StopAsyncIteration:
-                if self._flight.finish is None:  # nobody may take a part of an answer for the whole
+                if flight.finish is None:  # nobody may take a part of an answer for the whole
                     raise RequestError(
-                        f"Engine {self._queue.engine.name} ended request {self._flight.request.id} without a reason."
+                        f"Engine {self._queue.engine.name} ended request {flight.request.id} without a reason."
                     ) from None
                 raise
-            except (EngineDeadError, EngineStalledError) as error:
-                await self._move(error)
-                if len(self._flight.ids) >= self._flight.request.max_tokens:  # it failed behind the last token
-                    delta = Delta((), "length")
-                    break
+            except asyncio.CancelledError:
+                # As in asyncio.timeout: only our own cancellation becomes another error.
+                if self._lost is None or task.uncancel() > others:
+                    raise
+                error = self._lost
+            except (EngineDeadError, EngineStalledError) as failure:
+                error = failure
+            finally:
+                self._reads = False
+            await self._move(error)
+            if len(flight.ids) >= flight.request.max_tokens:  # it failed behind the last token
+                delta = Delta((), "length")
+                break
         if delta.ids:
             self._moves = 0
             self._queue.health.progress()
-        self._flight.take(delta)
+        flight.take(delta)
         self.quiet_s, self.told = now_s(), False
-        self._flight.engine_s = self.quiet_s - self._began_s
+        flight.engine_s = self.quiet_s - self._began_s
         return delta
 
     async def _move(self, error: EngineDeadError | EngineStalledError) -> None:
@@ -135,28 +152,10 @@ class LaneSlot:
         self._lost = None
         await self._enter()
 
-    async def _read(self) -> Delta:
-        if self._lost is not None:
-            raise self._lost
-        task = asyncio.current_task()
-        assert task is not None
-        others = task.cancelling()
-        self._reader = task
-        try:
-            delta = await self._stream.__anext__()
-        except asyncio.CancelledError as error:
-            # As in asyncio.timeout: only our own cancellation becomes another error.
-            if self._lost is not None and task.uncancel() <= others:
-                raise self._lost from error
-            raise
-        finally:
-            self._reader = None
-        return delta
-
     @property
     def waits(self) -> bool:
         """Whether somebody waits for the engine's next delta. A reader that is busy elsewhere cannot tell that it stalls."""
-        return self._reader is not None
+        return self._reads
 
     @property
     def operation(self) -> str:
@@ -175,8 +174,8 @@ class LaneSlot:
         """Ends the wait for the next delta with this error, or the next one if nobody waits now."""
         if self._lost is None:
             self._lost = error
-            if self._reader is not None:
-                self._reader.cancel()
+            if self._reads:
+                self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -211,6 +210,7 @@ class Lane:
     ) -> None:
         overlap = overlap or Overlap()
         self.role = role
+        self.engines = engines
         self.queues = [EngineQueue(role, engine, in_flight_max, stall_limit_s, overlap, tell) for engine in engines]
         self._patience_s = stall_limit_s
         self._returned = asyncio.Event()
@@ -218,11 +218,7 @@ class Lane:
     @property
     def engine(self) -> Engine:
         """The first engine; all of a role have the same model."""
-        return self.queues[0].engine
-
-    @property
-    def engines(self) -> list[Engine]:
-        return [queue.engine for queue in self.queues]
+        return self.engines[0]
 
     def recall(self, request_state: RequestState) -> None:
         """Does nothing: a live lane has no trace behind it."""

@@ -27,12 +27,15 @@ class Overlap:
 
     @property
     def both_s(self) -> float:
-        return self._both_s + (now_s() - self._since_s if len(self._busy) > 1 else 0.0)
+        return self._both_until(now_s())
+
+    def _both_until(self, now: float) -> float:
+        return self._both_s + (now - self._since_s if len(self._busy) > 1 else 0.0)
 
     def change(self, role: Role, by: int) -> None:
         """Notes that an engine of that role begins (1) or ends (-1) to have work."""
-        self._both_s = self.both_s
-        self._since_s = now_s()
+        now = now_s()
+        self._both_s, self._since_s = self._both_until(now), now
         before = self._busy[role]
         self._busy[role] += by
         if not self._busy[role]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from array import array
+from binascii import b2a_base64
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf, isfinite
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RANK_WIDTH = 1_000_000
 """Priorities below it are those of short requests that a whole track waits for (``scheduler.priority``)."""
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+"""The characters of base64 in ids, as ``base64.urlsafe_b64encode`` writes them."""
+
 
 def digest(request: Request) -> str:
     """Returns twelve characters that are equal for equal requests: of all that an engine's answer depends on, except its limits.
@@ -42,9 +45,9 @@ def digest(request: Request) -> str:
         request.likelihood_from,
     )
     ids = request.prompt_ids
-    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids).tobytes(), digest_size=DIGEST_BYTES)
+    state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids), digest_size=DIGEST_BYTES)
     state.update(repr(rest).encode())
-    return base64.urlsafe_b64encode(state.digest()).decode("ascii")
+    return b2a_base64(state.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
 
 
 @dataclass(slots=True)
@@ -79,14 +82,14 @@ class RequestState:
 
     def take(self, delta: Delta) -> None:
         """Takes a delta. Raises EngineError if log-probabilities are missing that were asked for, or it has too many tokens."""
-        request = self.request
-        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(delta.ids):
+        request, ids = self.request, delta.ids
+        if request.sampled_logprobs and len(delta.sampled_logprobs) != len(ids):
             raise EngineError(f"Engine {self.engine} does not say how probable its tokens were, which a gate needs.")
-        if self.recorded is None and len(self.ids) + len(delta.ids) > request.max_tokens:
+        if self.recorded is None and len(self.ids) + len(ids) > request.max_tokens:
             raise EngineError(
                 f"Engine {self.engine} wrote more than the {request.max_tokens} tokens that it was asked for."
             )
-        self.ids.extend(delta.ids)
+        self.ids.extend(ids)
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
@@ -94,7 +97,8 @@ class RequestState:
         if delta.cached_tokens is not None:
             # Of a request that went on elsewhere the engine also found what had come behind the prompt.
             self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))
-        self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
+        if delta.sampled_logprobs:
+            self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
         if delta.first_entropy is not None and isfinite(delta.first_entropy):
             self.first_entropy = delta.first_entropy
         if delta.prompt_logprobs is not None:
@@ -138,7 +142,7 @@ class RequestState:
         request with all that the loop saw. None if the request was abandoned: no replay will answer it. ``digits``:
         whether the event has the log-probabilities of the request's ``logprob_ids``.
         """
-        start = self._reported_tokens
+        start, request = self._reported_tokens, self.request
         first = not self._reports
         self._reports += 1
         tokens = self.unreported_tokens if tokens is None else tokens
@@ -146,34 +150,40 @@ class RequestState:
         self._reported_tokens += tokens
         self._reported_s = self.engine_s
         operation = Operation(
-            id=self.request.id,
+            id=request.id,
             engine=self.engine,
-            seed=self.request.seed,
+            seed=request.seed,
             # A request abandoned before its first token may never have been read: its tokens are unknown.
-            prompt_tokens=len(self.request.prompt_ids) if first and self.answered else 0,
+            prompt_tokens=len(request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
             queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
             engine_s=round(seconds, 6),
-            digest=digest(self.request) if first else "",
+            digest=digest(request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )
         return operation if self.recorded is None else self.recorded.report(operation)
 
     def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
-        """Returns the fields of an operation that a replay needs beside the step that it went to."""
+        """Returns the fields of an operation that a replay needs beside the step that it went to. Most have none to add."""
+        fields: dict[str, Any] = {"finish": self.finish}
         share = self.ids[start : start + tokens]
-        common = next((place for place, pair in enumerate(zip(share, kept, strict=False)) if pair[0] != pair[1]), None)
-        logprobs = () if digits else tuple((self.logprobs or {}).values())
-        return {
-            "finish": self.finish,
-            "tail": tuple(share[min(len(share), len(kept)) if common is None else common :]),
-            "ahead": tuple(self.ids[start + tokens :]),
-            "logprobs": logprobs if start == 0 else (),
-            "sampled_logprobs": tuple(self.sampled_logprobs[start:]),
-            "first_entropy": self.first_entropy if start == 0 else None,
-            "prompt_logprobs": None if self.prompt_logprobs is None or start else tuple(self.prompt_logprobs),
-        }
+        same = min(len(share), len(kept))
+        if share[:same] != list(kept[:same]):
+            same = next(place for place, token in enumerate(kept) if token != share[place])
+        if same < len(share):
+            fields["tail"] = tuple(share[same:])
+        if start + tokens < len(self.ids):
+            fields["ahead"] = tuple(self.ids[start + tokens :])
+        if self.sampled_logprobs:
+            fields["sampled_logprobs"] = tuple(self.sampled_logprobs[start:])
+        if start == 0:
+            fields["first_entropy"] = self.first_entropy
+            if self.logprobs and not digits:
+                fields["logprobs"] = tuple(self.logprobs.values())
+            if self.prompt_logprobs is not None:
+                fields["prompt_logprobs"] = tuple(self.prompt_logprobs)
+        return fields
 
 
 class RecordedReports(Protocol):

@@ -46,11 +46,9 @@ class Ids(Sequence[int]):
     def hashed(self) -> blake2b:
         """Returns a hash of all ids, as 32-bit words; ids that the context has hashed before are not hashed again."""
         state = (
-            blake2b(self._ids[: self._length].tobytes(), digest_size=DIGEST_BYTES)
-            if self._hash is None
-            else self._hash.copy()
+            blake2b(self._ids[: self._length], digest_size=DIGEST_BYTES) if self._hash is None else self._hash.copy()
         )
-        state.update(array("I", self._behind).tobytes())
+        state.update(array("I", self._behind))
         return state
 
     def tolist(self) -> list[int]:
@@ -84,7 +82,7 @@ class Context:
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self._ids = array("I", prompt_ids)
-        self._hash = blake2b(self._ids.tobytes(), digest_size=DIGEST_BYTES)
+        self._hash = blake2b(self._ids, digest_size=DIGEST_BYTES)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -92,14 +90,15 @@ class Context:
     def ids(self, *more: Sequence[int], length: int | None = None) -> Ids:
         """Returns the first ``length`` ids (default: all), followed by more."""
         behind = tuple(chain.from_iterable(more))
-        if length is None or length == len(self._ids):
-            return Ids(self._ids, len(self._ids), behind, self._hash.copy())
+        whole = len(self._ids)
+        if length is None or length == whole:
+            return Ids(self._ids, whole, behind, self._hash.copy())
         return Ids(self._ids, length, behind)
 
     def append(self, ids: Sequence[int]) -> None:
         new = array("I", ids)
         self._ids.extend(new)
-        self._hash.update(new.tobytes())
+        self._hash.update(new)
 
     def text_of(self, ids: Sequence[int], before: Sequence[int] = (), length: int | None = None) -> str:
         """Returns the text of ids that follow this context, or its first ``length`` ids, with others ``before`` them."""

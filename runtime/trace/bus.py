@@ -54,8 +54,7 @@ class EventBus:
 
         ``at_s``: its time, if it was read before.
         """
-        t = self.elapsed_s if at_s is None else at_s
-        stamp(event, self._next_seq, self._attempt, t)
+        stamp(event, self._next_seq, self._attempt, self.elapsed_s if at_s is None else at_s)
         self._next_seq += 1
         for sink in self._required:
             sink.emit(event)
@@ -69,6 +68,15 @@ class EventBus:
 
     async def turn(self, kind: Literal["problem_started", "sample_finished"], problem: str, repeat: int) -> None:
         """Waits until such an event is due; in a live run that is now."""
+
+    def has_room(self) -> bool:
+        """Returns whether ``room`` would return at once. The runtime's own sinks say so by a property of this name; any other
+        is asked by its ``room``.
+        """
+        for sink in self._required:  # noqa: SIM110  # all tracks ask before each request, and a generator takes twice as long
+            if getattr(sink, "has_room", None) is not True:
+                return False
+        return True
 
     async def room(self) -> None:
         for sink in self._required:

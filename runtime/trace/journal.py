@@ -22,7 +22,7 @@ import structlog
 
 from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RunDirectoryError, TraceError, TraceReadError
-from speclrm.runtime.events import RunStarted, SampleFinished, to_line
+from speclrm.runtime.events import to_line
 from speclrm.runtime.files import FULL, GONE, reason, remedy
 from speclrm.runtime.trace.segments import (
     HEADER_START,
@@ -131,14 +131,22 @@ class Journal:
 
     def emit(self, event: Event) -> None:
         assert event.seq >= self.next_seq or not self._resume, "an event of a resumed run repeats a number of the trace"
-        if not self._run and isinstance(event, RunStarted):
-            self._run = event.run
+        match event.kind:
+            case "run_started" if not self._run:
+                self._run = event.run
+            case "sample_finished":
+                self._sync_asked = True
+            case _:
+                pass
         self._lines.append(to_line(event))
         self._emitted_seq = event.seq
-        self._sync_asked |= isinstance(event, SampleFinished)
         if len(self._lines) >= BUFFER_EVENTS_MAX:
             self._gate.clear()
         self._wake.set()
+
+    @property
+    def has_room(self) -> bool:
+        return self._error is None and self._gate.is_set()
 
     async def room(self) -> None:
         if not self._gate.is_set():

@@ -104,7 +104,10 @@ class Subscriber:
             while self._events:
                 event = self._events.popleft()
                 try:
-                    await self._emit(event)
+                    if self._in_thread:
+                        await asyncio.to_thread(self._sink.emit, event)
+                    else:
+                        self._emit(event)
                     await self._sink.room()
                 except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
                     log.error("sink_failed", sink=self._name, error=repr(error), notice="it gets no more events")
@@ -119,10 +122,7 @@ class Subscriber:
             if not self._closing:
                 await self._wake.wait()
 
-    async def _emit(self, event: Event) -> None:
-        if self._in_thread:
-            await asyncio.to_thread(self._sink.emit, event)
-            return
+    def _emit(self, event: Event) -> None:
         started = time.perf_counter()
         self._sink.emit(event)
         took_s = time.perf_counter() - started

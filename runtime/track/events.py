@@ -35,20 +35,16 @@ class _Where(TypedDict):
 class TrackEvents:
     """Publishes the events of one track.
 
-    ``stop_reason``: why the task that runs the track is cancelled, if it is.
+    ``where``: the fields that all of them have. ``stop_reason``: why the task that runs the track is cancelled, if it is.
     """
 
-    def __init__(self, requests: TrackRequests, emit: Callable[[Event], None], record: SamplePlayback | None) -> None:
+    def __init__(self, requests: TrackRequests, emit: Callable[[Event], object], record: SamplePlayback | None) -> None:
         self.emit = emit
         self.stop_reason: StopReason = "cancelled"
+        self.where: _Where = {"problem": requests.problem, "repeat": requests.repeat, "track": requests.track}
         self._requests = requests
         self._record = record
         self._told = self._told_all = False
-
-    @property
-    def where(self) -> _Where:
-        requests = self._requests
-        return {"problem": requests.problem, "repeat": requests.repeat, "track": requests.track}
 
     def stopping(self, reason: StopReason) -> None:
         """Notes why the track is about to be cancelled.

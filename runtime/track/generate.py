@@ -77,18 +77,19 @@ class StepMaker:
 
         ``ahead``: before it is known to be needed; ``after``: the uncommitted step that it follows.
         """
-        context = self._requests.contexts[role]
-        spent = self._requests.state.tokens + (0 if after is None else len(after.ids))
-        limit = self._requests.limits.max_step_tokens
-        if not self._requests.limits.original_marks:
-            limit = min(limit, self._requests.limits.token_budget - spent)
+        requests = self._requests
+        limits, state = requests.limits, requests.state
+        limit = limits.max_step_tokens
+        if not limits.original_marks:
+            spent = state.tokens + (0 if after is None else len(after.ids))
+            limit = min(limit, limits.token_budget - spent)
         making = Making(
             role,
             purpose,
             ahead,
-            index=self._requests.index + (after is not None),
-            before=() if after is None else (*self._requests.opening(role), *self._requests.ids_for(after, role)),
-            begun=len(context),  # the context may have grown by the time of a second piece
+            index=len(state.steps) + (after is not None),
+            before=() if after is None else (*requests.opening(role), *requests.ids_for(after, role)),
+            begun=len(requests.contexts[role]),  # the context may have grown by the time of a second piece
             limit=limit,
         )
         self._next_piece(making, [])
@@ -96,15 +97,16 @@ class StepMaker:
 
     def _next_piece(self, making: Making, ids: Sequence[int]) -> RequestState:
         """Builds the request for the piece after ``ids``."""
-        role, part = making.role, len(making.request_states)
-        request_state = self._requests.request_state(
+        requests, role, part = self._requests, making.role, len(making.request_states)
+        limits = requests.limits
+        request_state = requests.request_state(
             role,
             making.purpose,
-            self._requests.contexts[role].ids(making.before, ids, length=making.begun),
+            requests.contexts[role].ids(making.before, ids, length=making.begun),
             making.limit - len(ids),
-            stop_ids=self._requests.stop_ids[role],
-            sampled_logprobs=role is Role.DRAFT and self._requests.limits.confidence,
-            first_entropy=role is Role.DRAFT and self._requests.limits.first_entropy and part == 0,
+            stop_ids=requests.stop_ids[role],
+            sampled_logprobs=limits.confidence and role is Role.DRAFT,
+            first_entropy=limits.first_entropy and role is Role.DRAFT and part == 0,
             part=part,
             index=making.index,
             ahead=making.ahead,
@@ -193,16 +195,16 @@ class StepMaker:
                 if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
                     ids = [*before, *request_state.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
-                entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
-                complete = length is not None or request_state.finish is not None
-                whole = len(request_state.ids) if length is None else length - len(before)
-                judging = range(judged + 1, whole + (not complete))
-                judged = max(judged, whole)
-                for tokens in judging:
-                    so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
-                    if so_far and self._gate(so_far, whole=False) == "doubtful":
-                        self._requests.ready_s = now_s()
-                        return len(before) + tokens, True
+                if sampled or request_state.sampled_logprobs:  # a gate asked for them
+                    entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
+                    complete = length is not None or request_state.finish is not None
+                    whole = len(request_state.ids) if length is None else length - len(before)
+                    for tokens in range(judged + 1, whole + (not complete)):
+                        so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
+                        if so_far and self._gate(so_far, whole=False) == "doubtful":
+                            self._requests.ready_s = now_s()
+                            return len(before) + tokens, True
+                    judged = max(judged, whole)
                 if length is not None:
                     break
         self._requests.ready_s = now_s()

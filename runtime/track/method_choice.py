@@ -41,7 +41,7 @@ async def ask(
     order: int,
     seed: int | None,
     lane: RequestLane,
-    emit: Callable[[Event], None],
+    emit: Callable[[Event], object],
     room: Callable[[], Awaitable[None]],
 ) -> Reply:
     """Returns the target's greedy reply. Raises EngineDeadError; a request that fails alone gives an empty reply."""

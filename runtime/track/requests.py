@@ -92,8 +92,11 @@ class TrackRequests:
 
     def append(self, step: Step) -> None:
         """Appends a committed step to all contexts."""
+        first = not self.state.steps
         for role, context in self.contexts.items():
-            context.append([*self.opening(role), *self.ids_for(step, role)])
+            if first:
+                context.append(self._openings[role])
+            context.append(self.ids_for(step, role))
         self._translated.clear()
 
     def request_state(

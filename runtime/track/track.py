@@ -71,7 +71,8 @@ class RuntimeTrack:
         prompts: Mapping[Role, Sequence[int]],
         openings: Mapping[Role, Sequence[int]],
         judge: JudgeSuffix | None,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], object],
+        has_room: Callable[[], bool],
         room: Callable[[], Awaitable[None]],
         state: Callable[[], TrackState],
     ) -> None:
@@ -84,6 +85,7 @@ class RuntimeTrack:
         self._admission = scheduler.admission
         self._controller = scheduler.controller
         self._judge = judge
+        self._has_room = has_room
         self._room = room
         self._requests = TrackRequests(
             problem=problem.id,
@@ -242,7 +244,7 @@ class RuntimeTrack:
         await self._run(Role.TARGET, "score", request_state)
         logprobs = request_state.logprobs or {}
         # Rounded before the score is computed, so that a reader of the trace gets the same one.
-        digits = tuple(round(logprobs[token], 6) for token in self._judge.digit_ids)
+        digits = tuple([round(logprobs[token], 6) for token in self._judge.digit_ids])
         said = context.tokenizer.decode(request_state.ids)
         score = self._read_score(digits, said)
         self._events.scored(step, score, request_state, self._prompts.scorer, digits, said)
@@ -353,6 +355,28 @@ class RuntimeTrack:
                     paused = True
                 case "new":
                     pass
+        if not self._has_room():
+            paused = await self._read(paused)
+        reservation = self._requests.reservation
+        if reservation is None:
+            tokens = {role: len(context) for role, context in self._requests.contexts.items()}
+            reservation = self._requests.reservation = self._admission.claim(self._order, tokens)
+        if reservation.asked:
+            paused = await self._pause("room", paused)
+            await self._admission.hold(reservation)
+        elif not reservation.admitted and not self._admission.admit_at_once(reservation):
+            paused = await self._pause("room", paused)
+            await self._admission.admit(reservation)
+        if paused:
+            self._events.emit(TrackContinued(**self._events.where, step=self._requests.index))
+            self._requests.ready_s = None
+        elif (request_state := self._writing.request_state) and self._requests.lanes[Role.TARGET].wants_place(
+            request_state
+        ):
+            await self._pause("turn", paused=False)
+
+    async def _read(self, paused: bool) -> bool:
+        """Waits until the track's events are taken. Returns whether the track is paused now."""
         try:
             async with asyncio.timeout(READER_PATIENCE_S):
                 await self._room()
@@ -361,22 +385,7 @@ class RuntimeTrack:
             if self._requests.reservation is not None:
                 self._admission.leave(self._requests.reservation)
             await self._room()
-        if self._requests.reservation is None:
-            tokens = {role: len(context) for role, context in self._requests.contexts.items()}
-            self._requests.reservation = self._admission.claim(self._order, tokens)
-        if self._requests.reservation.asked:
-            paused = await self._pause("room", paused)
-            await self._admission.hold(self._requests.reservation)
-        elif not self._requests.reservation.admitted and not self._admission.admit_at_once(self._requests.reservation):
-            paused = await self._pause("room", paused)
-            await self._admission.admit(self._requests.reservation)
-        if paused:
-            self._events.emit(TrackContinued(**self._events.where, step=self._requests.index))
-            self._requests.ready_s = None
-        elif (request_state := self._writing.request_state) and self._requests.lanes[Role.TARGET].wants_place(
-            request_state
-        ):
-            await self._pause("turn", paused=False)
+        return paused
 
     async def _held_then(self, record: SamplePlayback) -> Literal["asks", "waited", "new"]:
         """Returns what a trace says of this moment: the track ``asks`` its next request, or it ``waited`` when the
