@@ -98,13 +98,13 @@ class StepMaker:
     def _next_piece(self, making: Making, ids: Sequence[int]) -> RequestState:
         """Builds the request for the piece after ``ids``."""
         requests, role, part = self._requests, making.role, len(making.request_states)
-        limits = requests.limits
+        limits, context = requests.limits, requests.contexts[role]
         request_state = requests.request_state(
             role,
             making.purpose,
-            requests.contexts[role].ids(making.before, ids, length=making.begun),
+            context.ids(making.before, ids, length=making.begun),
             making.limit - len(ids),
-            stop_ids=requests.stop_ids[role],
+            stop_ids=context.stop_ids,
             sampled_logprobs=limits.confidence and role is Role.DRAFT,
             first_entropy=limits.first_entropy and role is Role.DRAFT and part == 0,
             part=part,
@@ -186,9 +186,9 @@ class StepMaker:
         write every one, is found here, and the request is aborted. The size of the deltas changes nothing.
         """
         requests = self._requests
-        tokenizer = requests.contexts[role].tokenizer
+        context = requests.contexts[role]
+        tokenizer, lines = context.tokenizer, context.line_ids
         blank, least = bool(requests.limits.original_marks), requests.limits.min_step_tokens
-        lines = requests.line_ids[role]
         length, judged = None, 0
         async with requests.lanes[role].fly(request_state) as deltas:
             async for _ in deltas:

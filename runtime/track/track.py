@@ -300,7 +300,7 @@ class RuntimeTrack:
             context.ids(forced),
             self._requests.limits.closing_tokens,
             temperature=0.0,
-            stop_ids=self._requests.stop_ids[Role.TARGET],
+            stop_ids=context.stop_ids,
         )
         await self._run(Role.TARGET, "closing", request_state)
         written, ended = split_ending(request_state.ids, vocabulary)
