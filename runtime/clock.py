@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from asyncio import get_running_loop
 from collections import deque
 from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,7 @@ EXECUTOR_LIMIT_S = 60.0
 
 def now_s() -> float:
     """Returns seconds on the running loop's clock; only differences mean anything."""
-    return asyncio.get_running_loop().time()
+    return get_running_loop().time()
 
 
 class _JumpSelector(selectors.DefaultSelector):

@@ -560,13 +560,17 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 """Reads an event of any kind: ``EVENT.validate_json(line)``."""
 
 
+_STAMPED = frozenset({"seq", "attempt", "t"})
+
+
 def stamp(event: EventBase, seq: int, attempt: int, t: float) -> None:
     """Gives an event its place in the run: its only change, made before anybody else has it.
 
     A copy would cost as much as making the event did.
     """
-    vars(event).update(seq=seq, attempt=attempt, t=t)
-    event.__pydantic_fields_set__.update(("seq", "attempt", "t"))
+    fields = vars(event)
+    fields["seq"], fields["attempt"], fields["t"] = seq, attempt, t
+    event.__pydantic_fields_set__.update(_STAMPED)
 
 
 def to_line(event: EventBase) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from math import exp
+from operator import mul
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.engine import LOGPROB_MIN
@@ -25,8 +26,9 @@ def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
     top = max(digits)
     if top <= LOGPROB_MIN:
         return Score(0.0, 0.0)
-    weights = [math.exp(value - top) for value in digits]
-    mass = round(min(1.0, math.exp(top) * sum(weights)), 6)
+    weights = [exp(value - top) for value in digits]
+    total = sum(weights)
+    mass = round(min(1.0, exp(top) * total), 6)
     if method == "greedy":
         return Score(float(digits.index(top)), mass)
-    return Score(sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights), mass)
+    return Score(sum(map(mul, range(len(weights)), weights)) / total, mass)

@@ -35,8 +35,8 @@ class Mean:
     weight: float = 1.0
 
     def add(self, value: float) -> None:
-        self.weight = min(self.weight + 1.0, 200.0)
-        self.value += (value - self.value) / self.weight
+        self.weight = weight = min(self.weight + 1.0, 200.0)
+        self.value += (value - self.value) / weight
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Verdicts:
 
     def add(self, kept: bool, most: float = float("inf")) -> None:
         """Counts one; ``most`` are remembered, the newest counting most."""
-        if self.count >= most:
+        if self.kept + self.lost >= most:
             self.kept *= 1 - 1 / most
             self.lost *= 1 - 1 / most
         self.kept += kept
@@ -225,17 +225,17 @@ class Experience:
                 self.token_s[role].add(operation.engine_s / operation.output_tokens)
         if name is not None:
             mean = self._shape[name]
-            read = sum(one.prompt_tokens - one.cached_tokens for one in operations)
+            read = sum([one.prompt_tokens - one.cached_tokens for one in operations])
             mean.add(min(read, READ_MAX * mean.value))
 
     def _commit(self, event: StepCommitted) -> None:
-        problem, track = self.problems[event.problem], (event.repeat, event.track)
+        problem, track, tokens = self.problems[event.problem], (event.repeat, event.track), event.tokens
         problem.since += 1
-        problem.committed[track] += event.tokens
+        problem.committed[track] += tokens
         problem.probing.discard(track)
         self.steps += 1
-        self._length.add(event.tokens)
-        self._square.add(event.tokens**2)
+        self._length.add(tokens)
+        self._square.add(tokens**2)
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
             before = self._share(problem)
@@ -249,6 +249,6 @@ class Experience:
             problem.doubted.discard(track)
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:
-                self._shape["drafted"].add(event.tokens)
+                self._shape["drafted"].add(tokens)
         if event.origin in ("write", "rewrite"):
-            self._shape["written"].add(event.tokens)
+            self._shape["written"].add(tokens)

@@ -93,7 +93,8 @@ class RequestState:
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
-            self.logprobs = {token: _finite(value) for token, value in delta.logprobs.items()}
+            finite = map(_finite, delta.logprobs.values())
+            self.logprobs = dict(zip(delta.logprobs, finite, strict=True))
         if delta.cached_tokens is not None:
             # Of a request that went on elsewhere the engine also found what had come behind the prompt.
             self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))

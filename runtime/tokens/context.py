@@ -8,7 +8,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, overload
 
-from speclrm.runtime.tokens.steps import runs
+from speclrm.runtime.tokens.steps import line_ids, runs, stop_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +75,16 @@ class Ids(Sequence[int]):
 
 
 class Context:
-    """One model's view of a track. ``ids`` grows; what is there never changes."""
+    """One model's view of a track. ``ids`` grows; what is there never changes.
 
-    __slots__ = ("_hash", "_ids", "tokenizer")
+    ``stop_ids``: those that end a step inside the engine. ``line_ids``: those of which every blank line contains at least one.
+    """
+
+    __slots__ = ("_hash", "_ids", "line_ids", "stop_ids", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
+        self.stop_ids, self.line_ids = stop_ids(tokenizer.vocabulary), line_ids(tokenizer.vocabulary)
         self._ids = array("I", prompt_ids)
         self._hash = blake2b(self._ids, digest_size=DIGEST_BYTES)
 

@@ -98,13 +98,13 @@ class StepMaker:
     def _next_piece(self, making: Making, ids: Sequence[int]) -> RequestState:
         """Builds the request for the piece after ``ids``."""
         requests, role, part = self._requests, making.role, len(making.request_states)
-        limits = requests.limits
+        limits, context = requests.limits, requests.contexts[role]
         request_state = requests.request_state(
             role,
             making.purpose,
-            requests.contexts[role].ids(making.before, ids, length=making.begun),
+            context.ids(making.before, ids, length=making.begun),
             making.limit - len(ids),
-            stop_ids=requests.stop_ids[role],
+            stop_ids=context.stop_ids,
             sampled_logprobs=limits.confidence and role is Role.DRAFT,
             first_entropy=limits.first_entropy and role is Role.DRAFT and part == 0,
             part=part,
@@ -117,10 +117,10 @@ class StepMaker:
     async def make(self, making: Making) -> Made:
         """Makes one step with one model: one request, and more if the first brought nothing visible."""
         role, before, begun, limit = making.role, making.before, making.begun, making.limit
-        context = self._requests.contexts[role]
+        limits, context = self._requests.limits, self._requests.contexts[role]
         tokenizer = context.tokenizer
-        original = bool(self._requests.limits.original_marks)
-        least = self._requests.limits.min_step_tokens
+        original = bool(limits.original_marks)
+        least = limits.min_step_tokens
         ids: list[int] = []
         sampled: list[float] = []
         entropy: float | None = None
@@ -156,7 +156,7 @@ class StepMaker:
         if original:
             # The original counts all generated tokens: also marks that it removes, and the one that ends a text.
             generated = len(ids) + ended
-            ids = without_think_close(tokenizer, ids, self._requests.limits.original_marks)
+            ids = without_think_close(tokenizer, ids, limits.original_marks)
             removed = max(0, generated - len(ids))
             text = context.text_of(ids, before, begun)
         kind: StepKind = making.purpose
@@ -185,11 +185,12 @@ class StepMaker:
         The engine stops at a token that contains a blank line. A blank line of two tokens, which is how some tokenizers
         write every one, is found here, and the request is aborted. The size of the deltas changes nothing.
         """
-        tokenizer = self._requests.contexts[role].tokenizer
-        blank, least = bool(self._requests.limits.original_marks), self._requests.limits.min_step_tokens
-        lines = self._requests.line_ids[role]
+        requests = self._requests
+        context = requests.contexts[role]
+        tokenizer, lines = context.tokenizer, context.line_ids
+        blank, least = bool(requests.limits.original_marks), requests.limits.min_step_tokens
         length, judged = None, 0
-        async with self._requests.lanes[role].fly(request_state) as deltas:
+        async with requests.lanes[role].fly(request_state) as deltas:
             async for _ in deltas:
                 # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
                 if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
@@ -202,12 +203,12 @@ class StepMaker:
                     for tokens in range(judged + 1, whole + (not complete)):
                         so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
                         if so_far and self._gate(so_far, whole=False) == "doubtful":
-                            self._requests.ready_s = now_s()
+                            requests.ready_s = now_s()
                             return len(before) + tokens, True
                     judged = max(judged, whole)
                 if length is not None:
                     break
-        self._requests.ready_s = now_s()
+        requests.ready_s = now_s()
         return length, False
 
     def drop(self, making: Making, reason: DropReason) -> None:

@@ -13,7 +13,6 @@ from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.scheduling.scheduler import priority
 from speclrm.runtime.seeds import derive_seed, operation_id
 from speclrm.runtime.tokens.context import Context, translate
-from speclrm.runtime.tokens.steps import line_ids, stop_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,7 @@ class TrackRequests:
     """Builds one track's requests from its contexts.
 
     ``contexts``: the track's ids, as each model sees them. ``reservation``: of KV cache, once it has one.
-    ``ready_s``: when, on the loop's clock, the track could have continued. ``stop_ids``: for each model, the ids that
-    end a step. ``line_ids``: ids of which every blank line contains at least one.
+    ``ready_s``: when, on the loop's clock, the track could have continued.
     """
 
     def __init__(
@@ -52,8 +50,6 @@ class TrackRequests:
         self.limits = limits
         self.lanes = lanes
         self.contexts = {role: Context(lanes[role].engine.tokenizer, ids) for role, ids in prompts.items()}
-        self.stop_ids = {role: stop_ids(context.tokenizer.vocabulary) for role, context in self.contexts.items()}
-        self.line_ids = {role: line_ids(context.tokenizer.vocabulary) for role, context in self.contexts.items()}
         self.reservation: Reservation | None = None
         self.ready_s: float | None = None
         self._order = order

@@ -230,21 +230,23 @@ class RuntimeTrack:
             return await self._score_by_likelihood(step)
         if self._judge is None:
             raise AssertionError("a track without a judge was asked for a score")
-        context = self._requests.contexts[Role.TARGET]
-        ids = self._requests.ids_for(step, Role.TARGET)
-        request_state = self._requests.request_state(
+        requests, digit_ids = self._requests, self._judge.digit_ids
+        context = requests.contexts[Role.TARGET]
+        ids = requests.ids_for(step, Role.TARGET)
+        request_state = requests.request_state(
             Role.TARGET,
             "score",
-            context.ids(self._requests.opening(Role.TARGET), ids, self._judge.ids),
+            context.ids(requests.opening(Role.TARGET), ids, self._judge.ids),
             1,
             temperature=0.0,
-            allowed_ids=() if self._prompts.any_token else self._judge.digit_ids,
-            logprob_ids=self._judge.digit_ids,
+            allowed_ids=() if self._prompts.any_token else digit_ids,
+            logprob_ids=digit_ids,
+            index=step.index,
         )
         await self._run(Role.TARGET, "score", request_state)
         logprobs = request_state.logprobs or {}
         # Rounded before the score is computed, so that a reader of the trace gets the same one.
-        digits = tuple([round(logprobs[token], 6) for token in self._judge.digit_ids])
+        digits = tuple([round(logprobs[token], 6) for token in digit_ids])
         said = context.tokenizer.decode(request_state.ids)
         score = self._read_score(digits, said)
         self._events.scored(step, score, request_state, self._prompts.scorer, digits, said)
@@ -298,7 +300,7 @@ class RuntimeTrack:
             context.ids(forced),
             self._requests.limits.closing_tokens,
             temperature=0.0,
-            stop_ids=self._requests.stop_ids[Role.TARGET],
+            stop_ids=context.stop_ids,
         )
         await self._run(Role.TARGET, "closing", request_state)
         written, ended = split_ending(request_state.ids, vocabulary)
@@ -323,9 +325,10 @@ class RuntimeTrack:
         self._ahead.give_up("rewrite", "useless")
         if step.kind != "draft":
             self._ahead.give_up("draft", "useless")
-        self._requests.append(step)
-        if (reservation := self._requests.reservation) is not None:
-            for role, context in self._requests.contexts.items():
+        requests = self._requests
+        requests.append(step)
+        if (reservation := requests.reservation) is not None:
+            for role, context in requests.contexts.items():
                 # A track that the target writes alone releases the draft's KV cache to others.
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(reservation, role, 0 if idle else len(context))

@@ -144,15 +144,15 @@ def swallowed_cancel() -> Generator[None]:
 @contextmanager
 def double_vote() -> Generator[None]:
     """A track that answered first is counted for the last other answer, too."""
-    emit = Sample._emit
+    publish = Sample._publish
 
-    def counted(self: Sample, event: Event) -> None:
+    def counted(self: Sample, event: Event, at_s: float | None = None) -> Event:
         if isinstance(event, VoteUpdated) and len(event.classes) > 1:
             first, *rest = event.classes
             event = event.model_copy(update={"classes": (first, *rest[:-1], (*rest[-1], first[0]))})
-        emit(self, event)
+        return publish(self, event, at_s)
 
-    with patch.object(Sample, "_emit", counted):
+    with patch.object(Sample, "_publish", counted):
         yield
 
 
