@@ -79,7 +79,8 @@ def measure(
         for context in contexts:
             for number in tracks:
                 notify(f"{loop}, contexts of {context} ids, {number} tracks")
-                rows.append(_row(loop, context, number, runs * max(1, min(MORE_RUNS, 1_000 // number))))
+                more = 1 if quick else max(1, min(MORE_RUNS, 1_000 // number))
+                rows.append(_row(loop, context, number, runs * more))
     for context in contexts:
         notify(f"memory, contexts of {context} ids")
         number = max((one for one in tracks if one <= (100 if quick else 1_000)), default=min(tracks))

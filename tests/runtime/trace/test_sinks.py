@@ -65,7 +65,7 @@ class Failing(Collector):
 
 
 class Blocking(Collector):
-    """Blocks the thread that calls it."""
+    """Blocks the thread that calls it, twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,8 @@ class Blocking(Collector):
     def emit(self, event: Event) -> None:
         super().emit(event)
         self.threads.add(threading.get_ident())
-        time.sleep(sinks.BLOCKING_S * 1.2)
+        if len(self.events) <= 2:
+            time.sleep(sinks.BLOCKING_S * 1.2)
 
 
 def test_a_sink_gets_every_event_in_order_and_is_closed() -> None:
