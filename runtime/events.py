@@ -148,7 +148,8 @@ class Operation(_Frozen):
 
     The other fields are what a replay needs beside the event that carries the operation, each empty if it adds nothing.
     ``digest``: of the request, on its first share (``scheduling/requests.py``). ``finish``: why the engine stopped, if
-    it had by then. ``tail``: ids of this share that follow the event's step and are not in it. ``ahead``: ids that had
+    it had by then; ``early``: at a limit of its own, with fewer tokens than it was asked for.
+    ``tail``: ids of this share that follow the event's step and are not in it. ``ahead``: ids that had
     arrived after this share when it was made. ``logprobs``: of the ``logprob_ids``, unless the event has the digits.
     ``sampled_logprobs`` (one for each id of share and ``ahead``), ``first_entropy``, ``prompt_logprobs``: as the engine
     gave them.
@@ -164,6 +165,7 @@ class Operation(_Frozen):
     engine_s: float = Field(default=0.0, exclude_if=not_)
     digest: str = Field(default="", exclude_if=not_)
     finish: Finish | None = Field(default=None, exclude_if=not_)
+    early: bool = Field(default=False, exclude_if=not_)
     tail: TokenIds = Field(default=(), exclude_if=not_)
     ahead: TokenIds = Field(default=(), exclude_if=not_)
     logprobs: Floats = Field(default=(), exclude_if=not_)

@@ -65,8 +65,6 @@ class RecordedLane:
         self, request_state: RequestState, last: RecordedReply, answered: Sequence[RecordedReply]
     ) -> AsyncGenerator[Delta, None]:
         sample, request = self._sample, request_state.request
-        # Only a write is asked for again where it stopped at a limit; anything else went on in the trace as it was.
-        again = request.id.rpartition("/")[2].partition(".")[0] == "write"
         before = 0
         for share in answered:
             operation = share.operation
@@ -81,11 +79,7 @@ class RecordedLane:
             if before + len(seen) > request.max_tokens:
                 # Under a lower limit the engine says the same, and stops there.
                 seen, finish = seen[: max(0, request.max_tokens - before)], "length"
-            elif (
-                finish == "length"
-                and 0 < before + len(seen) < request.max_tokens
-                and (again or share is not answered[-1])
-            ):
+            elif finish == "length" and 0 < before + len(seen) < request.max_tokens and not operation.early:
                 finish = None  # it had a lower limit then; nobody has one of no tokens
             told = len(request_state.ids) - before
             if told < len(seen) or finish != request_state.finish:
@@ -106,7 +100,7 @@ class RecordedLane:
         if last.dropped and not last.piece:
             await sample.wait(request, "it was given up, so what it would have brought is not in the trace")
         longer = sample.mode == "replay" and last.operation.finish is not None  # asked again, it would find the same
-        if longer or not again:
+        if longer or request.id.rpartition("/")[2].partition(".")[0] != "write":
             await sample.wait(request, "the trace has only a part of it")
         request_state.cut = True
 
@@ -134,5 +128,5 @@ class _Reports:
         then = share.operation
         if share.dropped:
             return then
-        keep = ("engine", "cached_tokens", "queue_s", "engine_s")
+        keep = ("engine", "cached_tokens", "queue_s", "engine_s", "early")
         return now.model_copy(update={name: getattr(then, name) for name in keep})

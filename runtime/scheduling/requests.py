@@ -168,6 +168,8 @@ class RequestState:
     def _beside(self, kept: Sequence[int], start: int, tokens: int, digits: bool) -> dict[str, Any]:
         """Returns the fields of an operation that a replay needs beside the step that it went to. Most have none to add."""
         fields: dict[str, Any] = {"finish": self.finish}
+        if self.finish == "length" and len(self.ids) < self.request.max_tokens:
+            fields["early"] = True
         share = self.ids[start : start + tokens]
         same = min(len(share), len(kept))
         if share[:same] != list(kept[:same]):

@@ -31,6 +31,7 @@ Ahead = Literal["draft", "rewrite"]
 """What can be made before it is known to be needed."""
 UNANSWERED: dict[str, Any] = {
     "finish": None,
+    "early": False,
     "tail": (),
     "logprobs": (),
     "sampled_logprobs": (),

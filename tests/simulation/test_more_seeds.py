@@ -14,7 +14,7 @@ def test_nothing_is_lost_and_nothing_hangs_whatever_goes_wrong(first: int) -> No
     expect_nothing(first)
 
 
-@pytest.mark.parametrize("seed", [576, 2353])
+@pytest.mark.parametrize("seed", [576, 2353, 8082, 8441, 9753])
 def test_what_broke_once_does_so_no_more(seed: int) -> None:
-    """2353: an engine that stopped before the limit left a reply that a replay took for a part of one."""
+    """From 2353 on: an engine that stopped before the limit left a reply that a replay took for a part of one."""
     assert not (outcome := simulate(seed)).faults, str(outcome)
