@@ -98,7 +98,8 @@ def turn(part: str, arguments: list[str]) -> float:
         environment |= {ASKED: "0", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
     command = [sys.executable, __file__, "--part", part, *arguments]
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return json.loads(found.splitlines()[-1])["rate"]
+    # vLLM writes to stdout as well, also after the figure.
+    return next(json.loads(line)["rate"] for line in reversed(found.splitlines()) if line.startswith('{"rate"'))
 
 
 def main() -> None:
