@@ -50,7 +50,9 @@ class Monitor:
         self._left = TimeLeft()
         self.virtual = False
         """Whether the engines are simulated, so that times are virtual."""
-        self._last_t, self.seen = 0.0, time.monotonic()
+        self._last_t = 0.0
+        self.seen = time.monotonic()
+        """When the last event came, on the monotonic clock."""
         self._estimate: Left | None = None
         self._estimate_t = self._next_estimate = 0.0
 

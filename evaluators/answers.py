@@ -54,8 +54,10 @@ _MENTIONS = (
     *("answer", "solution", "result", "choice", "option", "respuesta", "réponse", "antwort", "risposta", "resposta"),
     *("ответ", "정답", "최종 답", "答", "结果", "选", "####"),
 )
+"""What gives an answer in words holds one of these or ``_ANS``, in small letters. Most steps hold none, and are read no further.
+A noun or a form that is added below must stand here, too.
+"""
 _ANS = re.compile(r"(?<![a-z])ans(?![a-z])")
-"""A line that gives an answer holds one of these, in small letters. Most steps hold none, and are not read any further."""
 _SAYS = re.compile(
     rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
     rf"{_ABOUT}(?P<says>{_IS})(?:\s*(?::|：|=))?[\s*_`]*",
