@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 PROMPT = list(range(1000, 1600))
+OPENED_AT_ONCE, OPENING_S = 1000, 1.0
+"""Connections that are opened together, and seconds until the next ones are."""
 BODY: dict[str, Any] = {"model": "m", "prompt": PROMPT, "max_tokens": 64, "stream": True}
 
 
@@ -80,19 +82,28 @@ def serve(port: Connection, pieces: int) -> None:
 
 
 async def measured(one: Callable[[], Awaitable[None]], requests: int, in_flight: int) -> dict[str, float]:
+    """Measures ``requests`` of them, once ``in_flight`` callers are at work."""
     waits: list[float] = []
-    left = iter(range(requests))
+    begun, over = False, asyncio.Event()
 
-    async def worker() -> None:
-        for _ in left:
-            began = time.perf_counter()
+    async def worker(number: int) -> None:
+        # A listening socket holds 4,096 connections that were not accepted yet; those beyond are lost without a word.
+        await asyncio.sleep(number // OPENED_AT_ONCE * OPENING_S)
+        while not over.is_set():
+            asked = time.perf_counter()
             await one()
-            waits.append(time.perf_counter() - began)
+            waits.append(time.perf_counter() - asked)
+            if begun and len(waits) >= requests:
+                over.set()
 
-    await asyncio.gather(*(one() for _ in range(in_flight)))  # opens the connections
-    wall, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(worker() for _ in range(in_flight)))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    async with asyncio.TaskGroup() as group:
+        for number in range(in_flight):
+            group.create_task(worker(number))
+        await asyncio.sleep((in_flight // OPENED_AT_ONCE + 1) * OPENING_S)
+        waits.clear()
+        begun, wall, cpu = True, time.perf_counter(), time.process_time()
+        await over.wait()
+        wall, cpu, requests = time.perf_counter() - wall, time.process_time() - cpu, len(waits)
     return {
         "requests_per_s": round(requests / wall),
         "cpu_ms_a_request": round(1000 * cpu / requests, 3),

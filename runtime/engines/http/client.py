@@ -191,6 +191,8 @@ class Client:
                 yield response
         except aiohttp.ClientConnectorError as error:
             raise Trouble("unreachable", self.hide(str(error.os_error) or "no connection")) from None
+        except aiohttp.ConnectionTimeoutError:
+            raise Trouble("unreachable", f"it took no connection within {CONNECT_LIMIT_S:.0f} s") from None
         except (aiohttp.SocketTimeoutError, TimeoutError):
             raise Trouble("silent", f"it sent nothing for {self._idle_limit_s:.0f} s") from None
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:

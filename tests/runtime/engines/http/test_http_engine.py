@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,8 @@ from aiohttp import web
 from mock_server import Message, MockServer, says, swapped, twice, without
 
 from speclrm.runtime.engine import LOGPROB_MIN, Delta, Request
-from speclrm.runtime.engines.http.client import Client
+from speclrm.runtime.engines.http import client as http_client
+from speclrm.runtime.engines.http.client import Client, Trouble
 from speclrm.runtime.engines.http.probing import Server, probe
 from speclrm.runtime.engines.http.secrets import Secrets
 from speclrm.runtime.engines.scripted import ByteTokenizer
@@ -204,6 +207,24 @@ async def test_many_requests_are_in_flight_at_once() -> None:
         server.wait_s = 0.0
         found = await asked
     assert {text(deltas) for deltas in found} == {TEXT}
+
+
+async def test_a_server_that_takes_no_connection_is_told_from_one_that_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_client, "CONNECT_LIMIT_S", 0.5)
+    with socket.socket() as listening, contextlib.ExitStack() as stack:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):  # that wait to be accepted: there is no room for another one
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        client = Client(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
+        with pytest.raises(Trouble, match=r"took no connection within") as found:
+            await client.get("/models")
+        await client.aclose()
+    assert found.value.kind == "unreachable"
 
 
 async def test_a_request_that_is_too_long_is_not_sent() -> None:
