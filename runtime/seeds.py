@@ -17,3 +17,8 @@ def operation_id(problem: str, repeat: int, track: str, step: int, kind: str, pa
     """Returns ``problem/repeat/track/step/kind``, with ``.part`` appended if a step took several requests."""
     name = f"{problem}/{repeat}/{track}/{step}/{kind}"
     return f"{name}.{part}" if part else name
+
+
+def made_ahead(operation: str) -> bool:
+    """Returns whether an operation's id is that of work ahead."""
+    return operation.rpartition("/")[2].partition(".")[0].endswith("-ahead")

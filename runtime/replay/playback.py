@@ -334,6 +334,12 @@ class SamplePlayback:
         if coming := self._streams.get(track):
             await self.due(coming[0])
 
+    async def passed(self, track: str) -> None:
+        """Waits until the track's next event has come, if the trace has one."""
+        if coming := self._streams.get(track):
+            index = coming[0]
+            await self._until(lambda: not self._open[index])
+
     # ----------------------------------------------------------------------------------------------------------- errors
 
     def _asked(self, track: str | None) -> str | None:

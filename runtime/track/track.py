@@ -15,6 +15,7 @@ from speclrm.runtime.events import (
     DropReason,
     Event,
     ModeChanged,
+    OperationDropped,
     PauseReason,
     StepCommitted,
     StepDrafted,
@@ -26,6 +27,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role, Score, Step
 from speclrm.runtime.scheduling.controller import PROBE_REASON
+from speclrm.runtime.seeds import made_ahead
 from speclrm.runtime.tokens.steps import (
     split_ending,
     whole_characters,
@@ -410,6 +412,9 @@ class RuntimeTrack:
                         await record.stop()
                     await record.live()
                     return "waited"
+                case OperationDropped(reason="error", operation=operation) if made_ahead(operation.id):
+                    # Work ahead fails by itself, whatever the track does: it may have waited then.
+                    await record.passed(self._requests.track)
                 case None if record.mode == "resume":
                     await record.live()
                     return "new"
