@@ -31,16 +31,17 @@ class RunningTracks:
     def __init__(self) -> None:
         self.running: dict[tuple[str, int, str], RunningTrack] = {}
         """In the order of their starts."""
-        self._ended: dict[Sample, dict[str, RunningTrack]] = defaultdict(dict)
-        """Tracks that may be resumed, since their samples have not ended."""
+        self._samples: dict[Sample, dict[str, RunningTrack]] = defaultdict(dict)
+        """All tracks of samples that have not ended: one that has may be resumed."""
 
     def add(self, event: Event) -> None:
         match event.kind:
             case "run_started":
                 self.running.clear()
-                self._ended.clear()
+                self._samples.clear()
             case "track_started":
-                self.running[event.problem, event.repeat, event.track] = RunningTrack()
+                track = self.running[event.problem, event.repeat, event.track] = RunningTrack()
+                self._samples[event.problem, event.repeat][event.track] = track
             case "step_drafted" | "step_written":
                 if (track := self.running.get((event.problem, event.repeat, event.track))) is not None:
                     track.written = event.text
@@ -50,16 +51,12 @@ class RunningTracks:
                     track.tokens += event.tokens
                     track.score, track.text, track.written = event.score, track.written, ""
             case "track_finished":
-                track = self.running.pop((event.problem, event.repeat, event.track), None)
-                if track is not None:
-                    self._ended[event.problem, event.repeat][event.track] = track
+                self.running.pop((event.problem, event.repeat, event.track), None)
             case "track_resumed":
-                track = self._ended[event.problem, event.repeat].pop(event.track, None)
-                if track is not None:
+                if (track := self._samples[event.problem, event.repeat].get(event.track)) is not None:
                     self.running[event.problem, event.repeat, event.track] = track
             case "sample_finished":
-                self._ended.pop((event.problem, event.repeat), None)
-                for name in [key for key in self.running if key[:2] == (event.problem, event.repeat)]:
-                    del self.running[name]  # its end was missed
+                for name in self._samples.pop((event.problem, event.repeat), ()):
+                    self.running.pop((event.problem, event.repeat, name), None)  # whose end was missed
             case _:
                 pass

@@ -29,6 +29,7 @@ from speclrm.runtime.events import (
     StepCommitted,
     StepDrafted,
     TrackFinished,
+    TrackResumed,
     TrackStarted,
 )
 from speclrm.runtime.ledger import EngineUse, FlopCounts, TokenCounts
@@ -143,8 +144,8 @@ def test_a_sample_costs_the_display_the_same_after_many_as_after_few(
 ) -> None:
     def cost(samples: int) -> int:
         view, monitor, _ = plain_view(samples)
-        sink: Sink = {"plain": view, "json": JsonView(monitor), "rich": monitor}[kind]
         live = LiveView(monitor, Console(file=io.StringIO(), width=80))
+        sink: Sink = {"plain": view, "json": JsonView(monitor), "rich": live}[kind]
         events = events_of(samples)
         start = last_part(events, 3)
         for event in events[:start]:
@@ -184,6 +185,17 @@ def at(t: float, *events: Event) -> list[Event]:
 def run_started(engine: str = "target") -> RunStarted:
     facts = {"target": EngineFacts(name=engine, max_num_seqs=1)}
     return RunStarted(run="r", started="", config={}, versions={}, machine={}, engines=facts)
+
+
+def test_a_track_that_is_resumed_runs_again_with_its_steps_and_one_of_a_finished_sample_does_not() -> None:
+    tracks = RunningTracks()
+    for event in [*map(started, "ab"), *step("a", 0, 5), finished("a", "cancelled")]:
+        tracks.add(event)
+    assert [key[2] for key in tracks.running] == ["b"]
+    tracks.add(TrackResumed(problem="p", repeat=0, track="a"))
+    assert [(key[2], track.steps, track.tokens) for key, track in tracks.running.items()] == [("b", 0, 0), ("a", 1, 5)]
+    tracks.add(SampleFinished(problem="p", repeat=0, outcome="ungraded", answer=None, winner=None, seconds=1.0))
+    assert not tracks.running
 
 
 def test_the_time_that_is_left_counts_down_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
