@@ -197,9 +197,8 @@ class TimeLeft:
         self._changed = True
         self._book(self._lengths, sample)
         self._needed[max(1, len(sample.ended) - len(sample.cut))] += 1
-        if sample.tokens and self._speed.y > 0:
-            slow = math.log(max(1e-9, sample.spent_s / sample.tokens * self._speed.w / self._speed.y))
-            self._slow.add(slow)
+        if sample.tokens and sample.spent_s > 0:
+            self._slow.add(sample.spent_s / sample.tokens)
 
     def _book(self, lengths: Lengths, sample: _Sample) -> None:
         """Notes the lengths of a sample's ended tracks."""
@@ -240,6 +239,7 @@ class TimeLeft:
             return None
         pace = self._speed.y / self._speed.w
         weights, laws = zip(*self._laws(), strict=True)
+        slowness = self._slowness()
         todo = max(0, self.samples - self._done - len(self._running))
         places = max(1, min(self._places or len(self._running) or 1, self.samples))
         drawn = min(todo, WAVES * places)
@@ -257,9 +257,10 @@ class TimeLeft:
                 ends.append(end)
                 work += spent
             new: list[float] = []
-            slower = self._slow.of_mean(draw)
+            slower = slowness.draw_mean(pace, draw)
             for _ in range(drawn):
-                end, spent = (slower * value for value in self._new(law, draw))
+                slow = math.exp(draw.gauss(slower, slowness.spread))
+                end, spent = (slow * value for value in self._new(law, draw))
                 new.append(end)
                 work += spent
             ends += [0.0] * (places - len(ends))
@@ -285,6 +286,14 @@ class TimeLeft:
                 lengths.add_cut(track.tokens)
         return lengths.laws(self._budget)
 
+    def _slowness(self) -> Slowness:
+        """Returns how differently fast samples are, also by those that run: the fast ones end first."""
+        slowness = self._slow.copy()
+        for sample in self._running.values():
+            if sample.tokens >= OWN_TOKENS and sample.spent_s > 0:
+                slowness.add(sample.spent_s / sample.tokens)
+        return slowness
+
     def _rest(self, sample: _Sample, now: float, pace: float, law: Law, draw: random.Random) -> tuple[float, float]:
         """Draws what a running sample lacks: the tokens until its end, and those of all its tracks. A slow track's tokens
         count for more.
@@ -305,10 +314,7 @@ class TimeLeft:
         common = draw.gauss(law.mean, law.shared)
         limit = self._budget or math.inf
         lengths = [min(limit, law.back(draw.gauss(common, law.own))) for _ in range(self._tracks)]
-        spread = self._slow.spread
-        slow = math.exp(draw.gauss(-spread * spread / 2, spread))
-        end, spent = self._early(lengths, 0, draw)
-        return slow * end, slow * spent
+        return self._early(lengths, 0, draw)
 
     def _early(self, rests: list[float], ended: int, draw: random.Random) -> tuple[float, float]:
         """Returns when a sample ends whose tracks lack this much, and what they all need until then. ``ended``: others of it."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BUCKET = 0.1
 """Width of the classes, in logarithms, in which lengths of running tracks are counted."""
-SPREAD, SPREAD_WEIGHT = 0.35, 4.0
+SPREAD, SPREAD_WEIGHT = 0.35, 2.0
 """Standard deviation of log lengths before any is known, and for how many tracks it counts. Assumed."""
 BUDGET_SHARE, BUDGET_WEIGHT = 0.4, 0.1
 """The same for the mean, as a share of the budget."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,19 +62,28 @@ class Speed:
 
 @dataclass(slots=True)
 class Slowness:
-    """Logarithms of how much slower samples were than the mean."""
+    """How differently fast samples are: logarithms of their seconds a token, each sample counted once."""
 
     count: int = 0
+    total: float = 0.0
     squares: float = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, seconds_per_token: float) -> None:
+        value = math.log(seconds_per_token)
         self.count += 1
+        self.total += value
         self.squares += value * value
+
+    def copy(self) -> Slowness:
+        return replace(self)
 
     @property
     def spread(self) -> float:
-        return min(1.0, math.sqrt(self.squares / (self.count + SLOW_WEIGHT)))
+        """The standard deviation around their own mean."""
+        around = max(0.0, self.squares - self.total * self.total / max(1, self.count))
+        return min(1.0, math.sqrt(around / max(1.0, self.count - 1 + SLOW_WEIGHT)))
 
-    def of_mean(self, draw: random.Random) -> float:
-        """Draws by how much the samples to come are slower than those so far."""
-        return math.exp(draw.gauss(0.0, self.spread / math.sqrt(self.count + 1)))
+    def draw_mean(self, seconds_per_token: float, draw: random.Random) -> float:
+        """Draws the logarithm of how much slower than this the samples to come are, on average."""
+        mean = self.total / self.count - math.log(seconds_per_token) if self.count else 0.0
+        return draw.gauss(mean, self.spread / math.sqrt(self.count + 1))

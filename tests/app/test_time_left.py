@@ -198,3 +198,37 @@ def test_nothing_is_told_before_a_track_has_ended_or_without_the_number_of_sampl
     assert left.left(10.0) is not None
     left.samples = None
     assert TimeLeft(None).left(10.0) is None
+
+
+def test_samples_that_are_differently_fast_are_told_by_a_range() -> None:
+    """Equal lengths, but two or ten seconds each: what eight more will take depends on which of both they are."""
+    left = TimeLeft(11)
+    left.add(started(1))
+    now = 0.0
+    for number, seconds in enumerate((2.0, 10.0, 10.0)):
+        for event in sample(number, now, 100, now + seconds):
+            left.add(event)
+        now += seconds
+    told = left.left(now)
+    assert told is not None
+    assert not told.sure
+    assert told.high > 3 * told.low
+
+
+def test_slow_samples_that_still_run_tell_how_fast_the_next_ones_are() -> None:
+    """Fast samples write more tokens in the same time and end first: their tokens are not worth more for it."""
+
+    def told(slow: int) -> float:
+        left = TimeLeft(100)
+        left.add(started(10))
+        samples = [sample(number, 0.0, 400, None if number < slow else 40.0) for number in range(10)]
+        for event in sorted((event for events in samples for event in events), key=lambda event: event.t):
+            left.add(event)
+        for number in range(slow):
+            left.add(sample(number, 0.0, 100, 40.0)[2])
+        found = left.left(40.0)
+        assert found is not None
+        return found.seconds
+
+    # Five of ten write a quarter as much: a sample takes 2.5 times as long on average, not 1.6 times.
+    assert told(5) > 2.1 * told(0)
