@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -60,17 +61,32 @@ def tiny_settings(tiny_models: dict[str, Path]) -> dict[Role, EngineSettings]:
     return engine_settings(read_machine(), facts, work)
 
 
+@pytest.fixture(scope="session")
+def pair_settings(tiny_settings: dict[Role, EngineSettings]) -> dict[Role, EngineSettings]:
+    """Each engine on a core of its own, as far as there are two."""
+    own = sorted(os.sched_getaffinity(0))
+    return {
+        role: chosen.model_copy(update={"cores": (own[place % len(own)],)})
+        for place, (role, chosen) in enumerate(tiny_settings.items())
+    }
+
+
+@pytest.fixture(scope="session")
+def pair_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs") / "engines.log"
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine_pair(
-    tiny_settings: dict[Role, EngineSettings], tmp_path_factory: pytest.TempPathFactory
+    pair_settings: dict[Role, EngineSettings], pair_log: Path
 ) -> AsyncIterator[dict[Role, VllmEngine]]:
     from speclrm.runtime.engines.vllm_start import start_engines
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
     engines = await start_engines(
-        tiny_settings,
-        {role: load_tokenizer(settings.path) for role, settings in tiny_settings.items()},
-        log_path=tmp_path_factory.mktemp("logs") / "engines.log",
+        pair_settings,
+        {role: load_tokenizer(settings.path) for role, settings in pair_settings.items()},
+        log_path=pair_log,
     )
     yield engines
     for engine in engines.values():

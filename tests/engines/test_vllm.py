@@ -7,12 +7,11 @@ import math
 import os
 import sys
 import time
-import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
+from engines.asking import PROMPT, collect, multiprocessing_executable, request
 from support import Collector, make_strategy, parts
 
 from speclrm.evaluators.metrics import Summary
@@ -38,17 +37,6 @@ if TYPE_CHECKING:
     from speclrm.runtime.settings import EngineSettings
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
-
-PROMPT = "Solve the problem step by step. " * 8
-
-
-async def collect(engine: VllmEngine, request: Request) -> list[Delta]:
-    return [delta async for delta in engine.stream(request)]
-
-
-def request(engine: VllmEngine, name: str = "r", **options: object) -> Request:
-    values = {"max_tokens": 24, "temperature": 1.0, "seed": 3, **options}
-    return Request(name, engine.tokenizer.encode(PROMPT), **values)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -180,12 +168,6 @@ async def test_nothing_of_the_start_is_left_in_the_environment(target: VllmEngin
     assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
     assert "iomp5" not in os.environ.get("LD_PRELOAD", "")
     assert multiprocessing_executable() == sys.executable
-
-
-def multiprocessing_executable() -> str:
-    from multiprocessing import spawn
-
-    return os.fsdecode(spawn.get_executable())
 
 
 @pytest.mark.parametrize(
@@ -320,31 +302,6 @@ async def test_an_engine_on_another_loop_is_refused(target: VllmEngine) -> None:
 
     with pytest.raises(EngineError, match="another event loop"):
         await asyncio.to_thread(elsewhere)
-
-
-async def test_a_model_that_cannot_be_loaded_is_one_paragraph_and_leaves_no_process(
-    tiny_settings: dict[Role, EngineSettings], tmp_path: Path
-) -> None:
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    settings = tiny_settings[Role.TARGET]
-    for file in settings.path.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    (tmp_path / "engines.log").write_text("ValueError: of an earlier start\n")
-    with pytest.raises(EngineError, match="did not start") as caught:
-        await start_engines(
-            {Role.TARGET: settings.model_copy(update={"path": broken, "name": "broken"})},
-            {Role.TARGET: load_tokenizer(settings.path)},
-            log_path=tmp_path / "engines.log",
-        )
-    assert "\n" not in str(caught.value)
-    assert "earlier" not in str(caught.value)
-    await asyncio.sleep(1)
-    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert not [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]
 
 
 @pytest.mark.parametrize(
@@ -495,43 +452,6 @@ async def test_the_programs_own_metrics_are_left_alone(target: VllmEngine) -> No
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("vllm")]
 
 
-@pytest.mark.parametrize("moment", ["configuring the second", "before the process is there", "loading"])
-async def test_a_start_that_is_given_up_leaves_nothing_whatever_the_moment(
-    moment: str, tiny_settings: dict[Role, EngineSettings], tmp_path: Path
-) -> None:
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    loading: list[str] = []
-    start = asyncio.create_task(
-        start_engines(
-            tiny_settings,
-            {role: load_tokenizer(settings.path) for role, settings in tiny_settings.items()},
-            log_path=tmp_path / "engines.log",
-            notify=loading.append,
-        )
-    )
-    while len(loading) < (1 if moment.startswith("before") else 2):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    if moment.startswith("before"):
-        # The thread that spawns is under way and has nothing to show yet.
-        while not _construction_runs():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    elif moment == "loading":
-        await asyncio.sleep(3)
-    start.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(start, 40)
-    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert not [p for p in left if p.status() != "zombie" and "resource_tracker" not in " ".join(p.cmdline())]
-    assert not _construction_runs()
-    assert multiprocessing_executable() == sys.executable
-
-
-def _construction_runs() -> bool:
-    """Whether some thread is in the blocking part of an engine's start."""
-    stacks = map(traceback.extract_stack, sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]
-    return any(frame.name == "_construct" for stack in stacks for frame in stack)
-
-
 @pytest.mark.parametrize("options", [{}, {"gate_entropy": 1.5}, {"scorer": "likelihood", "score_threshold": -0.5}])
 async def test_each_kind_of_request_can_be_warmed_up(
     engine_pair: dict[Role, VllmEngine], options: dict[str, Any]
@@ -544,53 +464,13 @@ async def test_each_kind_of_request_can_be_warmed_up(
         assert engine.stats().output_tokens >= before + len(requests)
 
 
-async def test_a_padded_model_never_writes_ids_that_its_tokenizer_does_not_have(
-    tiny_models: dict[str, Path], tiny_settings: dict[Role, EngineSettings], tmp_path: Path
+def test_each_engine_gets_its_own_cores_and_is_changed_as_expected(
+    engine_pair: dict[Role, VllmEngine], pair_settings: dict[Role, EngineSettings], pair_log: Path
 ) -> None:
-    tokenizer = load_tokenizer(tiny_models["other"])
-    assert tokenizer.vocabulary.size < 320  # rows of the model: without a mask one id in sixteen would be none
-    settings = {Role.TARGET: tiny_settings[Role.TARGET].model_copy(update={"path": tiny_models["other"]})}
-    log_path = tmp_path / "engines.log"
-    engines = await start_engines(settings, {Role.TARGET: tokenizer}, log_path=log_path)
-    engine = engines[Role.TARGET]
-    try:
-        wild = [
-            request(engine, f"r{n}", max_tokens=100, temperature=2.0, top_p=top_p, seed=n)
-            for n in range(6)
-            for top_p in (1.0, 0.95)
-        ]
-        answers = await asyncio.gather(*(collect(engine, one) for one in wild))
-        ids = [token for deltas in answers for delta in deltas for token in delta.ids]
-        assert len(ids) > 100
-        assert max(ids) < tokenizer.vocabulary.size
-        assert f"ids from {tokenizer.vocabulary.size} on are never sampled" in log_path.read_text()
-    finally:
-        await engine.aclose()
-
-
-async def test_each_engine_gets_its_own_cores_and_what_it_leaves_in_shared_memory_is_removed(
-    tiny_settings: dict[Role, EngineSettings], tmp_path: Path
-) -> None:
-    own = sorted(os.sched_getaffinity(0))
-    settings = {
-        role: chosen.model_copy(update={"cores": (own[place % len(own)],)})
-        for place, (role, chosen) in enumerate(tiny_settings.items())
-    }
-    tokenizers = {role: load_tokenizer(chosen.path) for role, chosen in settings.items()}
-    log_path = tmp_path / "engines.log"
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    engines = await start_engines(settings, tokenizers, log_path=log_path)
-    pids = {p.pid for p in psutil.Process().children(recursive=True)} - before
-    try:
-        for chosen in settings.values():
-            assert f"VLLM_CPU_OMP_THREADS_BIND='{chosen.cores[0]}'" in log_path.read_text()
-        # Each engine is two processes or one; all of them were changed, and none of them is unlike what is expected.
-        assert log_path.read_text().count("speclrm: readers spin for 2 ms") >= len(settings)
-        assert log_path.read_text().count("speclrm: nuclei are selected") >= len(settings)
-        assert "left as it is" not in log_path.read_text()
-    finally:
-        await asyncio.gather(*(engine.aclose() for engine in [*engines.values(), *engines.values()]))
-    left = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    # Python's own tracker of shared memory serves this program to its end.
-    assert not [one for one in left if one.status() != "zombie" and "resource_tracker" not in " ".join(one.cmdline())]
-    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in pids)]
+    told = pair_log.read_text()
+    for chosen in pair_settings.values():
+        assert f"VLLM_CPU_OMP_THREADS_BIND='{chosen.cores[0]}'" in told
+    # Each engine is two processes or one; all of them were changed, and none of them is unlike what is expected.
+    assert told.count("speclrm: readers spin for 2 ms") >= len(engine_pair)
+    assert told.count("speclrm: nuclei are selected") >= len(engine_pair)
+    assert "left as it is" not in told
