@@ -31,8 +31,11 @@ from speclrm.strategies.acceptance import RANGES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pydantic import JsonValue
+
     from speclrm.runtime.protocols import Problem, Sink
     from speclrm.runtime.runtime import Runtime
+    from speclrm.strategies.recipe import Recipe
 
 AT_ONCE = 16
 """Problems that are solved with drafts before it is asked whether too many are lost already."""
@@ -176,10 +179,22 @@ async def _scored(runtime: Runtime, work: _Work, threshold: float, seed: int) ->
     chosen = make_strategy(work.found.strategy.name, **{**work.found.options.recipe, "score_threshold": threshold})
     log = ScoreLog()
     work.plan(len(work.scored))
-    await runtime.run(work.scored, chosen, seed=seed, sinks=work.sinks, required=[log])
+    await runtime.run(
+        work.scored,
+        chosen,
+        seed=seed,
+        sinks=work.sinks,
+        required=[log],
+        config=_config(chosen.recipe, len(work.scored)),
+    )
     if not log.scores:
         raise SettingsError("No step was scored, so there is nothing to calibrate on. Give a larger --limit.")
     return log
+
+
+def _config(recipe: Recipe, concurrency: int) -> dict[str, JsonValue]:
+    """Returns what the display needs to tell how long it will still take."""
+    return {"recipe": recipe.model_dump(mode="json"), "concurrency": concurrency}
 
 
 async def _by_risk(runtime: Runtime, work: _Work, pilot: Calibration) -> Calibration:
@@ -201,7 +216,13 @@ async def _by_risk(runtime: Runtime, work: _Work, pilot: Calibration) -> Calibra
         work.plan(len(problems))
         chosen = make_strategy(name, **given)
         await runtime.run(
-            problems, chosen, seed=options.seed + 2, concurrency=CONCURRENCY, sinks=work.sinks, required=[log]
+            problems,
+            chosen,
+            seed=options.seed + 2,
+            concurrency=CONCURRENCY,
+            sinks=work.sinks,
+            required=[log],
+            config=_config(chosen.recipe, CONCURRENCY),
         )
         outcomes = {row.problem: row.outcome for row in log.summary().samples}
         return [problem for problem in problems if outcomes.get(problem.id) == "correct"]

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cli_runner import invoke
+from support import Collector
 
+from speclrm.app.calibrate import calibrate
 from speclrm.app.options import CalibrateOptions
 from speclrm.app.presets import kept_costs, provenance
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
+from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engine import EngineCosts
 from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, presets_dir, read_preset, write_preset
+from speclrm.runtime.events import RunStarted
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.protocols import Role
 
@@ -47,6 +51,21 @@ def test_the_table_of_thresholds_says_what_each_keeps() -> None:
 
 def test_names_of_models_make_a_name_of_a_file() -> None:
     assert pair_name("vllm/Qwen/QwQ-32B", "smollm2-135m-instruct") == "Qwen--QwQ-32B__smollm2-135m-instruct"
+
+
+def test_the_runs_of_a_calibration_tell_the_display_their_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the time left has no bound: a track might go on for ever."""
+    monkeypatch.setenv("SPECLRM_CACHE_DIR", str(tmp_path))
+    options = CalibrateOptions(
+        target="sim/qwq-32b", draft="sim/r1-1.5b", dataset="sim:a70", limit=2, checks=30, token_budget=200, quick=True
+    )
+    told = Collector()
+    run_virtual(calibrate(options, sinks=[told]))
+    recipes = [event.config["recipe"] for event in told.of(RunStarted)]
+    assert len(recipes) >= 2
+    assert {recipe["token_budget"] for recipe in recipes if isinstance(recipe, dict)} == {200}
 
 
 def test_a_preset_by_calibrate_is_taken_by_runs(tmp_path: Path) -> None:
