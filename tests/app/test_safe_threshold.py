@@ -92,13 +92,13 @@ def test_too_few_problems_promise_nothing_and_nothing_is_drafted_for_them() -> N
     assert "it takes 45 to show at most 5.0% of the target's right answers lost" in promise.reason
 
 
-# One in ten may lose more than was promised. If it were just so many, 6 or more of 20 would have a probability of 1.1 %.
+# One in ten may lose more than was promised. If it were just so many, 9 or more of 40 would have a probability of 1.6 %.
 @pytest.mark.parametrize("name", ["a good judge", "losses as large as the risk"])
 def test_what_is_promised_holds_on_problems_that_were_not_seen(name: str) -> None:
-    told = row(WORLDS[name], range(20), 0.05, 0.9, 80)
+    told = row(WORLDS[name], range(40), 0.05, 0.9, 80)
     assert told.found > 0.2
     assert told.lost <= 0.05
-    assert told.over <= 0.25
+    assert told.over <= 0.2
     assert told.far <= 0.1
 
 

@@ -88,6 +88,6 @@ def test_a_run_killed_at_any_moment_leaves_a_trace_that_checks_up_to_its_end(tmp
 
 @pytest.mark.timeout(300)
 def test_killed_and_resumed_runs_have_the_figures_of_an_undisturbed_one(tmp_path: Path) -> None:
-    lines = kills.compare("speculative", problems=2, runs=1, kills=2, seed=3, folder=tmp_path)
+    lines = kills.compare("speculative", problems=2, runs=2, kills=2, seed=3, folder=tmp_path)
     assert all(kills.SAME in line for line in lines), lines
     assert any("killed 2 times" in line for line in lines)

@@ -255,7 +255,7 @@ def test_a_few_steps_before_the_end_nothing_is_changed_any_more() -> None:
 mixes = st.lists(st.integers(0, 20).map(lambda twentieths: twentieths / 20), min_size=1, max_size=4)
 
 
-@settings(deadline=None, derandomize=True, max_examples=15)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(mixes, st.floats(0.02, 1.0), st.integers(1, 6), st.integers(0, 1000))
 def test_on_constant_input_a_problem_changes_its_mode_a_few_times_at_most(
     acceptances: list[float], c: float, tracks: int, seed: int
