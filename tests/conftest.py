@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import pytest_asyncio
 import structlog
@@ -83,11 +85,13 @@ async def engine_pair(
     from speclrm.runtime.engines.vllm_start import start_engines
     from speclrm.runtime.tokens.tokenizer import load_tokenizer
 
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     engines = await start_engines(
         pair_settings,
         {role: load_tokenizer(settings.path) for role, settings in pair_settings.items()},
         log_path=pair_log,
     )
+    pids = {child.pid for child in psutil.Process().children(recursive=True)} - before
     yield engines
-    for engine in engines.values():
-        await engine.aclose()
+    await asyncio.gather(*(engine.aclose() for engine in [*engines.values(), *engines.values()]))
+    assert not [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in pids)]
