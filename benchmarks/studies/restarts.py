@@ -140,7 +140,7 @@ async def killed_run(given: argparse.Namespace, models: Path, folder: Path) -> t
         target=str(models / "target"),
         draft=str(models / "draft"),
         target_args=dummy,
-        draft_args=dummy,
+        draft_args=dummy | {"distributed_executor_backend": "mp"},  # on a CPU too: a Worker beside EngineCore
         target_replicas=given.target_replicas,
         output_dir=folder,
         seed=given.seed,

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -72,11 +73,12 @@ class Tracks:
 
     def __init__(self, world: SimulatedWorld) -> None:
         self.world = world
+        self.scores = cache(self._scores)  # asked again for each threshold
 
     def _request(self, problem: str, step: int, kind: str, context: Sequence[int] = ()) -> Request:
         return Request(f"{problem}/0/M1/{step}/{kind}", list(context), 16, temperature=0.0)
 
-    def scores(self, problem: str) -> list[tuple[float, bool]]:
+    def _scores(self, problem: str) -> list[tuple[float, bool]]:
         """The score of each draft, and whether it is good."""
         steps = round(self.world.settings.steps)
         return [

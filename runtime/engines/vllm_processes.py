@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.util import find_spec
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,27 @@ def own_values(settings: EngineSettings, ids: int, pace: Path | None = None) -> 
     if settings.preload:
         values["LD_PRELOAD"] = ":".join(settings.preload)
     return values
+
+
+def computes_in_core(settings: EngineSettings) -> bool:
+    """Whether the model runs in EngineCore itself, as it does on a GPU, and not in a Worker process of its own.
+
+    On a CPU vLLM starts a Worker because EngineCore's OpenMP is set by the environment (platforms/cpu.py). We know the cores
+    before EngineCore is there, so it is spared: a third of a start, half a gigabyte, and a message there and back an iteration.
+    """
+    return (
+        settings.device == "cpu"
+        and bool(settings.cores)
+        and settings.tensor_parallel_size == 1
+        and os.environ.get(vllm_plugin.ASKED, "1") == "1"
+        and "distributed_executor_backend" not in settings.extra
+        and find_spec("vllm.utils.ompmultiprocessing") is not None
+        and find_spec("vllm.v1.executor.uniproc_executor") is not None
+    )
+
+
+IN_CORE = {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
+"""What vLLM is told for it. By its short name (``uni``) a CPU engine gets a Worker all the same."""
 
 
 @contextlib.contextmanager

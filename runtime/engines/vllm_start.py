@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import tempfile
@@ -17,8 +18,10 @@ from speclrm.runtime.engines.vllm_counters import VllmCounters, stat_logger
 from speclrm.runtime.engines.vllm_plugin import open_pace
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
+    IN_CORE,
     Watchdog,
     common_values,
+    computes_in_core,
     engine_cores,
     environment,
     executable,
@@ -32,7 +35,7 @@ from speclrm.runtime.engines.vllm_processes import (
 from speclrm.runtime.errors import EngineError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     import psutil
 
@@ -157,10 +160,11 @@ class _Start(Generic[K]):
                     if self._given_up:
                         return
                     before = engine_cores()
-                    thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
-                    self._threads[role] = thread
-                    while not thread.done() and not engine_cores() - before:  # noqa: ASYNC110
-                        await asyncio.sleep(CHILD_POLL_S)
+                    with _openmp(config) if computes_in_core(chosen) else contextlib.nullcontext():
+                        thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
+                        self._threads[role] = thread
+                        while not thread.done() and not engine_cores() - before:  # noqa: ASYNC110
+                            await asyncio.sleep(CHILD_POLL_S)
                     self.watchdog.name(engine_cores() - self._known)
 
     async def give_up(self) -> None:
@@ -189,10 +193,20 @@ def _config(settings: EngineSettings) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     check_arguments(settings, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
+    told = arguments(settings) | (IN_CORE if computes_in_core(settings) else {})
     try:
-        return AsyncEngineArgs(**cast("Any", arguments(settings))).create_engine_config()
+        return AsyncEngineArgs(**cast("Any", told)).create_engine_config()
     except (TypeError, ValueError) as error:
         raise EngineError(f"vLLM refuses the settings of {settings.name}: {str(error).strip()}") from error
+
+
+@contextlib.contextmanager
+def _openmp(config: Any) -> Generator[None, None, None]:
+    """Sets the variables of OpenMP, as vLLM sets them for a Worker, for an EngineCore that is started meanwhile."""
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+        yield
 
 
 def _construct(config: Any) -> tuple[Any, VllmCounters]:

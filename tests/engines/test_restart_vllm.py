@@ -114,7 +114,9 @@ async def test_an_engine_that_fails_in_the_middle_of_a_run_is_started_anew(
     role: Role, how: str, tiny_settings: dict[Role, EngineSettings], tmp_path: Path
 ) -> None:
     """Beside a draft, except in the case that is not slow."""
-    settings = {Role.TARGET: tiny_settings[Role.TARGET]} if how == "core" else tiny_settings
+    settings = {Role.TARGET: tiny_settings[Role.TARGET]} if how == "core" else dict(tiny_settings)
+    if how == "worker":
+        settings[role] = settings[role].model_copy(update={"extra": {"distributed_executor_backend": "mp"}})
     log_path = tmp_path / "engines.log"
     before: list[psutil.Process] = []
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from engines.asking import PROMPT, collect, multiprocessing_executable, request
 from support import Collector, make_strategy, parts
@@ -470,7 +471,11 @@ def test_each_engine_gets_its_own_cores_and_is_changed_as_expected(
     told = pair_log.read_text()
     for chosen in pair_settings.values():
         assert f"VLLM_CPU_OMP_THREADS_BIND='{chosen.cores[0]}'" in told
-    # Each engine is two processes or one; all of them were changed, and none of them is unlike what is expected.
+    # Each engine is one process; all of them were changed, and none of them is unlike what is expected.
+    for role, engine in engine_pair.items():
+        (core,) = map(psutil.Process, engine.processes)
+        assert core.environ()["OMP_NUM_THREADS"] == str(len(pair_settings[role].cores))
+        assert not [child for child in core.children(recursive=True) if "spawn_main" in child.cmdline()]
     assert told.count("speclrm: readers spin for 2 ms") >= len(engine_pair)
     assert told.count("speclrm: nuclei are selected") >= len(engine_pair)
     assert "left as it is" not in told

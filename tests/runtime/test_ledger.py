@@ -335,7 +335,7 @@ def test_what_aborted_requests_had_made_and_never_told_is_in_the_engines_own_cou
     async def main() -> None:
         async with Runtime(parts(engines)) as runtime:
             strategy = make_strategy("speculative", tracks=5, fast=1, speculate="auto")
-            await runtime.run(world.problems(6), strategy, sinks=[live])
+            await runtime.run(world.problems(2), strategy, sinks=[live])
 
     run_virtual(main())
     told = summarize(live.events)
