@@ -12,7 +12,7 @@ from speclrm.evaluators.answer_parts import (
 JOINT = re.compile(rf"{TEXTS}\s*\{{\s*,?\s*(and|or)\s*,?\s*\}}")
 _LEAD_WORDS = re.compile(
     rf"^(?:{TEXTS}\s*\{{)?\s*(?:(?:so|thus|hence)\s+)?(?:(?:the|a|an)\s+)?(?:(?:(?:final|correct)\s+)?answer\s*(?::|is\b|=)|approximately\b|approx\b\.?|about\b|roughly\b|"
-    rf"exactly\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b|(?:一共|总共|共)?[有是为约]|等于|一共|总共|共)\s*:?\s*(?P<close>\}})?",
+    rf"exactly\b|only\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b|(?:一共|总共|共)?[有是为约]|等于|一共|总共|共)\s*:?\s*(?P<close>\}})?",
     re.IGNORECASE,
 )
 _QUALIFIER = re.compile(
@@ -24,6 +24,14 @@ _REMARK = re.compile(
     rf"\s*(?:{TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$"
 )
 _COMMA_IN_TEXT = re.compile(rf"({TEXTS}\s*\{{[^{{}},]*[^{{}},\s])\s*,\s*\}}")
+_DOMAIN_BEHIND = re.compile(
+    r"(?:\s|\\[,;:! ]|\\q?quad|[,~])*\(\s*([a-zA-Z]\s*\\in\s*\\(?:mathbb|mathbf)\s*\{?\s*[ZNRQ]\s*\}?"
+    r"(?:\s*[_^]\s*\{?\s*[+*]\s*\}?)?)\s*\)$"
+)
+_ONLY = re.compile(rf"(?<=[\d}})a-z])\s*(?:{TEXTS}\s*\{{\s*only\s*\}}|\bonly)$")
+_ABOUT_THAT = re.compile(
+    r"(?:\s|\\[,;:! ]|\\quad|~)*\(\s*(?:\\approx|\\text\{\s*approximately\s*\}|approximately|about)\s*([-\d.]+)\s*\)$"
+)
 _ALSO = re.compile(r"\s*\((?:or|i\.e\.,?|that is,?|=)\s*([^()]*)\)\s*$")
 """Another form of the answer in brackets behind it."""
 _PLAIN_BUILT = re.compile(r"\{\s*[a-zA-Z]\s*(?:\\in[^|:]*)?(?:\||\\mid|:)")
@@ -47,6 +55,7 @@ def bare(text: str) -> str:
         )
         text = _COMMA_IN_TEXT.sub(r"\1}, ", text)
         text = _ALSO.sub(r" or \1", text)
+        text = _ABOUT_THAT.sub(r" \\approx \1", _DOMAIN_BEHIND.sub(r", \1", _ONLY.sub("", text)))
         if _PLAIN_BUILT.match(text) and text.endswith("}") and closing(text, 0) == len(text) - 1:
             text = f"\\{{{text[1:-1]}\\}}"
         if text.startswith("{") and closing(text, 0) == len(text) - 1:

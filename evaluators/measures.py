@@ -53,7 +53,7 @@ class Side(NamedTuple):
     lone: bool = False
 
 
-TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|cis)(?![a-zA-Z])")
 
 
 def measured(text: str) -> Side:
@@ -113,7 +113,9 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
             value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value)
         )
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
-    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or any(word.lower() in _NO_UNIT for word in words):
+    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or (
+        words != ["times"] and any(word.lower() in _NO_UNIT for word in words)
+    ):
         return None
     if (
         not written
