@@ -74,7 +74,7 @@ def bare(text: str) -> str:
 def _without_remark(text: str) -> str:
     """Removes words in brackets behind a value: 5 (five), 8 (approximately)."""
     match = _REMARK.search(text)
-    if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2]):
+    if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2] or ""):
         return text
     value = text[: match.start()]
     apart = match[1] is not None or match[0][:1].isspace() or value[-1].isdigit()

@@ -302,7 +302,8 @@ class Comparison:
             left, right = ours.sides[0], theirs.sides[0]
             if (found := self._functions(ours, theirs)) is not None:
                 return found
-            if squeezed(left).casefold() == squeezed(right).casefold() or self.same(left, right, depth + 1):
+            named = is_name(left) and is_name(right) and squeezed(left).casefold() == squeezed(right).casefold()
+            if named or squeezed(left) == squeezed(right) or self.same(left, right, depth + 1):
                 return self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
             return self._as_equations(ours, theirs)
         chain, plain = (ours, theirs.whole) if ours.signs else (theirs, ours.whole)
@@ -327,7 +328,9 @@ class Comparison:
         places = re.fullmatch(r"-?\d+(?:\.(\d+))?", measured(chain.sides[-1]).value.strip())
         if places is None or not getattr(exact, "is_number", False) or not exact.is_real:
             return None
-        if abs(exact - decimal) >= sympy.Rational(1, 10 ** len(places[1] or "")):
+        last = sympy.Rational(1, 10 ** len(places[1] or ""))
+        cut_off = abs(exact) >= abs(decimal) and abs(exact - decimal) < last
+        if not cut_off and abs(exact - decimal) > last / 2:
             return None
         return " = ".join(chain.sides[:-1]), " = ".join((*chain.sides[:-2], chain.sides[-1]))
 
@@ -441,7 +444,9 @@ class Comparison:
         try:
             one, other = self._read(gold), self._read(answer)
         except Unknown:
-            return same_by_library(gold, answer) if re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) else False
+            left_out = re.search(r"'|\\prime|\\not(?![a-zA-Z])|\^\s*\{?\s*[*+]", gold + answer)
+            library = re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) and not left_out
+            return bool(library) and same_by_library(gold, answer)
         return same_formulas(one, other)
 
 

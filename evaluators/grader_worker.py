@@ -35,6 +35,7 @@ def same(gold: str, answer: str) -> bool:
     if gold == answer:
         return True
     gold, answer = notation.one_greek(notation.repeating(gold), notation.repeating(answer))
+    gold, answer = notation.one_binomial(gold, answer)
     dots = notation.with_dots(gold), notation.with_dots(answer)
     if any(dots):
         return dots[0] == dots[1]  # what the dots stand for is no expression: a parser drops them

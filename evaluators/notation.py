@@ -96,12 +96,13 @@ _PLAIN_NAMES = re.compile(
 """A function's name or that of a letter as programs write it, also with one letter behind it (sinx)."""
 _LOG_TO_BASE = re.compile(r"(?<![a-zA-Z])\\?log_?(2|10)\s*(?=\()")
 _CHOOSE = re.compile(
-    r"(?<![a-zA-Z\\])(\w{1,4})\s+choose\s+(\w{1,4})(?![a-zA-Z])|(?<![a-zA-Z\\])(?:nCr|comb|C)\(\s*(\w{1,4})\s*,\s*(\w{1,4})\s*\)"
+    r"(?<![a-zA-Z\\])(\w{1,4})\s+choose\s+(\w{1,4})(?![a-zA-Z])|(?<![a-zA-Z\\])(?:nCr|comb)\(\s*(\w{1,4})\s*,\s*(\w{1,4})\s*\)"
 )
+_C_OF_TWO = re.compile(r"(?<![a-zA-Z\\])C\(\s*(\w{1,4})\s*,\s*(\w{1,4})\s*\)")
 _BETWEEN_C = re.compile(
     r"(?:\{\})?([\^_])\s*\{?(\w{1,4})\}?\s*(?:C|\\(?:mathrm|text)\s*\{\s*C\s*\})\s*_\s*\{?(\w{1,4})\}?"
 )
-"""Binomials as programs and calculators write them: 10 choose 3, C(10, 3), nCr(10, 3), {}_{10}C_3."""
+"""Binomials as programs and calculators write them: 10 choose 3, nCr(10, 3), {}_{10}C_3."""
 _INFINITY = re.compile(r"(?<![a-zA-Z\\])(?:infinity|oo|inf)(?![a-zA-Z])", re.IGNORECASE)
 _OPERATOR_NAME = re.compile(
     r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|csc)h?|sech|exp|ln|log|lg"
@@ -128,6 +129,7 @@ _UNIT_VECTOR = re.compile(
     r"([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
 )
 """The unit vectors of the axes, which books write with a hat, an arrow or in bold."""
+_AXIS = re.compile(r"\\mathbf\{[ijk]\}")
 _ENDS_PROOF = re.compile(
     r"(?:\s|\\q?quad|\\[,;:! ])*(?:\\(?:checkmark|blacksquare|square|Box|qed|QED)(?![a-zA-Z])|[✓✔✅■□∎]\ufe0f?)\s*$"
 )
@@ -281,6 +283,13 @@ def one_greek(gold: str, answer: str) -> tuple[str, str]:
     return gold, answer
 
 
+def one_binomial(gold: str, answer: str) -> tuple[str, str]:
+    """Returns two answers, of which one may hold ``C(10, 3)``, with a binomial for it. Where both do, they may be points."""
+    if bool(_C_OF_TWO.search(gold)) == bool(_C_OF_TWO.search(answer)):
+        return gold, answer
+    return _C_OF_TWO.sub(r"\\binom{\1}{\2}", gold), _C_OF_TWO.sub(r"\\binom{\1}{\2}", answer)
+
+
 def with_dots(text: str) -> str | None:
     """Returns a text that leaves something to the reader (1, 2, ..., n), without space and with dots of one kind; else None."""
     return re.sub(r"\s+", "", _DOTS.sub("...", text)) if _DOTS.search(text) else None
@@ -325,7 +334,7 @@ def is_number(text: str) -> bool:
 
 
 def is_letter(text: str) -> bool:
-    return _CHOICE.fullmatch(words(text)) is not None
+    return _CHOICE.fullmatch(words(text)) is not None and not _AXIS.fullmatch(text.strip())
 
 
 def in_base(text: str) -> tuple[str, int] | None:
