@@ -94,7 +94,7 @@ _HEADING = re.compile(
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
 _CHINESE = re.compile(
-    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以|本题|答案|[，,。])选择?\s*[：:]?\s*|正确的?选项(?:应该|应)?[是为：:]+\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
+    r"(?:最终|正确|最后)?(?:答案|结果)[*_]*(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以|本题|答案|[，,。])选择?\s*(?:[：:]\s*|(?=[\s*（($]*(?:\\\w+\{\s*)?[A-J](?![a-zA-Z]|\s*=)))|正确的?选项(?:应该|应)?[是为：:]+\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
 )
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
@@ -171,10 +171,15 @@ _SHORT_ANSWERS = word_set(
     "infinity impossible never always increasing decreasing undefined"
 )
 _HEDGE = re.compile(
-    r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however|need|contradict\w*|impossible|absurd)\b",
+    r"^[\s,;$)]*(?:but|where|when|if|unless|assuming|provided|though|although)\b|\b(?:check|verify|wait|however|need|contradict\w*|impossible|absurd)\b",
     re.IGNORECASE,
 )
 """What takes a value back, or makes it depend on something."""
+_TAKEN_BACK = re.compile(
+    r"\s*(?:but\s+)?(?:wait|hmm+|hold\s+on|no[,.!]|actually|(?:this|that|it)(?:'s|\s+is|\s+seems)\s+(?:not\s+right|wrong|incorrect))\b",
+    re.IGNORECASE,
+)
+"""A sentence that takes back the one before it."""
 _ONLY_A_RESULT = re.compile(
     r"^(?!.*\b(?:final|correct|best|right)\b).*\b(?:result|solutions?)\b", re.IGNORECASE | re.DOTALL
 )
@@ -287,7 +292,11 @@ def last_boxes(text: str) -> list[Found]:
 def _asked(text: str, box: Found) -> bool:
     """Returns whether a box stands at the end of a question, or a few words before it."""
     return (
-        re.match(r"[\s$.*)]*(?:\\[\])])?(?:[\s$]*,[a-zA-Z ]{1,20})?\s*\?", text[box.place : box.place + 40]) is not None
+        re.match(
+            r"[\s$.*)]*(?:\\[\])])?(?:[\s$]*,?\s*(?:right|correct|true|ok(?:ay)?|I think|maybe|perhaps|is it|isn't it))?\s*\?",
+            text[box.place : box.place + 40],
+        )
+        is not None
     )
 
 
@@ -391,7 +400,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
         value = behind if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
         value = tidy(value)
         return Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
-    asked = value.rstrip(" \n*_`").endswith("?")
+    asked = value.rstrip(" \n*_`").endswith(("?", "？"))
     doubted = re.search(
         r"\b(?:(?:suppose|assum(?:e|ing)|imagine)(?:\s+\w+){0,4}|(?:maybe|perhaps|guess|if|whether|is|unless|claim|check|verify|see|say|suspect"
         r"|seems?|appears?)(?:\s+that)?)\s+$",
@@ -407,7 +416,7 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
     value = tidy(cut)
     if not value or re.match(r"not\b|n't\b", value, re.I):
         return None
-    doubted = doubted or _HEDGE.search(whole[len(cut) :])
+    doubted = doubted or _HEDGE.search(whole[len(cut) :]) or _TAKEN_BACK.match(following)
     sure = not asked and not doubted and _is_finished(value, colon=colon)
     if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
         sure = False  # the answer must be even

@@ -27,7 +27,7 @@ _NUMERIC = re.compile(
     r"|\\(?:times|cdot)(?![a-zA-Z])|\^\s*(?:\{[-+\d\s]*\}|-?\d+)|[-+/*]|\([-+\d.,\s/]*\)|\s|\\[,;:! ]|~|\{[-\d.,]*\})+"
 )
 _PLAIN_TAIL = re.compile(r"[\u4e00-\u9fff]{1,4}|[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
-_MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
+_MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹]|Rs\.?(?=\s*\d))\s*\}?\s*")
 _NO_UNIT = word_set(
     "or more less fewer least most not no none than up over under at but and if only unless to between except minus "
     "plus times nor above below greater smaller larger bigger either neither both half quarter third double twice mod "
@@ -110,7 +110,12 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
         signs = re.findall(r"[A-Za-zµΩÅ°%]+", tail)
         lone = all((len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS for sign in signs)
         return Side(
-            value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value)
+            value,
+            unit,
+            lone=not written
+            and lone
+            and not _SPEED.fullmatch(tail)
+            and not re.search(r"\d[eE]|\\times\s*10\s*\^", value),
         )
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
     if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or (

@@ -109,6 +109,7 @@ _OPERATOR_NAME = re.compile(
     r"|gcd|lcm|det|ker|arg|dim|sup|inf|Pr|cis|cosec)\s*\}|\\operatorname\*?\s*\{\s*(max|min|sec|deg)\s*\}"
 )
 """A function's name set upright. Minutes and seconds look the same where they are no operators."""
+_CHINESE_AND = re.compile(r"(?<=[\d\s$})])(或者?|且|和)(?=[-−\s\d$\\(（{a-zA-Z}])")
 _DELIMITERS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")
 _UNIT_POWER = re.compile(r"\\(?:mathrm|text|rm)\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}")
@@ -152,7 +153,7 @@ def word_set(text: str) -> frozenset[str]:
 
 def in_latex(text: str) -> str:
     """Returns the answer without decoration, its signs and plain names as commands of LaTeX."""
-    text = text.strip()
+    text = _CHINESE_AND.sub(lambda match: " or " if match[1][0] == "或" else " and ", text.strip())
     before = None
     while before != text:  # marks of Markdown and of formulas around it
         before = text

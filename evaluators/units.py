@@ -112,7 +112,7 @@ _OTHERS = {
     "€ euro": ("1", "€"),
     "£": ("1", "£"),
     "¥ yen yuan": ("1", "¥"),
-    "rupee": ("1", "rupee"),
+    "₹ Rs rupee": ("1", "rupee"),
     "dB decibel": ("1", "dB"),
     "bit": ("1", "bit"),
     "% percent pct percentage": ("1", "%"),
