@@ -37,6 +37,8 @@ _NO_UNIT = word_set(
 _COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
 _OPAQUE_UNITS = word_set("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mN mV mA mW mJ kN kV kA kW kJ mT mH in at h")
 """Signs that are products of letters where they stand plainly behind a number."""
+_PREFIXED = re.compile(r"(?!cm|mm|km|kg|mL|GB|MB|TB)[TGMkhdcmnpf][mgsAKNJWCVFSTHLlMB]")
+"""So is a prefix with a sign of one letter: kT, GM."""
 _SPEED = re.compile(r"m\s*/\s*s(?:\s*\^\s*\{?2\}?)?")
 
 
@@ -108,7 +110,10 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
     unit = units.read(tail)
     if unit is not None:
         signs = re.findall(r"[A-Za-zµΩÅ°%]+", tail)
-        lone = all((len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS for sign in signs)
+        lone = all(
+            (len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS or _PREFIXED.fullmatch(sign)
+            for sign in signs
+        )
         return Side(
             value,
             unit,
