@@ -9,12 +9,51 @@ def word_list(text: str) -> list[str]:
     return text.split()
 
 
+_IN_SIGNS = {
+    **dict.fromkeys(
+        ("all real numbers", "all reals", "the set of all real numbers", "any real number", "every real number"),
+        "\\mathbb{R}",
+    ),
+    **dict.fromkeys(
+        ("no solution", "no solutions", "no real solution", "no real solutions", "the empty set", "empty set"),
+        "\\emptyset",
+    ),
+    **dict.fromkeys(("dne", "the limit does not exist"), "does not exist"),
+}
+_REALS_BUT = re.compile(
+    r"(?:\\text\s*\{\s*all real numbers except(?:\s+for)?\s*\}\s*|all real numbers except(?:\s+for)?\s+)(?:[a-z]\s*=\s*)?(.+)"
+)
+
+
+def in_signs(text: str) -> str:
+    """Returns the sign for a set that is named in words."""
+    if but := _REALS_BUT.fullmatch(text):
+        return f"\\mathbb{{R}} \\setminus \\{{{but[1]}\\}}"
+    return _IN_SIGNS.get(text.casefold(), text)
+
+
+_CONSTANT = re.compile(
+    r"(?P<rest>.+)\+\s*(?P<name>[CcK](?:_\{?\d\}?)?|\\(?:text|mathrm)\s*\{\s*const(?:ant|\.)?\s*\})\s*", re.DOTALL
+)
+
+
+def without_constants(gold: str, answer: str) -> tuple[str, str]:
+    """Returns two formulas, of which each ends with a constant that it holds nowhere else, with one name for it."""
+    found = [_CONSTANT.fullmatch(text) for text in (gold, answer)]
+    if any(match is None or match["name"][:1] in {run[0] for run in _RUN.finditer(match["rest"])} for match in found):
+        return gold, answer
+    return gold, f"{found[1]['rest']}+{found[0]['name']}" if found[0] and found[1] else answer
+
+
 _ONES = word_list(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 )
 _TENS = word_list("twenty thirty forty fifty sixty seventy eighty ninety")
 _VALUES = {word: at for at, word in enumerate(_ONES)} | {word: 20 + 10 * at for at, word in enumerate(_TENS)}
+_SHARES = {
+    name: at for at, name in enumerate(word_list("half third quarter fifth sixth seventh eighth ninth tenth"), 2)
+} | {"fourth": 4}
 _SCALES = {"thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _NEGATIVE = re.compile(r"(?:minus|negative)\s+", re.IGNORECASE)
 
@@ -23,9 +62,12 @@ _ELEMENT = (
     "A[cglmrstu]|B[aehikr]?|C[adelmnorsu]?|D[y]|E[rsu]|F[elmr]?|G[ade]|H[efgos]?|I[nr]?|K[r]?|L[aiuvr]|M[gnot]|N[abdeiop]?|O[gs]?"
     "|P[abdmortu]?|R[abefghnu]|S[bcegimnr]?|T[abcehilm]|U|V|W|Xe|Yb?|Z[nr]"
 )
-_PIECE = rf"\d*(?:(?:{_ELEMENT})\d*|[(\[]|[)\]]\d*)+(?:\^\d*[-+])?(?:\((?:aq|s|l|g)\))?"
+_ISOTOPE = re.compile(r"(?:\^\s*\{?(\d+)\}?\s*_\s*\{?(-?\d+)\}?|_\s*\{?(-?\d+)\}?\s*\^\s*\{?(\d+)\}?)(?=\s*[\\A-Z])")
+_PIECE = rf"(?:\^\d+(?:;-?\d+)?|\d*)(?:(?:{_ELEMENT})\d*|[(\[]|[)\]]\d*)+(?:\^\d*[-+])?(?:\((?:aq|s|l|g)\))?"
 _SPECIES = re.compile(rf"{_PIECE}(?:(?:\+|->){_PIECE})*")
 """One, or those of a reaction. Each piece can be read in one way alone, so that no text takes long."""
+_SHELLS = re.compile(r"(?:\[(?:He|Ne|Ar|Kr|Xe|Rn)\])?(?:\d[spdf]\^\d+)+|sp(?:\^\d)?(?:d(?:\^\d)?)?")
+"""The electrons of an atom, or how its shells are mixed. These are told from products by their letters."""
 _RUN = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
 
 
@@ -36,9 +78,18 @@ def in_digits(text: str) -> str:
     words = re.findall(r"[a-z]+", rest.lower())
     if len(words) > 1 and words[0] == "a":
         words[0] = "one"
-    if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", rest) and (value := _value(words)) is not None:
-        rest = str(value)
+    if re.fullmatch(r"[A-Za-z][A-Za-z\s-]*", rest):
+        share = _share(words[-1])
+        if (value := _value(words[:-1] if share else words)) is not None:
+            if share and (value > 1) != words[-1].endswith("s"):
+                return text  # twenty-third
+            rest = f"\\frac{{{value}}}{{{share}}}" if share else str(value)
     return f"-{rest}" if sign and re.match(r"[\d.\\]", rest) else rest if not sign else text
+
+
+def _share(word: str) -> int:
+    """Returns the denominator that the last word of a fraction is (three quarters), or 0."""
+    return _SHARES.get(word, _SHARES.get(word.removesuffix("s"), 2 if word == "halves" else 0))
 
 
 def _value(words: list[str]) -> int | None:
@@ -66,13 +117,16 @@ def same_species(gold: str, answer: str) -> bool:
     """Returns whether both are one chemical formula. One of them is written upright, as such formulas are; else its letters
     may be those of a product.
     """
+    one, other = _plain_species(gold), _plain_species(answer)
+    if one == other and _SHELLS.fullmatch(one):
+        return True
     if not (_WRITTEN_UPRIGHT.search(gold) or _WRITTEN_UPRIGHT.search(answer)):
         return False
-    one, other = _plain_species(gold), _plain_species(answer)
     return one == other and _SPECIES.fullmatch(one) is not None
 
 
 def _plain_species(text: str) -> str:
+    text = _ISOTOPE.sub(lambda match: f"^{match[1] or match[4]};{match[2] or match[3]}", text)
     text = re.sub(r"\\(?:to|rightarrow|longrightarrow)(?![a-zA-Z])", "->", _WRITTEN_UPRIGHT.sub("", text))
     return re.sub(r"[\s{}_~]|\\[,;:! ]", "", text)
 

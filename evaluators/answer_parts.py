@@ -92,6 +92,14 @@ def without_domain(parts: list[str]) -> tuple[list[str], str]:
     return parts, ""
 
 
+def names_in_order(text: str) -> list[str]:
+    """Returns the names of ``(q, p) = (7, 3)``, or nothing."""
+    related = relations_in(text)
+    left = in_brackets(related.sides[0]) if related.signs == ["="] and in_brackets(related.sides[1]) else None
+    names = [squeezed(name) for name in left[1]] if left else []
+    return names if len(set(names)) == len(names) and all(map(is_name, names)) else []
+
+
 def right_side(text: str) -> str:
     related = relations_in(text)
     return related.sides[-1] if related.signs and set(related.signs) <= {"="} else text
@@ -114,6 +122,37 @@ def with_shared_name(parts: list[str]) -> list[str]:
     if first.signs == ["="] and is_name(first.sides[0]) and not any(one.signs for one in related[1:]):
         return [parts[0], *(f"{first.sides[0]}={part}" for part in parts[1:])]
     return parts
+
+
+_COLUMN = re.compile(r"\\begin\s*\{([pb]?matrix)\}(?P<inside>[^&]*?)(?:\\\\\s*)?\\end\s*\{\1\}")
+_TURNED = re.compile(
+    r"([(\[])([^][()&]*,[^][()&]*)[)\]]\s*\^\s*\{?\s*(?:T|\\top|\\mathrm\s*\{?T\}?|\\mathsf\s*\{?T\}?|\\text\s*\{T\})\s*\}?"
+)
+
+_AXES = re.compile(r"\\mathbf\s*\{[ijk]\}")
+
+
+def in_line(text: str, other: str) -> str:
+    r"""Returns a column as a tuple, beside a tuple or another way to write a column: ``(1, 2)^T``."""
+    if turned := _TURNED.fullmatch(text.strip()):
+        return f"({turned[2]})"
+    column = _COLUMN.fullmatch(text.strip())
+    if (
+        column
+        and "\\\\" in column["inside"]
+        and (_TURNED.fullmatch(other.strip()) or in_brackets(other) or _AXES.search(other))
+    ):
+        return "(" + ",".join(column["inside"].split("\\\\")) + ")"
+    return text
+
+
+_ELEMENTS = re.compile(r"\s*(?:[a-zA-Z]|\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\))\s*\\in\s*(\\\{.*\\\})\s*", re.DOTALL)
+
+
+def elements(text: str) -> str:
+    r"""Returns the set alone of ``(x, y) \in \{(1, 2), (2, 1)\}``."""
+    match = _ELEMENTS.fullmatch(text)
+    return match[1] if match and closing(match[1], 0) == len(match[1]) - 1 else text
 
 
 def in_brackets(text: str) -> tuple[str, list[str], str] | None:
@@ -175,7 +214,7 @@ def relations_in(text: str) -> Related:
 
 
 _NAME = re.compile(
-    r"\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?(?:'|\^\s*\{?\\prime\}?|\^\s*\{?[*+]\}?)*(?:\s*\(\s*[^()=]*\s*\))?"
+    r"\\?[a-zA-Z]+(?:\s*_\s*(?:\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}|\\?\w+))?(?:'|\^\s*\{?\\prime\}?|\^\s*\{?(?:[*+]|\\(?:circ|ominus)(?![a-zA-Z]))\}?)*(?:\s*\(\s*[^()=]*\s*\))?"
 )
 
 
@@ -184,7 +223,8 @@ def is_name(text: str) -> bool:
     text = text.strip()
     if text.startswith("(") and text.endswith(")"):
         return all(is_name(part) for part in text[1:-1].split(","))
-    words = re.fullmatch(rf"{TEXTS}\s*\{{[^{{}}\d]*\}}(?:\s*_\s*\{{?\w+\}}?)?", text)
+    words = re.fullmatch(rf"{TEXTS}\s*\{{[^{{}}\d]*\}}(?:\s*_\s*\{{?\w+\}}?)?(?:\s*\([^()=]*\))?", text)
+    words = words or re.fullmatch(r"\\(?:dim|det|deg|ker|Pr|arg|gcd|lcm)(?![a-zA-Z])\s*(?:[a-zA-Z]|\([^()=]*\))", text)
     if words or re.fullmatch(r"[A-Za-z][A-Za-z ]{2,40}", text):
         return True
     command = re.match(r"\\([a-zA-Z]+)\s*", text)

@@ -19,6 +19,7 @@ sympy: Any = _sympy
 _SET_SIGNS = re.compile(
     r"\\(?:cup|cap|setminus|emptyset)(?![a-zA-Z])|\\mathbb|\\mid|\\\{[^}]*[|:]|\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>]"
 )
+_EITHER, _BOTH = re.compile(r"\\(?:lor|vee)(?![a-zA-Z])"), re.compile(r"\\(?:land|wedge)(?![a-zA-Z])")
 _LIMITS = {
     "<": sympy.StrictLessThan,
     ">": sympy.StrictGreaterThan,
@@ -46,7 +47,9 @@ def same_sets(gold: str, answer: str, read: Callable[[str], Any]) -> bool | None
         or "=" in relations_in(gold).signs + relations_in(answer).signs
     ):
         return None
-    if DOMAIN.search(gold + answer) and (list_in(gold).several or list_in(answer).several):
+    if any(DOMAIN.search(text) and not text.startswith("\\{") for text in (gold, answer)) and (
+        list_in(gold).several or list_in(answer).several
+    ):
         return None
     ours, theirs = _Reader(read), _Reader(read)
     try:
@@ -84,10 +87,10 @@ class _Reader:
     def read_set(self, text: str) -> Any:
         """Returns a set of numbers by any of the ways in which one is written. Raises Unknown."""
         text = bare(text)
-        ored = cut(text, {"or"})
+        ored = cut(_EITHER.sub(" or ", _BOTH.sub(" and ", text)), {"or"})
         if len(ored) > 1:
             return sympy.Union(*(self._inequality_set(part) for part in ored))
-        anded = cut(text, {"and"})
+        anded = cut(_BOTH.sub(" and ", text), {"and"})
         if len(anded) > 1 and relations_in(text).signs:
             return sympy.Intersection(*(self._inequality_set(part) for part in anded))
         for sign, made in (("\\cup", sympy.Union), ("\\cap", sympy.Intersection)):
@@ -99,12 +102,16 @@ class _Reader:
             parts = re.split(r"(?<=[A-Z}])\s*-\s*(?=\\\{)", text)
         if len(parts) == 2:
             return self.read_set(parts[0]) - self.read_set(parts[1])
-        if match := re.fullmatch(r"\\mathbb\s*\{?\s*([RQZNC])\s*\}?", text):
-            return _DOMAINS[match[1]]
+        if match := re.fullmatch(r"\\mathbb\s*\{?\s*([RQZNC])\s*\}?(\s*[\^_]\s*\{?\s*\+\s*\}?)?", text):
+            positive = {"R": sympy.Interval.open(0, sympy.oo), "Z": sympy.Naturals, "N": sympy.Naturals}
+            if match[2] and match[1] not in positive:
+                raise Unknown(text)
+            return positive[match[1]] if match[2] else _DOMAINS[match[1]]
         if text in ("\\emptyset", "\\{\\}", "\\{ \\}"):
             return sympy.EmptySet
-        if match := re.fullmatch(r"[a-zA-Z]\s*\\in\b(.*)", text, re.DOTALL):
-            return self.read_set(match[1])
+        if match := re.fullmatch(r"([a-zA-Z])\s*\\in\b(.*)", text, re.DOTALL):
+            self.bounded.add(self._read(match[1]))
+            return self.read_set(match[2])
         if text.startswith("\\{") and text.endswith("\\}"):
             return self._in_braces(text[2:-2].strip())
         if (brackets := in_brackets(text)) is not None and len(brackets[1]) == 2:
@@ -128,7 +135,9 @@ class _Reader:
         """Reads the numbers for which inequalities of one letter hold. Raises Unknown."""
         parts = cut(text, {","})
         if len(parts) > 1:
-            return sympy.Intersection(*(self._inequality_set(part) for part in parts))
+            sets = [self._inequality_set(part) for part in parts]
+            both = sympy.Intersection(*sets)
+            return sympy.Union(*sets) if both == sympy.EmptySet else both  # x < 1, x > 3 can only mean either
         related = relations_in(bare(text))
         inequalities = set(related.signs) <= _LIMITS.keys() and related.signs != ["="]
         if not related.signs or related.unknown or not inequalities or "" in related.sides:

@@ -7,12 +7,14 @@ import re
 from speclrm.evaluators.answer_parts import (
     TEXTS,
     closing,
+    cut,
+    relations_in,
 )
 
 JOINT = re.compile(rf"{TEXTS}\s*\{{\s*,?\s*(and|or)\s*,?\s*\}}")
 _LEAD_WORDS = re.compile(
     rf"^(?:{TEXTS}\s*\{{)?\s*(?:(?:so|thus|hence)\s+)?(?:(?:the|a|an)\s+)?(?:(?:(?:final|correct)\s+)?answer\s*(?::|is\b|=)|approximately\b|approx\b\.?|about\b|roughly\b|"
-    rf"exactly\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b|(?:一共|总共|共)?[有是为约]|等于|一共|总共|共)\s*:?\s*(?P<close>\}})?",
+    rf"exactly\b|only\b|equal\s+to\b|a\s+total\s+of\b|total\s+of\b|(?:一共|总共|共)?(?:[有是为约]|需要?)|等于|一共|总共|共)\s*:?\s*(?P<close>\}})?",
     re.IGNORECASE,
 )
 _QUALIFIER = re.compile(
@@ -21,9 +23,17 @@ _QUALIFIER = re.compile(
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    rf"\s*(?:{TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*)([^()]*)\))\s*$"
+    rf"\s*(?:{TEXTS}\s*\{{\s*\(([^(){{}}]*)\)\s*\}}|\((?={TEXTS}|[a-zA-Z]{{3,}}\s?[a-zA-Z]*|[\u4e00-\u9fff])([^()]*)\))\s*$"
 )
 _COMMA_IN_TEXT = re.compile(rf"({TEXTS}\s*\{{[^{{}},]*[^{{}},\s])\s*,\s*\}}")
+_DOMAIN_BEHIND = re.compile(
+    r"(?:\s|\\[,;:! ]|\\q?quad|[,~])*\(\s*([a-zA-Z]\s*\\in\s*\\(?:mathbb|mathbf)\s*\{?\s*[ZNRQ]\s*\}?"
+    r"(?:\s*[_^]\s*\{?\s*[+*]\s*\}?)?)\s*\)$"
+)
+_ONLY = re.compile(rf"(?<=[\d}})a-zA-Z])\s*(?:{TEXTS}\s*\{{\s*only\s*\}}|\bonly)$")
+_ABOUT_THAT = re.compile(
+    r"(?:\s|\\[,;:! ]|\\quad|~)*\(\s*(?:\\approx|\\text\{\s*approximately\s*\}|approximately|about)\s*([-\d.]+)\s*\)$"
+)
 _ALSO = re.compile(r"\s*\((?:or|i\.e\.,?|that is,?|=)\s*([^()]*)\)\s*$")
 """Another form of the answer in brackets behind it."""
 _PLAIN_BUILT = re.compile(r"\{\s*[a-zA-Z]\s*(?:\\in[^|:]*)?(?:\||\\mid|:)")
@@ -47,10 +57,12 @@ def bare(text: str) -> str:
         )
         text = _COMMA_IN_TEXT.sub(r"\1}, ", text)
         text = _ALSO.sub(r" or \1", text)
+        text = _ABOUT_THAT.sub(r" \\approx \1", _DOMAIN_BEHIND.sub(r", \1", _ONLY.sub("", text)))
         if _PLAIN_BUILT.match(text) and text.endswith("}") and closing(text, 0) == len(text) - 1:
             text = f"\\{{{text[1:-1]}\\}}"
         if text.startswith("{") and closing(text, 0) == len(text) - 1:
-            text = text[1:-1]
+            elements = len(cut(text[1:-1], {","})) > 1 and not relations_in(text[1:-1]).signs
+            text = f"\\{{{text[1:-1]}\\}}" if elements else text[1:-1]
         if match := re.fullmatch(rf"{TEXTS}\s*\{{([^{{}}]*)\}}", text):
             inside = match[1].strip()
             if not re.fullmatch(r"[a-zA-Z]", inside):
@@ -65,10 +77,10 @@ def bare(text: str) -> str:
 def _without_remark(text: str) -> str:
     """Removes words in brackets behind a value: 5 (five), 8 (approximately)."""
     match = _REMARK.search(text)
-    if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2]):
+    if match is None or match.start() == 0 or _CONDITION.search(match[1] or match[2] or ""):
         return text
     value = text[: match.start()]
-    apart = match[1] is not None or match[0][:1].isspace() or value[-1].isdigit()
+    apart = match[1] is not None or match[0][:1].isspace() or value[-1].isdigit() or not match[0].isascii()
     return value if apart and re.search(r"[\d)}\]a-zA-Z]\s*$", value) else text
 
 

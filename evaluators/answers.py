@@ -27,6 +27,8 @@ _BESIDE = re.compile(
 )
 """What may stand between boxes that are one answer together."""
 _BESIDE_MAX = 60
+_DENIED = re.compile(r"\b(?:not|instead\s+of|rather\s+than)\s+[\s$]*(?:\\[(\[])?\s*$")
+"""What stands before a box that is no answer where there is another one."""
 
 _CLOSES_THOUGHT = re.compile(
     r"<\s*/\s*(?:\w{1,12}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)\s*>"
@@ -36,56 +38,97 @@ _CLOSES_THOUGHT = re.compile(
 )
 """The marks behind a thought, of all families of models. What is written between channels is no answer before the final one."""
 _SPECIAL = re.compile(
-    r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|end_of_solution|eom_id|end_of_turn)\|>|<end_of_turn>|</s>"
+    r"<\|(?:im_end|eot_id|end|return|endoftext|end_of_text|(?:begin|end)_of_solution|eom_id|end_of_turn|(?:start|end)_response)\|>"
+    r"|<end_of_turn>|</s>",
+    re.IGNORECASE,
 )
 
-_ARTICLE = r"(?:the|my|our|this|your|la|le|die|das|el|so|hence|thus|therefore|then|and|consequently|finally|overall)"
-_KIND = r"(?:final|correct|best|right|only|complete|exact|numerical|numeric|required|desired|overall|full)"
-_NOUN = r"(?:answers?|ans|solution|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답)"
+_ARTICLE = r"(?:the|my|our|this|your|la|le|die|das|el|a|so|hence|thus|therefore|then|and|consequently|finally|overall)"
+_KIND = (
+    r"(?:final|correct|best|right|only|complete|exact|numerical|numeric|required|desired|overall|full"
+    "|endgültige|richtige|bonne|правильный|верный)"
+)
+_NOUN = (
+    r"(?:answers?|ans|solutions?|result|choice|option|respuesta|réponse|antwort|risposta|resposta|ответ|答え|정답|최종 답|답"
+    "|cevap|đáp án|الجواب|उत्तर|odpowiedź)"
+)
 _ABOUT = (
     r"(?:\s+(?:to|of|for)\s+(?:the|this|our)\s+(?:\w+\s+)?(?:problem|question|exercise|equation|task|puzzle)"
-    r"|\s+in\s+\w+|\s*\([^()]{1,30}\))?"
+    r"|\s+in\s+\w+|\s*\([^()]{1,30}\)|\s+(?:final|finale|correcta|correcte|correta|corretta))?"
 )
 _IS = (
-    r"(?:'s\b|\s+[-–—](?=\s)|\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|es|est|è|é|"
+    r"(?:'s\b|\s+[-–—](?=\s)|\s*[*_`]*\s*(?::|：|=|-+>|→|\\to\b)|\.(?=\s*\S)|\s*[*_`]*\s+(?:is|are|equals|ist|lautet|es|est|è|é|"
     r"(?:should|must|would|will|has\s+to)\s+be|becomes|comes\s+(?:out\s+)?to)\b|\s*[はは은는])"
 )
 _MENTIONS = (
     *("answer", "solution", "result", "choice", "option", "respuesta", "réponse", "antwort", "risposta", "resposta"),
-    *("ответ", "정답", "최종 답", "答", "结果", "选", "####"),
+    *(
+        "ответ",
+        "답",
+        "cevap",
+        "đáp án",
+        "الجواب",
+        "उत्तर",
+        "odpowiedź",
+        "答",
+        "结果",
+        "选",
+        "####",
+        " is correct",
+        " i choose",
+        "go with",
+    ),
 )
 """What gives an answer in words holds one of these or ``_ANS``, in small letters. Most steps hold none, and are read no further.
 A noun or a form that is added below must stand here, too.
 """
 _ANS = re.compile(r"(?<![a-z])ans(?![a-z])")
 _SAYS = re.compile(
-    rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
+    rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[✅✔🎯\ufe0f-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
     rf"{_ABOUT}(?P<says>{_IS})(?:\s*(?::|：|=))?[\s*_`]*",
     re.IGNORECASE,
 )
 _HEADING = re.compile(
-    rf"^[\s>*#_`-]*(?:{_ARTICLE}\b[\s,]*)*(?:{_KIND}\s+)*(?:answer|solution|result|ans|最终答案|答案)(?:\s+is)?[\s*_`:：]*$",
+    rf"^[\s>*#_`✅✔🎯\ufe0f-]*(?:{_ARTICLE}\b[\s,]*)*(?:{_KIND}\s+)*(?:answer|solution|result|ans|最终答案|答案)(?:\s+is)?[\s*_`:：]*$",
     re.IGNORECASE,
 )
 """A line that announces the answer and holds none: it stands on a line behind it."""
 _CHINESE = re.compile(
-    r"(?:最终|正确|最后)?(?:答案|结果)(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以|本题|答案)选择?\s*[：:]?\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
+    r"(?:最终|正确|最后)?(?:答案|结果)[*_]*(?:应该|应)?(?:是|为|选|：|:)+\s*[：:]?\s*|(?:故|应|因此|所以|本题|答案|[，,。])选择?\s*(?:[：:]\s*|(?=[\s*（($]*(?:\\\w+\{\s*)?[A-J](?![a-zA-Z]|\s*=)))|正确的?选项(?:应该|应)?[是为：:]+\s*|【(?:最终)?答案】\s*[：:]?\s*|^\s*(?:正确)?选项?\s*[：:]?\s*(?=[（(]?[A-J])|^\s*答\s*[：:]\s*"
 )
 _IS_THE_ANSWER = re.compile(
     rf"^[\s>*#_`-]*(?P<answer>\S.{{0,80}}?)[*_`]*\s+is\s+(?:{_ARTICLE}\s+)(?:{_KIND}\s+)*answer\b", re.IGNORECASE
 )
+_CHOSEN = re.compile(
+    r"(?:(?:^|[.,;:]\s|\b(?:so|thus|hence|therefore|then|that)\b)\s*[\s>*#_`(\[-]*(?:the\s+)?(?:(?i:option|choice|answer)\s+)?"
+    r"[*_`(\[]*(?P<first>[A-J])[*_`)\]]*\s+is\s+(?:therefore\s+|thus\s+)?(?:the\s+)?(?:correct|right|best)\b"
+    r"|\bI(?:'d|\s+would|\s+will|'ll)?\s+(?:choose|select|pick|go\s+with)\s+(?:(?:option|choice|answer)\s+)?[*_`(\[]*(?P<last>[A-J])\b)",
+)
+"""An option that is called the correct one, or chosen. Each option in turn may be, so a step does not end by it."""
 _HASHES = re.compile(r"^\s*####\s*(?P<answer>[^\s#].*)$")
-_TAG = re.compile(r"<\s*answer\s*>(.*?)(?:<\s*/\s*answer\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_FIELD = re.compile(
+    r'"(?:final[_ ]?)?answer"\s*:\s*(?:(?P<text>"(?:[^"\\]|\\.)+")|(?P<number>-?\d[\d.]*))', re.IGNORECASE
+)
+"""The answer in an object of JSON."""
+_TAG = re.compile(
+    r"<\s*(?:final[_ ]?)?answer\s*>(.*?)(?:<\s*/\s*(?:final[_ ]?)?answer\s*>|\Z)", re.IGNORECASE | re.DOTALL
+)
 _LINE_CHARACTERS_MAX = 400
 """A sentence that gives an answer is short; what is longer only talks about one."""
 _SENTENCE_END = re.compile(r"(?<=[^\s.\d][.!?])\s+(?=[A-Z*$\\])|(?<=[\d)}$][.!?])\s+(?=[A-Z*$\\])|。")
 
 _ALONE_MAX = 60
-_WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"))
+_WRAPPERS = (
+    *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`")),
+    *(('"', '"'), ("“", "”"), ("「", "」")),
+)
+_SIGNS_OF_JOY = re.compile(r"^[✅✔🎉🎯☑\ufe0f\s]+|[✅✔🎉🎯☑\ufe0f\s]+$")
+_COPULA = re.compile(r"(?<=[\d$*)}A-Za-z])\s*(?:です|となります|になります|である|입니다|이다)\s*[。.]?\s*$")
+"""The verb behind a value, in Japanese and Korean."""
 
 _CLAUSE = re.compile(
     r"(?:\s*[,;(]\s*|\s+)(?=(?:because|since|which|who|whose|where(?:as)?|as\s+(?:we|it|shown|claimed|required|desired|expected|asked"
-    r"|stated|above|before)|so\s+(?:that|the|we|it|\d+)|but|though|although|and\s+(?:we|so|that|this|it|the\s+proof)|given\s+that"
+    r"|stated|above|before)|so\s+(?:that|the|we|it|I|\d+)|but|though|although|rather\s+than|instead\s+of|and\s+(?:not|we|so|that|this|it|the\s+proof)|given\s+that"
     r"|assuming|for\s+(?:a\s+total|which|this)|thus|hence|therefore)\b)"
     r"|\s+[-–—]+\s+(?=[a-z]{2})|\s*;\s*(?=[a-z]{2,}\s)"
     r"|\s*[,;]\s*(?=(?:in|i\.e|e\.g|namely|not|when|while|with|by|that|see|for|counting|rounded|if|just|or\s+(?:about|roughly|just)|to|at)\b)",
@@ -94,8 +137,14 @@ _CLAUSE = re.compile(
 _TRAILING = re.compile(r",\s+[a-z][a-z\s]*$")
 """Words alone behind a number and its comma: 36 boats, altogether."""
 _LEADS = re.compile(
-    r"(?:\s*(?:therefore|thus|then|hence|now|simply|just|clearly|indeed|equal\s+to|given\s+by|exactly|precisely)\b[\s,:]*)+"
+    r"(?:\s*(?:therefore|thus|then|hence|now|simply|just|clearly|indeed|la(?=\s+[A-J]\b)|equal\s+to|given\s+by|exactly|precisely)\b[\s,:]*)+"
 )
+_NOT_BUT = re.compile(r"^\s*not\s+[^\s,]+(?:\s[^\s,]+)?,?\s+but(?:\s+rather)?\s+")
+_SENTENCE_OF_VALUE = re.compile(
+    r"(?:the|there|it|its|his|her|they|she|he|[A-Z][a-z]+)\b[^=?]*?\b(?:is|are|equals|has|have)\s+(?P<value>(?:\$|\\|[-−]?\d).*)",
+    re.I,
+)
+"""A whole sentence for an answer: There are 9 ways."""
 _MATH = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[a-zA-Z]+\s*\{[^{}]*\}|\\[a-zA-Z]+|`[^`]*`")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -122,12 +171,17 @@ _SHORT_ANSWERS = word_set(
     "infinity impossible never always increasing decreasing undefined"
 )
 _HEDGE = re.compile(
-    r"^[\s,;$)]*(?:but|where|when|if|unless|though|although)\b|\b(?:check|verify|wait|however|contradict\w*|impossible|absurd)\b",
+    r"^[\s,;$)]*(?:but|where|when|if|unless|assuming|provided|though|although)\b|\b(?:check|verify|wait|however|need|contradict\w*|impossible|absurd)\b",
     re.IGNORECASE,
 )
 """What takes a value back, or makes it depend on something."""
+_TAKEN_BACK = re.compile(
+    r"\s*(?:but\s+)?(?:wait|hmm+|hold\s+on|no[,.!]|actually|(?:this|that|it)(?:'s|\s+is|\s+seems)\s+(?:not\s+right|wrong|incorrect))\b",
+    re.IGNORECASE,
+)
+"""A sentence that takes back the one before it."""
 _ONLY_A_RESULT = re.compile(
-    r"^(?!.*\b(?:final|correct|best|right)\b).*\b(?:result|solution)\b", re.IGNORECASE | re.DOTALL
+    r"^(?!.*\b(?:final|correct|best|right)\b).*\b(?:result|solutions?)\b", re.IGNORECASE | re.DOTALL
 )
 _MODAL = re.compile(r"\bbe\s*$", re.IGNORECASE)
 _PRE_VALUE = re.compile(r"[-+−±(\[{$\\|<>≤≥=√∞¬\d.]|[A-Za-z]\b(?!\s+[a-z]{2,})|\\")
@@ -222,6 +276,8 @@ def last_boxes(text: str) -> list[Found]:
                 while whole and whole[-1][0] > box[0]:
                     whole.pop()  # a box within this one
                 whole.append((box[0], token.end(), content))
+    while len(whole) > 1 and _DENIED.search(text, max(0, whole[-1][0] - _BESIDE_MAX), whole[-1][0]):
+        whole.pop()
     if not whole:
         return []
     together = [whole.pop()]
@@ -234,8 +290,14 @@ def last_boxes(text: str) -> list[Found]:
 
 
 def _asked(text: str, box: Found) -> bool:
-    """Returns whether a box stands at the end of a question."""
-    return re.match(r"[\s$.*)]*(?:\\[\])])?\s*\?", text[box.place : box.place + 20]) is not None
+    """Returns whether a box stands at the end of a question, or a few words before it."""
+    return (
+        re.match(
+            r"[\s$.*)]*(?:\\[\])])?(?:[\s$]*,?\s*(?:right|correct|true|ok(?:ay)?|I think|maybe|perhaps|is it|isn't it))?\s*\?",
+            text[box.place : box.place + 40],
+        )
+        is not None
+    )
 
 
 def _tags(text: str) -> list[Found]:
@@ -281,12 +343,16 @@ def _in_line(line: str, behind: str | None) -> list[Found]:
     """Returns what a line gives, the last first. ``behind``: the next line, for a line that only announces."""
     if len(line) <= _LINE_CHARACTERS_MAX and _HEADING.match(line):
         value = tidy(behind) if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
+        if value and not _is_finished(value) and (spoken := _SENTENCE_OF_VALUE.fullmatch(value)):
+            return [Found(len(line), tidy(spoken["value"]), _WORDS)]
         return [Found(len(line), value, _ANSWER)] if value and _is_finished(value) else []
     if match := _HASHES.match(line[:_LINE_CHARACTERS_MAX]):
         value = tidy(match["answer"])
         if not value or _HEADING.match(line):
             return []
         return [Found(match.start("answer"), value, _ANSWER if _is_finished(value) else _WORDS)]
+    if (match := _FIELD.search(line[:_LINE_CHARACTERS_MAX])) and (value := _in_field(match)):
+        return [Found(match.start(), value, _ANSWER)]
     found: list[Found] = []
     end = len(line)
     for begin in reversed([0, *(cut.end() for cut in _SENTENCE_END.finditer(line))]):
@@ -297,22 +363,32 @@ def _in_line(line: str, behind: str | None) -> list[Found]:
     return found
 
 
+def _in_field(match: re.Match[str]) -> str:
+    """Returns the answer in an object's field, its backslashes doubled or, as models write them, not."""
+    value = match["number"] or match["text"][1:-1].replace("\\\\", "\\")
+    return value if match["number"] or _is_finished(value, colon=True) else ""
+
+
 def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | None:
     if re.search(r"\\text\s*\{[^{}]*answer", sentence, re.IGNORECASE):
         sentence = _TEXT.sub(r"\1", sentence).replace("$", "")
     says = None
     for says in _SAYS.finditer(sentence):
-        if says["noun"].lower() not in ("solution", "result", "choice", "option"):
-            break
+        if says["noun"].lower() in ("solution", "solutions", "result", "choice", "option"):
+            continue
+        while again := _SAYS.match(sentence, says.end()):  # Final answer: the final answer is 7
+            says = again
+        break
     chinese = list(_CHINESE.finditer(sentence))
     if chinese and (says is None or chinese[-1].end() > says.end()):
         says = chinese[-1]
     if says is None:
         match = _IS_THE_ANSWER.match(sentence)
         value = tidy(match["answer"]) if match else ""
-        return (
-            Found(0, value, _ANSWER) if value and _is_finished(value) and not _WORD.search(_unmathed(value)) else None
-        )
+        if value and _is_finished(value) and not _WORD.search(_unmathed(value)):
+            return Found(0, value, _ANSWER)
+        chosen = _CHOSEN.search(sentence)
+        return Found(chosen.start(), chosen["first"] or chosen["last"], _RESULT) if chosen else None
     rank = _RESULT if _ONLY_A_RESULT.search(says.group()) else _ANSWER
     value = sentence[says.end() :]
     if "\\boxed" in value:
@@ -324,27 +400,34 @@ def _in_sentence(sentence: str, following: str, behind: str | None) -> Found | N
         value = behind if behind is not None and len(behind) <= _LINE_CHARACTERS_MAX else ""
         value = tidy(value)
         return Found(says.end(), value, rank) if value and _is_finished(value, colon=True) else None
-    asked = value.rstrip(" \n*_`").endswith("?")
+    asked = value.rstrip(" \n*_`").endswith(("?", "？"))
     doubted = re.search(
         r"\b(?:(?:suppose|assum(?:e|ing)|imagine)(?:\s+\w+){0,4}|(?:maybe|perhaps|guess|if|whether|is|unless|claim|check|verify|see|say|suspect"
         r"|seems?|appears?)(?:\s+that)?)\s+$",
         sentence[: says.start()].rstrip() + " ",
         re.I,
     )
+    value = _NOT_BUT.sub("", value)
     value = _LEADS.sub("", value, count=1) if _LEADS.match(value) else value
-    whole = tidy(value)
+    whole = tidy(_COPULA.sub("", value))
     if whole.endswith((")", "]")) and whole.count("(") + whole.count("[") < whole.count(")") + whole.count("]"):
         whole = whole[:-1]
     cut = _without_clause(whole)
     value = tidy(cut)
     if not value or re.match(r"not\b|n't\b", value, re.I):
         return None
-    doubted = doubted or _HEDGE.search(whole[len(cut) :])
+    doubted = doubted or _HEDGE.search(whole[len(cut) :]) or _TAKEN_BACK.match(following)
     sure = not asked and not doubted and _is_finished(value, colon=colon)
     if _MODAL.search(says.group()) and _WORD.search(_unmathed(value)) and not re.match(r"\W*\d", value):
         sure = False  # the answer must be even
     if not sure and rank == _RESULT:
         return None
+    if (
+        not (sure or asked or doubted)
+        and (spoken := _SENTENCE_OF_VALUE.fullmatch(value))
+        and _is_finished(spoken["value"])
+    ):
+        value = tidy(spoken["value"])
     return Found(says.end(), value, rank if sure else _WORDS)
 
 
@@ -395,7 +478,7 @@ def tidy(answer: str) -> str:
     before = None
     while answer != before:
         before = answer
-        answer = answer.strip().rstrip(".;,。，；").rstrip()
+        answer = _SIGNS_OF_JOY.sub("", answer.strip()).rstrip(".;,。，；").rstrip()
         for left, right in _WRAPPERS:
             if len(answer) > len(left) + len(right) and answer.startswith(left) and answer.endswith(right):
                 inside = answer[len(left) : -len(right)]

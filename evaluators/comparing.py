@@ -13,17 +13,27 @@ import sympy as _sympy
 from sympy.core.function import AppliedUndef as _AppliedUndef
 
 from speclrm.evaluators import answer_sets, formula_marks, formulas, units
-from speclrm.evaluators.answer_forms import defined_alike, in_digits, same_species, with_domain
+from speclrm.evaluators.answer_forms import (
+    defined_alike,
+    in_digits,
+    in_signs,
+    same_species,
+    with_domain,
+    without_constants,
+)
 from speclrm.evaluators.answer_parts import (
     Related,
     both_signs,
     by_name,
     congruent,
     cut,
+    elements,
     in_brackets,
+    in_line,
     is_name,
     is_plain_sum,
     list_in,
+    names_in_order,
     relations_in,
     right_side,
     squeezed,
@@ -64,6 +74,7 @@ class Comparison:
         complex_ = self._imaginary and (
             "i" in alone or "\\imath" in both or re.search(r"\d\s*i\b|\\sqrt\s*\{\s*-", both)
         )
+        complex_ = complex_ or re.search(r"\|\s*(?:z|w|\\[Pp]si(?![a-zA-Z]))[^|]*\|", both)
         self._real: bool | None = None if complex_ else True
         self._factors = formula_marks.factors(gold, answer)
         self._told: dict[tuple[str, str], bool] = {}
@@ -81,7 +92,7 @@ class Comparison:
     def _same(self, gold: str, answer: str, depth: int) -> bool:
         if same_species(gold, answer):
             return True
-        gold, answer = in_digits(bare(gold)), in_digits(bare(answer))
+        gold, answer = (in_signs(in_digits(bare(text))) for text in (gold, answer))
         if squeezed(gold) == squeezed(answer):
             return squeezed(gold) != ""
         if not gold or not answer:
@@ -142,6 +153,8 @@ class Comparison:
 
     def _lists(self, gold: str, answer: str, depth: int) -> bool | None:
         """Compares several answers in any order; those with names, or without a set's braces, with a tuple in its order."""
+        if (gold.count("\\in ") + answer.count("\\in ")) == 1:
+            gold, answer = elements(gold), elements(answer)
         ours, theirs = list_in(gold), list_in(answer)
         if max(len(ours.parts), len(theirs.parts)) > PARTS_MAX or not ours.parts or not theirs.parts:
             return False
@@ -175,7 +188,16 @@ class Comparison:
         return parts
 
     def _coordinates(self, parts: list[str], single: str, depth: int) -> bool:
+        named = names_in_order(single)
         inside = in_brackets(right_side(single))
+        if any((one := relations_in(part)).signs and not is_name(one.sides[0]) for part in parts):
+            return False  # equations, and no values
+        if named and sorted(named) == sorted(squeezed(relations_in(part).sides[0]) for part in parts):
+            parts = sorted(parts, key=lambda part: named.index(squeezed(relations_in(part).sides[0])))
+            return all(
+                self.same(one, right_side(other), depth + 1)
+                for one, other in zip(inside[1] if inside else (), parts, strict=True)
+            )
         if inside is None or (inside[0], inside[2]) != ("(", ")") or len(inside[1]) != len(parts):
             return False
         return all(self.same(one, other, depth + 1) for one, other in zip(inside[1], by_name(parts), strict=True))
@@ -185,12 +207,33 @@ class Comparison:
 
     def _brackets(self, gold: str, answer: str, depth: int) -> bool | None:
         """Compares tuples, points and intervals: in order, with the same brackets."""
+        gold, answer = in_line(gold, answer), in_line(answer, gold)
         ours, theirs = in_brackets(gold), in_brackets(answer)
         if ours is None or theirs is None:
-            return None if ours is theirs else False
+            if ours is theirs:
+                return None
+            return self._components(*((ours, answer) if ours else (theirs, gold)))
         if ours[0] + ours[2] != theirs[0] + theirs[2] or len(ours[1]) != len(theirs[1]):
             return False
         return all(self.same(one, other, depth + 1) for one, other in zip(ours[1], theirs[1], strict=True))
+
+    def _components(self, vector: tuple[str, list[str], str] | None, text: str) -> bool:
+        """Compares a vector in brackets with a sum of unit vectors: (2, 3), 2i + 3j."""
+        if vector is None or (vector[0], vector[2]) != ("(", ")") or not 2 <= len(vector[1]) <= 3:
+            return False
+        try:
+            left = sympy.expand(self._read(text))
+            letters = {letter.name: letter for letter in left.free_symbols}
+            names = (
+                [f"mathbf{{{name}}}" for name in "ijk"] if any(map(_UNIT_VECTOR.fullmatch, letters)) else list("ijk")
+            )
+            parts = [left.coeff(letters[name]) if name in letters else sympy.Integer(0) for name in names]
+            left -= sum(part * letters[name] for part, name in zip(parts, names, strict=True) if name in letters)
+            if not letters.keys() & set(names) or sympy.simplify(left) != 0 or any(parts[len(vector[1]) :]):
+                return False
+            return all(same_formulas(self._read(one), part) for one, part in zip(vector[1], parts, strict=False))
+        except (Unknown, *NO_ANSWER):
+            return False
 
     def _ratio(self, gold: str, answer: str, depth: int) -> bool | None:
         """Ratios in order; one of two numbers is a fraction beside a fraction."""
@@ -207,7 +250,7 @@ class Comparison:
     # --------------------------------------------------------------------------------------------------- relations
 
     def _congruence(self, gold: str, answer: str, depth: int) -> bool | None:
-        if "\\equiv" not in gold + answer:
+        if "\\equiv" not in gold + answer and not all(_MODULUS.search(text) for text in (gold, answer)):
             return None
         ours, theirs = congruent(gold), congruent(answer)
         if ours is None or theirs is None:
@@ -250,11 +293,17 @@ class Comparison:
         return self.same(sets[0], sets[1], depth + 1)
 
     def _equations(self, ours: Related, theirs: Related, depth: int) -> bool:
+        one, other = self._rounded(ours), self._rounded(theirs)
+        if one and other:
+            return self.same(one[0], other[0], depth + 1)
+        if one or other:
+            return any(self.same(text, (theirs if one else ours).whole, depth + 1) for text in (one or other or ()))
         if ours.signs and theirs.signs:
             left, right = ours.sides[0], theirs.sides[0]
             if (found := self._functions(ours, theirs)) is not None:
                 return found
-            if squeezed(left).casefold() == squeezed(right).casefold() or self.same(left, right, depth + 1):
+            named = is_name(left) and is_name(right) and squeezed(left).casefold() == squeezed(right).casefold()
+            if named or squeezed(left) == squeezed(right) or self.same(left, right, depth + 1):
                 return self.same(ours.sides[-1], theirs.sides[-1], depth + 1)
             return self._as_equations(ours, theirs)
         chain, plain = (ours, theirs.whole) if ours.signs else (theirs, ours.whole)
@@ -268,13 +317,32 @@ class Comparison:
         body = defined_alike(ours.sides[0], theirs.sides[0], theirs.sides[-1])
         return None if body is None else body != "" and self.same(ours.sides[-1], body, 1)
 
+    def _rounded(self, chain: Related) -> tuple[str, str] | None:
+        """Returns a value as it is exactly and as it is rounded, where a chain ends with both: x = 7/9, about 0.778."""
+        if len(chain.sides) < 2 or chain.signs[-1] != "~":
+            return None
+        try:
+            exact, decimal = (self._read(measured(side).value) for side in chain.sides[-2:])
+        except Unknown:
+            return None
+        places = re.fullmatch(r"-?\d+(?:\.(\d+))?", measured(chain.sides[-1]).value.strip())
+        if places is None or not getattr(exact, "is_number", False) or not exact.is_real:
+            return None
+        last = sympy.Rational(1, 10 ** len(places[1] or ""))
+        cut_off = abs(exact) >= abs(decimal) and abs(exact - decimal) < last
+        if not cut_off and abs(exact - decimal) > last / 2:
+            return None
+        return " = ".join(chain.sides[:-1]), " = ".join((*chain.sides[:-2], chain.sides[-1]))
+
     def _consistent(self, chain: Related) -> bool:
-        """Returns whether a chain of numbers is true: 4 + 5 = 9."""
+        """Returns whether a chain of formulas is true whatever their letters are: 4 + 5 = 9."""
         try:
             sides = [self._read(side) for side in chain.sides]
         except Unknown:
             return False
-        return all(side.is_number for side in sides) and all(same_formulas(sides[0], side) for side in sides[1:])
+        return not any(side.has(AppliedUndef) for side in sides) and all(
+            same_formulas(sides[0], side) for side in sides[1:]
+        )
 
     def _as_equations(self, ours: Related, theirs: Related) -> bool:
         """Equations of which one is a multiple of the other, or that have the same solutions, of which there are some."""
@@ -372,14 +440,19 @@ class Comparison:
         return found
 
     def _formulas(self, gold: str, answer: str) -> bool:
+        gold, answer = without_constants(gold, answer)
         try:
             one, other = self._read(gold), self._read(answer)
         except Unknown:
-            return same_by_library(gold, answer) if re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) else False
+            left_out = re.search(r"'|\\prime|\\not(?![a-zA-Z])|\^\s*\{?\s*[*+]", gold + answer)
+            library = re.search(r"\\(?:int|lim)(?![a-zA-Z])", gold + answer) and not left_out
+            return bool(library) and same_by_library(gold, answer)
         return same_formulas(one, other)
 
 
 _BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*((?![ijke]\s*\})[A-Za-z])\s*\}")
+_MODULUS = re.compile(r"\\(?:pmod|bmod|mod)(?![a-zA-Z])")
+_UNIT_VECTOR = re.compile(r"mathbf\{[ijk]\}")
 _PERCENT = (("%", 1),)
 _DEGREE = (("°", 1),)
 _DEGREES = {_DEGREE, (("°C", 1),), (("°F", 1),)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import sympy as _sympy
@@ -46,7 +47,24 @@ def _same_formulas(one: Any, other: Any) -> bool:
     if one.has(*_HYPERBOLIC) or other.has(*_HYPERBOLIC):
         apart = one - other
         return bool(sympy.simplify(apart.rewrite(sympy.exp)) == 0 or sympy.simplify(apart.rewrite(sympy.log)) == 0)
+    if one.has(sympy.log) and other.has(sympy.log) and one.free_symbols:
+        return _same_logarithms(one, other)
     return False
+
+
+def _same_logarithms(one: Any, other: Any) -> bool:
+    """Returns whether formulas are equal where all logarithms of theirs are of positive numbers, as people read them. Those of
+    absolute values stay what they are.
+    """
+    apart = (one - other).rewrite(sympy.sec, sympy.cos).rewrite(sympy.csc, sympy.sin)
+    apart = apart.replace(sympy.Abs, _quotient_of_absolutes)
+    apart = sympy.expand_log(sympy.factor(apart, deep=True), force=True)
+    return bool(apart == 0 or sympy.simplify(apart) == 0)
+
+
+def _quotient_of_absolutes(of: Any) -> Any:
+    above, below = sympy.fraction(sympy.together(of))
+    return sympy.Abs(above) / sympy.Abs(below)
 
 
 NO_ANSWER = (TypeError, ValueError, NotImplementedError, ArithmeticError, AttributeError)
@@ -95,6 +113,9 @@ def verified(one: Any, other: Any) -> bool:
     )
 
 
+_SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)")
+
+
 def same_by_library(gold: str, answer: str) -> bool:
     """Integrals and limits, which are the library's to read."""
     import latex2sympy2_extended
@@ -105,7 +126,7 @@ def same_by_library(gold: str, answer: str) -> bool:
     try:
         one, other = (
             library.latex2sympy(
-                text.replace("\\\\", "\\"),
+                _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text.replace("\\\\", "\\")),
                 is_real=True,
                 normalization_config=None,
                 conversion_config=ConversionConfig(lowercase_symbols=False),

@@ -18,6 +18,8 @@ FUNCTIONS: dict[str, str] = {
     "arctg": "atan",
     "tg": "tan",
     "ctg": "cot",
+    "cosec": "csc",
+    "cis": "cis",
     "exp": "exp",
     "abs": "Abs",
     "floor": "floor",

@@ -558,7 +558,7 @@ class _Reader(Marks):
             function = FUNCTIONS[name]
             if power == -1 and not function.startswith("a") and hasattr(sympy, "a" + function):
                 function, power = "a" + function, None
-            made = getattr(sympy, function)(of)
+            made = sympy.exp(sympy.I * of) if function == "cis" else getattr(sympy, function)(of)
         return made if power is None else made**power
 
     def _base(self) -> Formula:

@@ -34,6 +34,8 @@ def same(gold: str, answer: str) -> bool:
     gold, answer = (notation.numbers(notation.plain_names(notation.in_latex(text))) for text in (gold, answer))
     if gold == answer:
         return True
+    gold, answer = notation.one_greek(notation.repeating(gold), notation.repeating(answer))
+    gold, answer = notation.one_binomial(gold, answer)
     dots = notation.with_dots(gold), notation.with_dots(answer)
     if any(dots):
         return dots[0] == dots[1]  # what the dots stand for is no expression: a parser drops them
@@ -41,6 +43,10 @@ def same(gold: str, answer: str) -> bool:
         letter = notation.words(gold).strip("()[]. ")
         # Options are named in either case; a letter of mathematics is another where it is large.
         return named == letter.upper() and (named in _OPTIONS or letter in notation.words(answer))
+    if (read := notation.optioned(gold, answer)) is not None:
+        gold, answer = read
+    if notation.several_options(gold, answer):
+        return True
     bases = notation.in_base(gold), notation.in_base(answer)
     if any(bases):
         return bases[0] == bases[1]

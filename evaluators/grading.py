@@ -49,10 +49,13 @@ _NOISE = re.compile(
     r"\\[,;!: ]|\\left|\\right|(?<![\d\s])\s+|\s+(?![\d\s])|\$|\\displaystyle|\\(?:text|mathrm|mbox)\{\s*\}"
 )
 
+_END = re.compile(r"(?<!\.)\.$")
+"""A full stop, and no dots by which a decimal or a list goes on."""
+
 
 def normalised(answer: str) -> str:
     """Removes space and marks that mean nothing. Equal results mean equal answers; different ones mean nothing."""
-    return _NOISE.sub("", answer).rstrip(".").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    return _END.sub("", _NOISE.sub("", answer)).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
 
 
 def plainly_same(one: str, other: str) -> bool | None:

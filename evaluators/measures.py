@@ -27,7 +27,7 @@ _NUMERIC = re.compile(
     r"|\\(?:times|cdot)(?![a-zA-Z])|\^\s*(?:\{[-+\d\s]*\}|-?\d+)|[-+/*]|\([-+\d.,\s/]*\)|\s|\\[,;:! ]|~|\{[-\d.,]*\})+"
 )
 _PLAIN_TAIL = re.compile(r"[\u4e00-\u9fff]{1,4}|[A-Za-zµΩÅ°][A-Za-zµΩÅ°\s./*^{}()·'-]*(?:\d[A-Za-z\s./*^{}-]*)*")
-_MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹])\s*\}?\s*")
+_MONEY = re.compile(r"^\s*(?P<sign>-?)\s*(?:\\text\s*\{\s*)?(?P<money>\\\$|[$€£¥₹]|Rs\.?(?=\s*\d))\s*\}?\s*")
 _NO_UNIT = word_set(
     "or more less fewer least most not no none than up over under at but and if only unless to between except minus "
     "plus times nor above below greater smaller larger bigger either neither both half quarter third double twice mod "
@@ -37,6 +37,8 @@ _NO_UNIT = word_set(
 _COMPOUND = re.compile(r"([-+]?[\d.,]+(?:\s+\d+/\d+)?)\s*([A-Za-z]+)\s*(?:,|\band\b|,\s*and\b)?\s*")
 _OPAQUE_UNITS = word_set("mg ms nm pm ml dm cd as ps ns pg ng cl dl hl mN mV mA mW mJ kN kV kA kW kJ mT mH in at h")
 """Signs that are products of letters where they stand plainly behind a number."""
+_PREFIXED = re.compile(r"(?!cm|mm|km|kg|mL|GB|MB|TB)[TGMkhdcmnpf][mgsAKNJWCVFSTHLlMB]")
+"""So is a prefix with a sign of one letter: kT, GM."""
 _SPEED = re.compile(r"m\s*/\s*s(?:\s*\^\s*\{?2\}?)?")
 
 
@@ -53,7 +55,7 @@ class Side(NamedTuple):
     lone: bool = False
 
 
-TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|cis)(?![a-zA-Z])")
 
 
 def measured(text: str) -> Side:
@@ -108,12 +110,22 @@ def _tail(value: str, tail: str, *, written: bool) -> Side | None:
     unit = units.read(tail)
     if unit is not None:
         signs = re.findall(r"[A-Za-zµΩÅ°%]+", tail)
-        lone = all((len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS for sign in signs)
+        lone = all(
+            (len(sign) == 1 and sign.isascii() and sign.isalpha()) or sign in _OPAQUE_UNITS or _PREFIXED.fullmatch(sign)
+            for sign in signs
+        )
         return Side(
-            value, unit, lone=not written and lone and not _SPEED.fullmatch(tail) and not re.search(r"\d[eE]", value)
+            value,
+            unit,
+            lone=not written
+            and lone
+            and not _SPEED.fullmatch(tail)
+            and not re.search(r"\d[eE]|\\times\s*10\s*\^", value),
         )
     words = re.findall(r"[^\W\d_]+(?:'[a-z]+)?", tail)
-    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or any(word.lower() in _NO_UNIT for word in words):
+    if not re.fullmatch(r"[^\W\d_][^\d=<>\\^_]*(?:\^[23])?", tail) or (
+        words != ["times"] and any(word.lower() in _NO_UNIT for word in words)
+    ):
         return None
     if (
         not written

@@ -12,6 +12,8 @@ DIGIT_GROUPS = re.compile(r"(?<=\d)(?:,|\\,|\{,\}|~|\\ )(?=\d{3}(?!\d))")
 _WIDE_GROUPS = re.compile(r"(?<=\d)(?:(?:,|\{,\})(?:\s*\\[!,;: ]\s*|~)|\\[!,;: ])(?=\d{3}(?!\d))")
 """A comma with a thin space behind it, which is one within a number; with a plain space it stands between two."""
 _BRACED_GROUPS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_GROUPED_FIRST = re.compile(r"^[-+]?(?:\\?\$)?\d{1,3}(?:,\d{3})+(?![\d,])(?=[^,;]*$)")
+"""One number before its unit."""
 _SPACE_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 PERCENT = re.compile(r"\\?%\s*$")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -19,17 +21,31 @@ _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 """Euler's number and the imaginary unit, set upright as many books do."""
 _DOTS = re.compile(r"\\[lcd]?dots[bcimo]?|\.\.\.|…")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°")
+_GOES_ON = re.compile(r"(?<![\d.])(\d*\.\d*?)((\d)\3{2,}|(\d{2,6}?)\4+)\s*(?:\\[lc]?dots|\.\.\.|…)\s*$")
+"""A decimal that goes on as it has begun: 0.333..., 0.2727..."""
 _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s*\{?(?P<period>\d+)\}?")
 _PERIODIC = re.compile(r"(?<![\d.])(\d*\.)\((\d+)\)")
 """A repeating decimal whose period, in a bracket, begins at the point. Behind other decimals a bracket is a factor."""
+_HIGHER_ROOT = re.compile(r"([∛∜])\s*(\d+|[a-zA-Z]|\([^()]*\))")
 _ROOT = re.compile(r"√\s*(\d+|[a-zA-Z]|\{[^{}]*\}|\([^()]*\))")
 _SCIENTIFIC = re.compile(r"([-+]?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*[)}]?")
 _ONE_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+|\d+/-?\d+|\\frac\{?-?\d+\}?\{?-?\d+\}?)")
 _IN_BASE = re.compile(r"([0-9a-zA-Z]+)_\{?(\d{1,2})\}?")
 _CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\]]?\.?")
-_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|~|$)|([A-Za-z])[.:](?=\s)|([A-J])\s+(?=\([^()]{2,}\)$)")
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])[)\]](?=\s|\\|~|\}|$)|([A-Za-z])[.:](?=\s)|([A-J])\s+(?=\([^()]{2,}\)$)")
 """A letter that labels an option, with the option's text behind it: ``(C) 12``, ``B) 12``, ``B. 12``."""
+_OTHER_OPTION = re.compile(
+    r"\s*(?:or|and|and/or|/|,|&|\\&)\s*(?:option|choice)?\s*[(\[]?[A-Za-z](?![A-Za-z])", re.IGNORECASE
+)
+"""Another option behind the first: (A) or (B)."""
+_OPTION_TEXT = re.compile(
+    r"\s*(?:\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*)?\{\s*\(?[A-H](?:\)[.:]?|[.:])\s*\}[\s~]*(?=\S)"
+    r"|\s*\([A-H]\)[.:]?(?:\s|~|\\ )+(?=[^\s(])"
+)
+_OPTIONS = re.compile(r"(?=[A-H]{2,6}$)A?B?C?D?E?F?G?H?")
+_BETWEEN_OPTIONS = re.compile(r"[,;、\s()&]+|\\[ ,&]")
+_AND = re.compile(r"\\text\s*\{\s*(?:and|,)\s*\}|\band\b")
 _CHOSEN = re.compile(
     r"^(?:(?:the|my|our|so|correct|final|best|right)\s+)*(?:answer|option|choice|letter)\s*(?::|=|\bis\b|\bof\b)*\s*(?:option|choice)?\s*"
     r"(?=[(\[]?[A-Za-z](?![A-Za-z]))",
@@ -78,27 +94,50 @@ _PLAIN_NAMES = re.compile(
     r"(?=[xyr]?(?![a-zA-Z]))|(?:sec|csc|floor|ceil|abs|max|min|gcd|lcm|binom)(?=\s*[({^]))"
 )
 """A function's name or that of a letter as programs write it, also with one letter behind it (sinx)."""
+_LOG_TO_BASE = re.compile(r"(?<![a-zA-Z])\\?log_?(2|10)\s*(?=\()")
+_CHOOSE = re.compile(
+    r"(?<![a-zA-Z\\])(\w{1,4})\s+choose\s+(\w{1,4})(?![a-zA-Z])|(?<![a-zA-Z\\])(?:nCr|comb)\(\s*(\w{1,4})\s*,\s*(\w{1,4})\s*\)"
+)
+_C_OF_TWO = re.compile(r"(?<![a-zA-Z\\])C\(\s*(\w{1,4})\s*,\s*(\w{1,4})\s*\)")
+_BETWEEN_C = re.compile(
+    r"(?:\{\})?([\^_])\s*\{?(\w{1,4})\}?\s*(?:C|\\(?:mathrm|text)\s*\{\s*C\s*\})\s*_\s*\{?(\w{1,4})\}?"
+)
+"""Binomials as programs and calculators write them: 10 choose 3, nCr(10, 3), {}_{10}C_3."""
 _INFINITY = re.compile(r"(?<![a-zA-Z\\])(?:infinity|oo|inf)(?![a-zA-Z])", re.IGNORECASE)
 _OPERATOR_NAME = re.compile(
     r"\\(?:operatorname\*?|mathrm|text)\s*\{\s*(arc(?:sin|cos|tan|cot|sec|csc)h?|ar(?:sin|cos|tan)h|(?:sin|cos|tan|cot|csc)h?|sech|exp|ln|log|lg"
-    r"|gcd|lcm|det|ker|arg|dim|sup|inf|Pr)\s*\}|\\operatorname\*?\s*\{\s*(max|min|sec|deg)\s*\}"
+    r"|gcd|lcm|det|ker|arg|dim|sup|inf|Pr|cis|cosec)\s*\}|\\operatorname\*?\s*\{\s*(max|min|sec|deg)\s*\}"
 )
 """A function's name set upright. Minutes and seconds look the same where they are no operators."""
+_CHINESE_AND = re.compile(r"(?<=[\d\s$})])(或者?|且|和)(?=[-−\s\d$\\(（{a-zA-Z}])")
 _DELIMITERS = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")
 _UNIT_POWER = re.compile(r"\\(?:mathrm|text|rm)\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}")
 _COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s+[a-z]+")
 _DRESS = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|bf|it|rm|tiny|small|large"
-    r"|Large|LARGE|huge|Huge|normalsize|boldmath|phantom\{\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
+    r"|Large|LARGE|huge|Huge|normalsize|boldmath|h?phantom\{[^{}]*\}|tag\*?\{[^{}]*\}|hspace\{[^{}]*\}|,|;|:|!|quad$|qquad$)(?![a-zA-Z])"
 )
 _DRESSED = re.compile(
     r"\\(?:underline|uline|boxed|fbox|framebox|ensuremath|mathop|mathord|underbrace|overbrace|emph|textsf|texttt|large)\s*(?=\{)"
 )
 _BOLD = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*)\}|\\textbf\s*\{([^{}A-Za-z]*)\}"
+    r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|mathtt|pmb)\s*\{([^{}A-Za-z]*|[^{}]*[-+*/=^(\d][^{}]*|\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})\}|\\textbf\s*\{([^{}A-Za-z]*)\}"
 )
 """Bold type around more than a letter. A bold letter may be a vector, and stays one."""
+_UNIT_VECTOR = re.compile(
+    r"\\(?:hat|widehat|vec)\s*\{\s*\\(?:mathbf|bm|boldsymbol|mathrm)\s*\{\s*([ijk])\s*\}\s*\}|\\(?:hat|widehat|vec)\s*(?:\{\s*(?:\\(?=[ij]math))?"
+    r"([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
+)
+"""The unit vectors of the axes, which books write with a hat, an arrow or in bold."""
+_AXIS = re.compile(r"\\mathbf\{[ijk]\}")
+_ENDS_PROOF = re.compile(
+    r"(?:\s|\\q?quad|\\[,;:! ])*(?:\\(?:checkmark|blacksquare|square|Box|qed|QED)(?![a-zA-Z])|[✓✔✅■□∎]\ufe0f?)\s*$"
+)
+_LINES = re.compile(
+    r"\\begin\s*\{(?P<kind>aligned|align\*?|gathered|gather\*?|split|cases|array)\}(?:\s*\{[lcr|]*\})?(?P<lines>.*)\\end\s*\{(?P=kind)\}",
+    re.DOTALL,
+)
 _ANGLE_BRACKETS = re.compile(r"\\langle(?![a-zA-Z])([^|]*,[^|]*?)\\rangle(?![a-zA-Z])")
 """A vector, which others write as a tuple. An inner product may look so too; then both do."""
 _ROWS = re.compile(r"\[\s*\[([^][]*(?:\]\s*,\s*\[[^][]*)*)\]\s*\]")
@@ -114,7 +153,7 @@ def word_set(text: str) -> frozenset[str]:
 
 def in_latex(text: str) -> str:
     """Returns the answer without decoration, its signs and plain names as commands of LaTeX."""
-    text = text.strip()
+    text = _CHINESE_AND.sub(lambda match: " or " if match[1][0] == "或" else " and ", text.strip())
     before = None
     while before != text:  # marks of Markdown and of formulas around it
         before = text
@@ -127,15 +166,19 @@ def in_latex(text: str) -> str:
             ):
                 text = text[len(left) : -len(right)].strip()
     text = _DELIMITERS.sub("", text).strip()
+    text = _ENDS_PROOF.sub("", text) or text
+    if lines := _LINES.fullmatch(text):
+        text = _listed(lines["kind"], lines["lines"]) or text
     text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
     text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
+    text = _HIGHER_ROOT.sub(lambda match: f"\\sqrt[{'3' if match[1] == '∛' else '4'}]{{{match[2]}}}", text)
     text = _ROOT.sub(
         lambda match: (
             f"\\sqrt{{{match[1].translate(_SIGNS)[1:-1] if match[1][0] in '({' else match[1].translate(_SIGNS)}}}"
         ),
         text,
     )
-    text = text.translate(_SIGNS)
+    text = _UNIT_VECTOR.sub(lambda match: f"\\mathbf{{{match[1] or match[2] or match[3]}}}", text.translate(_SIGNS))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = (
         text.replace("\\varnothing", "\\emptyset")
@@ -154,7 +197,7 @@ def in_latex(text: str) -> str:
         if "\\l" in text or "\\g" in text or "\\n" in text or "\\c" in text
         else text
     )
-    text = _WIDE_GROUPS.sub("", text)
+    text = _WIDE_GROUPS.sub("", text).replace("{:}", ":")
     text = _TIMES_TEN.sub(r"\\times ", text)
     text = _UNIT_POWER.sub(lambda match: re.sub(r"\^\s*\{\s*([-+]?\d)\s*\}", r"^\1", match[0]), text)
     text = _COLOURED.sub("", text)
@@ -170,8 +213,20 @@ def in_latex(text: str) -> str:
     return text
 
 
+def _listed(kind: str, lines: str) -> str | None:
+    """Returns the lines of formulas set one below the other as a list. Cases with conditions, and matrices, are none."""
+    if "\\begin" in lines or (kind in ("cases", "array") and re.search(r"&(?!\s*=)", lines)):
+        return None
+    parts = [part.strip().rstrip(",;").strip() for part in re.split(r"\\\\(?:\[[^][]*\])?", lines.replace("&", ""))]
+    several = [part for part in parts if part]
+    return ", ".join(several) if len(several) == 1 or all("=" in part for part in several) else None
+
+
 def plain_names(text: str) -> str:
     """Puts backslashes before the names of functions and Greek letters, outside of words."""
+    text = _LOG_TO_BASE.sub(r"\\log_{\1}", text)
+    text = _CHOOSE.sub(lambda match: f"\\binom{{{match[1] or match[3]}}}{{{match[2] or match[4]}}}", text)
+    text = _BETWEEN_C.sub(r"\\binom{\2}{\3}", text) if text.startswith(("^", "_", "{}")) else text
     parts = _WORDS.split(text)
     return "".join(
         part if at % 2 else _INFINITY.sub(r"\\infty ", _PLAIN_NAMES.sub(r"\\\g<name> ", part))
@@ -197,6 +252,7 @@ def numbers(text: str) -> str:
     text = _REPEATING.sub(_exact, _BRACED_GROUPS.sub("", text))
     if _SPACE_GROUPS.fullmatch(text):
         text = text.replace(" ", "")
+    text = _GROUPED_FIRST.sub(lambda match: match[0].replace(",", ""), text)
     if "(" not in text and "{" not in text.replace("{,}", ""):
         text = DIGIT_GROUPS.sub("", text)  # in a tuple the comma may be one between numbers
     if match := _SCIENTIFIC.fullmatch(text):
@@ -212,6 +268,29 @@ def _exact(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
 
 
+def repeating(text: str) -> str:
+    """Returns a decimal that goes on as it has begun as the fraction that it is; any other text as it stands."""
+    return _GOES_ON.sub(lambda match: numbers(f"{match[1]}\\overline{{{match[3] or match[4]}}}"), text)
+
+
+def one_greek(gold: str, answer: str) -> tuple[str, str]:
+    """Returns two answers with one form of each Greek letter, where none has both forms of it."""
+    for name in ("epsilon", "phi", "theta", "rho", "sigma", "kappa"):
+        forms = [re.compile(rf"\\{form}{name}(?![a-zA-Z])") for form in ("", "var")]
+        if forms[1].search(gold + answer) and not any(
+            all(form.search(text) for form in forms) for text in (gold, answer)
+        ):
+            gold, answer = (forms[1].sub(lambda _, name=name: f"\\{name}", text) for text in (gold, answer))
+    return gold, answer
+
+
+def one_binomial(gold: str, answer: str) -> tuple[str, str]:
+    """Returns two answers, of which one may hold ``C(10, 3)``, with a binomial for it. Where both do, they may be points."""
+    if bool(_C_OF_TWO.search(gold)) == bool(_C_OF_TWO.search(answer)):
+        return gold, answer
+    return _C_OF_TWO.sub(r"\\binom{\1}{\2}", gold), _C_OF_TWO.sub(r"\\binom{\1}{\2}", answer)
+
+
 def with_dots(text: str) -> str | None:
     """Returns a text that leaves something to the reader (1, 2, ..., n), without space and with dots of one kind; else None."""
     return re.sub(r"\s+", "", _DOTS.sub("...", text)) if _DOTS.search(text) else None
@@ -222,12 +301,32 @@ def words(text: str) -> str:
     return re.sub(r"\s+", " ", _TEXT_COMMAND.sub(r"\1", text)).strip()
 
 
+def optioned(gold: str, answer: str) -> tuple[str, str] | None:
+    """Returns two answers without the option's letter before the text of one of them (``(C) 12``, ``12``); beside a letter that
+    letter alone. None where there is none, or one on both sides.
+    """
+    ours, theirs = (_OPTION_TEXT.match(text) for text in (gold, answer))
+    if ours and is_letter(answer):
+        return (choice(gold) or gold, choice(answer) or answer)
+    if (ours is None) == (theirs is None) or is_letter(gold) or is_letter(answer):
+        return None
+    return (gold[ours.end() :], answer) if ours else (gold, answer[theirs.end() :] if theirs else answer)
+
+
+def several_options(gold: str, answer: str) -> bool:
+    """Returns whether both are the same options, of several that are right: ``BC``, ``B, C``."""
+    one, other = (_BETWEEN_OPTIONS.sub("", words(_AND.sub(",", text))) for text in (gold, answer))
+    return one == other and _OPTIONS.fullmatch(one) is not None
+
+
 def choice(text: str) -> str | None:
     """Returns the letter where the text is one, in parentheses or not, or labels an option with it."""
     plain = _CHOSEN.sub("", words(text).strip("${}* "))
     if match := _CHOICE.fullmatch(plain):
         return match[1].upper()
-    return (match[1] or match[2] or match[3]).upper() if (match := _LABELLED.match(plain)) else None
+    if (match := _LABELLED.match(plain)) is None or _OTHER_OPTION.match(plain, match.end()):
+        return None
+    return (match[1] or match[2] or match[3]).upper()
 
 
 def is_number(text: str) -> bool:
@@ -236,7 +335,7 @@ def is_number(text: str) -> bool:
 
 
 def is_letter(text: str) -> bool:
-    return _CHOICE.fullmatch(words(text)) is not None
+    return _CHOICE.fullmatch(words(text)) is not None and not _AXIS.fullmatch(text.strip())
 
 
 def in_base(text: str) -> tuple[str, int] | None:
