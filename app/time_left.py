@@ -16,7 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from speclrm.app.track_lengths import Law, Lengths
-from speclrm.app.track_speed import Slowness, Speed
+from speclrm.app.track_speed import Pace, SampleSpeeds, Slowness, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,10 @@ class TimeLeft:
         self._lengths = Lengths()
         self._needed: Counter[int] = Counter()  # ends of tracks until a sample's
         self._speed = Speed()
-        self._slow = Slowness()
+        self._slow = SampleSpeeds()
+        self._last_problem = ""
+        self._begun = 0
+        """The problem that began last, and how many of its repeats have begun: repeats follow each other."""
         self._steps, self._step_tokens = 0, 0
         self._changed = True
         self._last: tuple[float, Left] | None = None
@@ -139,6 +142,7 @@ class TimeLeft:
         self._tracks = _number(options.get("tracks")) or 1
         self._budget = _number(options.get("token_budget"))
         self._fast = _number(options.get("fast"))
+        self._slow.repeats = _number(config.get("repeats")) or 1
 
     def _restart(self, now: float) -> None:
         """Steps that were under way at the break take their time anew."""
@@ -151,6 +155,8 @@ class TimeLeft:
         key = event.problem, event.repeat
         if (sample := self._running.get(key)) is None:
             sample = self._running[key] = _Sample()
+            self._begun = self._begun + 1 if event.problem == self._last_problem else 1
+            self._last_problem = event.problem
         match event.kind:
             case "track_started":
                 self._start(sample, event.track, event.t, 0)
@@ -198,7 +204,7 @@ class TimeLeft:
         self._book(self._lengths, sample)
         self._needed[max(1, len(sample.ended) - len(sample.cut))] += 1
         if sample.tokens and sample.spent_s > 0:
-            self._slow.add(sample.spent_s / sample.tokens)
+            self._slow.add(event.problem, sample.spent_s / sample.tokens)
 
     def _book(self, lengths: Lengths, sample: _Sample) -> None:
         """Notes the lengths of a sample's ended tracks."""
@@ -239,7 +245,8 @@ class TimeLeft:
             return None
         pace = self._speed.y / self._speed.w
         weights, laws = zip(*self._laws(), strict=True)
-        slowness = self._slowness()
+        slow = self._speeds()
+        all_slow = slow.all_closed()
         todo = max(0, self.samples - self._done - len(self._running))
         places = max(1, min(self._places or len(self._running) or 1, self.samples))
         drawn = min(todo, WAVES * places)
@@ -252,15 +259,23 @@ class TimeLeft:
             law = draw.choices(laws, weights)[0].possible(draw)
             work = 0.0
             ends: list[float] = []
-            for sample in self._running.values():
-                end, spent = self._rest(sample, now, pace, law, draw)
+            expected = all_slow.pace(pace, draw)
+            problems = {
+                problem: _problem_slower(group, expected, pace, draw)
+                for problem, group in slow.open.items()
+                if slow.repeats > 1
+            }
+            for (problem, _), sample in self._running.items():
+                end, spent = self._rest(sample, now, pace, problems.get(problem, 0.0), law, draw)
                 ends.append(end)
                 work += spent
             new: list[float] = []
-            slower = slowness.draw_mean(pace, draw)
-            for _ in range(drawn):
-                slow = math.exp(draw.gauss(slower, slowness.spread))
-                end, spent = (slow * value for value in self._new(law, draw))
+            problem_slower = problems.get(self._last_problem, draw.gauss(expected.mean, expected.between))
+            for number in range(self._begun, self._begun + drawn):
+                if number % slow.repeats == 0:
+                    problem_slower = draw.gauss(expected.mean, expected.between)
+                slower = math.exp(draw.gauss(problem_slower, expected.within))
+                end, spent = (slower * value for value in self._new(law, draw))
                 new.append(end)
                 work += spent
             ends += [0.0] * (places - len(ends))
@@ -286,22 +301,24 @@ class TimeLeft:
                 lengths.add_cut(track.tokens)
         return lengths.laws(self._budget)
 
-    def _slowness(self) -> Slowness:
+    def _speeds(self) -> SampleSpeeds:
         """Returns how differently fast samples are, also by those that run: the fast ones end first."""
-        slowness = self._slow.copy()
-        for sample in self._running.values():
+        speeds = self._slow.copy()
+        for (problem, _), sample in self._running.items():
             if sample.tokens >= OWN_TOKENS and sample.spent_s > 0:
-                slowness.add(sample.spent_s / sample.tokens)
-        return slowness
+                speeds.add(problem, sample.spent_s / sample.tokens)
+        return speeds
 
-    def _rest(self, sample: _Sample, now: float, pace: float, law: Law, draw: random.Random) -> tuple[float, float]:
+    def _rest(
+        self, sample: _Sample, now: float, pace: float, slower: float, law: Law, draw: random.Random
+    ) -> tuple[float, float]:
         """Draws what a running sample lacks: the tokens until its end, and those of all its tracks. A slow track's tokens
-        count for more.
+        count for more. ``slower``: how much slower its problem is than ``pace``, a logarithm.
         """
         if not sample.running:
             return 0.0, 0.0
         step = self._step_tokens / max(1, self._steps)
-        slow = (sample.spent_s + OWN_TOKENS * pace) / ((sample.tokens + OWN_TOKENS) * pace)
+        slow = (sample.spent_s / pace + OWN_TOKENS * math.exp(slower)) / (sample.tokens + OWN_TOKENS)
         so_far = [track.tokens + min(step, (now - track.since) / (pace * slow)) for track in sample.running.values()]
         ended = [law.put(tokens) for tokens in sample.ended.values() if tokens]
         lengths = law.rest(ended, so_far, draw)
@@ -326,6 +343,14 @@ class TimeLeft:
         ordered = sorted(rests)
         end = ordered[min(len(ordered), max(1, needed - ended)) - 1]
         return end, sum(min(rest, end) for rest in rests)
+
+
+def _problem_slower(group: Slowness, expected: Pace, pace: float, draw: random.Random) -> float:
+    """Draws how much slower than ``pace`` a problem is of which some samples are known: its mean and that of all problems."""
+    known = group.count * expected.between**2
+    share = known / (known + expected.within**2) if known else 0.0
+    mean = share * (group.mean - math.log(pace)) + (1 - share) * expected.mean
+    return draw.gauss(mean, math.sqrt(1 - share) * expected.between)
 
 
 def _summed_up(results: list[float]) -> Left:

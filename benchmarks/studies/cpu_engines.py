@@ -1,9 +1,13 @@
 """Measures what the changes to vLLM's processes bring on a CPU: turns with and without them, on the same models and problems.
 
     python benchmarks/studies/cpu_engines.py [--target NAME] [--draft NAME] [--turns 2]
+    python benchmarks/studies/cpu_engines.py --by-tracks --target qwen2.5-coder-1.5b-instruct --draft qwen2.5-coder-0.5b-instruct
 
 Each turn starts the engines anew (``SPECLRM_CPU_ENGINE`` is 1 or 0), runs each mode once to warm up and once to measure, and
 prints kept tokens a second. Turns alternate (1 0 0 1), so that a machine which grows slower spoils no comparison.
+
+``--by-tracks`` compares drafting with the target alone instead, at 1, 2 and 5 tracks of one problem: each mode in its turn on the
+same engines, forwards and backwards. ``auto`` knows nothing of the pair but what it learns in that time.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import asyncio
 import os
 import statistics
 import time
+from collections import Counter
 from typing import Any
 
 from speclrm import api
@@ -25,6 +30,13 @@ MODES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "every step drafted, 8 streams": ("speculative", 4, 2, {"speculate": "always", "judge": "inline"}),
 }
 """Strategy, problems, tracks a problem, options of the recipe."""
+BY_TRACKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alone": ("parallel", {}),
+    "always, judge": ("speculative", {"speculate": "always", "judge": "inline"}),
+    "always, likelihood": ("speculative", {"speculate": "always", "scorer": "likelihood", "score_threshold": -0.5}),
+    "auto, judge": ("speculative", {"speculate": "auto", "judge": "inline"}),
+}
+TRACKS = (1, 2, 5)
 DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
 
 
@@ -46,13 +58,47 @@ async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str,
     return rates
 
 
+async def by_tracks(target: str, draft: str, tokens: int, turns: int) -> None:
+    (problem,) = load(DATASET, limit=1)
+    async with api.Runtime(target=target, draft=draft, token_budget=512, max_step_tokens=128) as runtime:
+        found: dict[tuple[int, str], list[float]] = {}
+        accepted: dict[tuple[int, str], list[int]] = {}
+        await runtime.solve(problem, api.strategy("speculative", tracks=1, token_budget=16, speculate="always"))
+        for number in range(turns):
+            cells = [(tracks, name) for tracks in TRACKS for name in BY_TRACKS]
+            for tracks, name in cells if number % 2 == 0 else reversed(cells):
+                strategy, options = BY_TRACKS[name]
+                chosen = api.strategy(strategy, tracks=tracks, token_budget=tokens, closing=False, **options)
+                began = time.perf_counter()
+                state = await runtime.solve(problem, chosen)
+                seconds = time.perf_counter() - began
+                kept = sum(track.tokens for track in state.tracks.values())
+                origins = [step.origin for track in state.tracks.values() for step in track.steps]
+                found.setdefault((tracks, name), []).append(kept / seconds)
+                accepted.setdefault((tracks, name), []).append(origins.count("draft"))
+                print(
+                    f"{tracks} tracks, {name}: {kept} tokens, {kept / seconds:.2f} a second, {Counter(origins)}",
+                    flush=True,
+                )
+    for (tracks, name), rates in found.items():
+        alone = statistics.mean(found[tracks, "alone"])
+        rate = statistics.mean(rates)
+        print(f"| {tracks} | {name} | {rate:.2f} | {rate / alone:.2f} | {sum(accepted[tracks, name])} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--draft", default="smollm2-135m-instruct")
     parser.add_argument("--tokens", type=int, default=48, help="a track at most")
     parser.add_argument("--turns", type=int, default=2, help="with and without, each")
+    parser.add_argument(
+        "--by-tracks", action="store_true", help="compare drafting with the target alone at 1, 2, 5 tracks"
+    )
     given = parser.parse_args()
+    if given.by_tracks:
+        asyncio.run(by_tracks(given.target, given.draft, given.tokens, given.turns))
+        return
     found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     order = [
         changed for number in range(given.turns) for changed in ((True, False) if number % 2 == 0 else (False, True))

@@ -116,7 +116,11 @@ def simulate(case: Case, seed: int, *, steps: float = STEPS) -> list[Event]:
                 repeats=case.repeats,
                 seed=seed,
                 concurrency=case.concurrency,
-                config={"recipe": chosen.recipe.model_dump(mode="json"), "concurrency": case.concurrency},
+                config={
+                    "recipe": chosen.recipe.model_dump(mode="json"),
+                    "concurrency": case.concurrency,
+                    "repeats": case.repeats,
+                },
                 required=[log],
             )
         await asyncio.gather(*(engine.aclose() for engine in engines.values()))

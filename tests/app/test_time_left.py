@@ -23,6 +23,8 @@ from speclrm.runtime.events import (
 )
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from speclrm.runtime.events import Event
 
 
@@ -66,6 +68,35 @@ def test_many_samples_of_like_lengths_are_told_by_one_number_and_a_single_long_o
         left.add(event)
     assert (one := left.left(203.0)) is not None
     assert one.low < one.seconds < one.high
+
+
+def repeats_of(seconds_each: dict[str, float], repeats: int, known: int) -> TimeLeft:
+    """After so many samples one by one, each of 100 tokens."""
+    left = TimeLeft(len(seconds_each) * repeats)
+    left.add(started(1, repeats))
+    now = 0.0
+    samples = [(problem, repeat) for problem in seconds_each for repeat in range(repeats)]
+    for problem, repeat in samples[:known]:
+        for event in sample(0, now, 100, now + seconds_each[problem]):
+            left.add(event.model_copy(update={"problem": problem, "repeat": repeat}))
+        now += seconds_each[problem]
+    return left
+
+
+def test_the_repeats_of_one_problem_do_not_tell_how_fast_other_problems_are() -> None:
+    told = repeats_of({"a": 10.0, "b": 10.0, "c": 10.0}, 8, 8).left(80.0)
+    assert told is not None
+    assert not told.sure
+    alone = repeats_of({f"p{number}": 10.0 for number in range(24)}, 1, 8).left(80.0)
+    assert alone is not None
+    assert alone.sure
+
+
+def test_what_is_left_of_a_problem_goes_by_its_own_speed() -> None:
+    """The last six samples are of the slow problem: 180 s, whatever the mean of all is."""
+    told = repeats_of({"a": 10.0, "b": 30.0}, 8, 10).left(140.0)
+    assert told is not None
+    assert told.seconds == pytest.approx(180.0, rel=0.2)
 
 
 def test_a_track_that_is_already_long_tells_of_the_others_of_its_sample() -> None:
@@ -136,8 +167,9 @@ def sample(number: int, start: float, tokens: int, end: float | None) -> list[Ev
     return events
 
 
-def started(concurrency: int) -> RunStarted:
-    return RunStarted(run="r", started="", config={"concurrency": concurrency}, versions={}, machine={})
+def started(concurrency: int, repeats: int = 1) -> RunStarted:
+    config: dict[str, JsonValue] = {"concurrency": concurrency, "repeats": repeats}
+    return RunStarted(run="r", started="", config=config, versions={}, machine={})
 
 
 def test_equal_samples_one_after_the_other_take_what_their_number_says() -> None:
