@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
+LEGEND_MAX = 10
+"""Lines of a chart that have room for their labels among them; more labels stand beside it."""
 
 Cell = str | int | float | bool | None
 Row = dict[str, Cell]
@@ -261,11 +263,14 @@ def _draw(report: BenchReport, chart: Chart, folder: Path, form: str) -> Path | 
     except ImportError:
         return None
     # Not pyplot: it keeps every figure and looks for a screen.
-    canvas: Any = Canvas(figsize=(7, 4.5), layout="constrained")
+    lines = curves(report.rows, chart)
+    many = len(lines) > LEGEND_MAX
+    canvas: Any = Canvas(figsize=(11, max(4.5, 0.22 * len(lines))) if many else (7, 4.5), layout="constrained")
     FigureCanvasAgg(canvas)
     axes: Any = canvas.add_subplot()
-    for label, points in curves(report.rows, chart).items():
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=label)
+    for number, (label, points) in enumerate(lines.items()):
+        style = ("-", "--", ":", "-.")[number // 10 % 4]  # matplotlib has ten colours
+        axes.plot([x for x, _ in points], [y for _, y in points], style, marker="o", label=label)
     axes.set_title(chart.title)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y_label or ", ".join(chart.lines))
@@ -276,7 +281,10 @@ def _draw(report: BenchReport, chart: Chart, folder: Path, form: str) -> Path | 
     else:
         axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    if many:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize="small")
+    else:
+        axes.legend()
     path = folder / f"{chart.name}.{form}"
     with replaced(path) as fresh:
         canvas.savefig(fresh, format=form)

@@ -12,6 +12,7 @@ from rich.console import Console
 from speclrm.benchmarks.report import (
     BenchReport,
     Chart,
+    Row,
     curves,
     figure,
     percentile,
@@ -77,6 +78,15 @@ def test_figures_rows_and_circumstances_are_printed(found: BenchReport) -> None:
 
 def test_rows_without_a_value_are_left_out_of_a_chart(found: BenchReport) -> None:
     assert curves(found.rows, found.charts[0]) == {"a": [(1, 2.0)], "b": [(1, 1234.5)]}
+
+
+def test_labels_of_many_lines_stand_beside_the_chart_and_leave_it_its_room(found: BenchReport, tmp_path: Path) -> None:
+    """matplotlib warns where labels leave no room for the axes, and a warning is an error here."""
+    rows: list[Row] = [
+        {"who": f"a70, shared, schedule number {n}", "n": x, "s": 1.0} for n in range(48) for x in (1, 5, 20)
+    ]
+    write(found.model_copy(update={"rows": tuple(rows)}), tmp_path / "out")
+    assert (tmp_path / "out" / "time.svg").stat().st_size > 10_000
 
 
 def test_percentiles_lie_between_neighbours_and_medians_have_their_spread() -> None:
