@@ -184,7 +184,7 @@ def computes_in_core(settings: EngineSettings) -> bool:
     """Whether the model runs in EngineCore itself, as it does on a GPU, and not in a Worker process of its own.
 
     On a CPU vLLM starts a Worker because EngineCore's OpenMP is set by the environment (platforms/cpu.py). We know the cores
-    before EngineCore is there, so it is spared: a third of a start, half a gigabyte, and a message there and back an iteration.
+    before EngineCore is there, so it is spared: a third of a start, 440 MiB, and a message there and back an iteration.
     """
     return (
         settings.device == "cpu"
