@@ -125,7 +125,7 @@ class SampleSpeeds:
 
     def all_closed(self) -> SampleSpeeds:
         """Returns what all samples tell, also those of problems that have repeats left."""
-        found = replace(self.copy(), open={})
+        found = replace(self, whole=replace(self.whole), open={})
         for group in self.open.values():
             found._close(group)
         return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from speclrm.evaluators.notation import AXIS
+
 TEXTS = r"\\(?:text|textrm|textnormal|mbox|mathrm|textit|rm|operatorname)"
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[A-Za-z]+|.", re.DOTALL)
 _SPACE = re.compile(r"(?<!\d)(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+|(?:\s|\\[,;:! ]|~|\\q?quad(?![a-zA-Z]))+(?!\d)")
@@ -129,8 +131,6 @@ _TURNED = re.compile(
     r"([(\[])([^][()&]*,[^][()&]*)[)\]]\s*\^\s*\{?\s*(?:T|\\top|\\mathrm\s*\{?T\}?|\\mathsf\s*\{?T\}?|\\text\s*\{T\})\s*\}?"
 )
 
-_AXES = re.compile(r"\\mathbf\s*\{[ijk]\}")
-
 
 def in_line(text: str, other: str) -> str:
     r"""Returns a column as a tuple, beside a tuple or another way to write a column: ``(1, 2)^T``."""
@@ -140,7 +140,7 @@ def in_line(text: str, other: str) -> str:
     if (
         column
         and "\\\\" in column["inside"]
-        and (_TURNED.fullmatch(other.strip()) or in_brackets(other) or _AXES.search(other))
+        and (_TURNED.fullmatch(other.strip()) or in_brackets(other) or AXIS.search(other))
     ):
         return "(" + ",".join(column["inside"].split("\\\\")) + ")"
     return text

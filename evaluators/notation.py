@@ -130,7 +130,8 @@ _UNIT_VECTOR = re.compile(
     r"([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))"
 )
 """The unit vectors of the axes, which books write with a hat, an arrow or in bold."""
-_AXIS = re.compile(r"\\mathbf\{[ijk]\}")
+AXIS = re.compile(r"\\mathbf\s*\{[ijk]\}")
+"""What they are read as."""
 _ENDS_PROOF = re.compile(
     r"(?:\s|\\q?quad|\\[,;:! ])*(?:\\(?:checkmark|blacksquare|square|Box|qed|QED)(?![a-zA-Z])|[✓✔✅■□∎]\ufe0f?)\s*$"
 )
@@ -335,7 +336,7 @@ def is_number(text: str) -> bool:
 
 
 def is_letter(text: str) -> bool:
-    return _CHOICE.fullmatch(words(text)) is not None and not _AXIS.fullmatch(text.strip())
+    return _CHOICE.fullmatch(words(text)) is not None and not AXIS.fullmatch(text.strip())
 
 
 def in_base(text: str) -> tuple[str, int] | None:
