@@ -185,6 +185,7 @@ class RealEngines:
 
     async def _start(self, stack: AsyncExitStack, notify: Notify) -> dict[Role, list[Engine]]:
         """Starts the engines of this machine."""
+        from speclrm.runtime.engines.vllm_nursery import Nursery
         from speclrm.runtime.engines.vllm_restart import Starter
         from speclrm.runtime.engines.vllm_start import start_engines
 
@@ -199,6 +200,8 @@ class RealEngines:
         tokenizers = {label: self._tokenizers[role] for label, (role, _) in each.items()}
         warm_up = {label: self._warm_up.get(role, []) for label, (role, _) in each.items()}
         log_path = options.engine_log or _new_engine_log()
+        nursery = Nursery()
+        stack.callback(nursery.end)
         started = await start_engines(
             {label: settings for label, (_, settings) in each.items()},
             tokenizers,
@@ -206,9 +209,10 @@ class RealEngines:
             warm_up=warm_up,
             notify=lambda what: notify(what, None, None),
             variables=variables,
+            nursery=nursery,
         )
         kept = kept_costs(options.target or "", options.draft or "", read_machine())
-        starter = Starter(log_path=log_path, notify=lambda what: None, variables=variables)
+        starter = Starter(log_path=log_path, notify=lambda what: None, variables=variables, nursery=nursery)
         engines: dict[Role, list[Engine]] = {}
         for label, engine in started.items():
             role, settings = each[label]

@@ -30,7 +30,8 @@ been named. vLLM renames the others, which overwrites what /proc shows of their 
 
 _FOLDER = "folder "
 MPS_FOLDER = "speclrm-mps-"
-"""How the names of folders begin that may be left to the reaper (``leave``)."""
+LEFT_FOLDERS = (MPS_FOLDER, "pymp-")
+"""How the names of folders begin that may be left to the reaper (``leave``); the second is how Python names those for sockets."""
 
 Process = tuple[int, int]
 """A pid with its start time in clock ticks, which together identify a process for good."""
@@ -63,7 +64,7 @@ def name(watcher: subprocess.Popen[bytes], pids: set[int]) -> None:
 
 
 def leave(watcher: subprocess.Popen[bytes], folder: str) -> None:
-    """Tells the reaper a folder to remove at the end, of those whose names begin with ``MPS_FOLDER``."""
+    """Tells the reaper a folder to remove at the end, of those whose names begin as ``LEFT_FOLDERS`` do."""
     assert watcher.stdin is not None
     with contextlib.suppress(OSError):
         watcher.stdin.write(f"{_FOLDER}{folder}\n".encode())
@@ -178,7 +179,7 @@ def watch(owner: int, started: int) -> None:
     _signal(known, signal.SIGKILL)
     sweep({pid for pid, _ in known})
     for folder in folders:
-        if Path(folder).name.startswith(MPS_FOLDER):
+        if Path(folder).name.startswith(LEFT_FOLDERS):
             shutil.rmtree(folder, ignore_errors=True)
 
 

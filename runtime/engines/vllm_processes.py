@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,7 @@ from speclrm.runtime.engines.vllm_failure import says_out_of_memory
 from speclrm.runtime.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 
     from speclrm.runtime.settings import EngineSettings
 
@@ -105,14 +105,19 @@ def start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
 
 
 class Watchdog:
-    """The reaper process, shared by the engines of one start; it ends with the last of them."""
+    """The reaper process, shared by the engines of one start; it ends with the last of them. ``then``: is called at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
         self._popen = reaper.start(os.getpid())
         self._users = 0
+        self._then = then
 
     def name(self, processes: Iterable[psutil.Process]) -> None:
         reaper.name(self._popen, {process.pid for process in processes})
+
+    def leave(self, folder: str) -> None:
+        """Tells the reaper a folder to remove if this program is killed."""
+        reaper.leave(self._popen, folder)
 
     def hold(self) -> None:
         self._users += 1
@@ -128,6 +133,8 @@ class Watchdog:
             self._popen.wait()
         if self._popen.stdin is not None:
             self._popen.stdin.close()
+        if self._then is not None:
+            self._then()
 
 
 def common_values(folder: Path, log_path: Path) -> dict[str, str | None]:
@@ -192,9 +199,28 @@ def computes_in_core(settings: EngineSettings) -> bool:
         and settings.tensor_parallel_size == 1
         and os.environ.get(vllm_plugin.ASKED, "1") == "1"
         and "distributed_executor_backend" not in settings.extra
-        and find_spec("vllm.utils.ompmultiprocessing") is not None
-        and find_spec("vllm.v1.executor.uniproc_executor") is not None
+        and all(map(_vllm_has, ("utils/ompmultiprocessing.py", "v1/executor/uniproc_executor.py")))
     )
+
+
+def _vllm_has(file: str) -> bool:
+    """Returns whether vLLM has a file. To ask for a module below it would load it, which takes 10 s."""
+    spec = find_spec("vllm")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return any(Path(folder, file).is_file() for folder in folders or ())
+
+
+def openmp_values(settings: EngineSettings) -> dict[str, str]:
+    """Returns the variables of OpenMP that vLLM is going to set for such an engine (utils/ompmultiprocessing.py, 0.32)."""
+    preloaded = " ".join([*settings.preload, os.environ.get("LD_PRELOAD", "")])
+    cores = ",".join(map(str, settings.cores))
+    values = {"OMP_NUM_THREADS": str(len(settings.cores))}
+    if "libiomp" in preloaded or "libomp" in preloaded:
+        affinity = f"granularity=fine,explicit,proclist=[{cores}]"
+        return values | {"KMP_AFFINITY": affinity, "KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
+    if "libgomp" in preloaded:
+        return values | {"GOMP_CPU_AFFINITY": cores.replace(",", " ")}
+    return values | {"OMP_PLACES": f"{{{cores}}}", "OMP_PROC_BIND": "true"}
 
 
 IN_CORE = {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}

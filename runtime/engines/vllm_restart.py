@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.engine import Engine, EngineCosts, Request, Tokenizer
     from speclrm.runtime.engines.restarting import StartAnew
+    from speclrm.runtime.engines.vllm_nursery import Nursery
     from speclrm.runtime.settings import EngineSettings
 
 log = structlog.get_logger(__name__)
@@ -66,10 +67,12 @@ class Starter:
         log_path: Path,
         notify: Callable[[str], None],
         variables: Mapping[str, str] | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self._log_path = log_path
         self._notify = notify
         self._variables = variables
+        self._nursery = nursery
         self._one = asyncio.Lock()
 
     def of(
@@ -99,6 +102,7 @@ class Starter:
                     warm_up={label: warm_up},
                     notify=self._notify,
                     variables=self._variables,
+                    nursery=self._nursery,
                 )
             engine = started[label]
             engine.known_costs = costs

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import multiprocessing.util
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engines.vllm import VllmEngine
 from speclrm.runtime.engines.vllm_arguments import arguments, check_arguments
 from speclrm.runtime.engines.vllm_counters import VllmCounters, stat_logger
+from speclrm.runtime.engines.vllm_nursery import Nursery
 from speclrm.runtime.engines.vllm_plugin import open_pace
 from speclrm.runtime.engines.vllm_processes import (
     CHILD_POLL_S,
@@ -26,6 +28,7 @@ from speclrm.runtime.engines.vllm_processes import (
     environment,
     executable,
     kill,
+    openmp_values,
     own_values,
     see_off,
     shell_script,
@@ -59,12 +62,13 @@ async def start_engines(
     warm_up: Mapping[K, Sequence[Request]] | None = None,
     notify: Callable[[str], None] | None = None,
     variables: Mapping[str, str] | None = None,
+    nursery: Nursery | None = None,
 ) -> dict[K, VllmEngine]:
     """Starts all these engines side by side, and warms them up. One call at a time: each tells its processes from those before.
 
-    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes'
-    environment. ``log_path``: the file for the engines' own log. If one fails to start, or the caller is cancelled, no process of
-    any is left.
+    ``warm_up``: a request of each kind that will come. ``variables``: further ones of the processes' environment. ``log_path``:
+    the file for the engines' own log. ``nursery``: forks engines on a CPU; by default one that these engines have for themselves.
+    If one fails to start, or the caller is cancelled, no process of any is left.
 
     Raises:
         SettingsError: vLLM is not installed.
@@ -81,7 +85,7 @@ async def start_engines(
     # The processes read from this folder while they start.
     with tempfile.TemporaryDirectory(prefix="speclrm-engines-") as folder:
         ids = {role: tokenizer.vocabulary.size for role, tokenizer in tokenizers.items()}
-        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None), variables or {})
+        start = _Start(settings, ids, Path(folder), log_path, notify or (lambda _: None), variables or {}, nursery)
         try:
             for role, (engine, counters) in (await start.engines()).items():
                 started[role] = VllmEngine(
@@ -116,10 +120,13 @@ class _Start(Generic[K]):
         log_path: Path,
         notify: Callable[[str], None],
         variables: Mapping[str, str],
+        nursery: Nursery | None,
     ) -> None:
         self._variables = variables
         self.log_offset = log_path.stat().st_size
-        self.watchdog = Watchdog()
+        self._nursery = nursery or Nursery()
+        self._nursery_is_new = False
+        self.watchdog = Watchdog(self._nursery.end if nursery is None else None)
         self._settings = settings
         self._ids = ids
         self._folder = folder
@@ -150,6 +157,7 @@ class _Start(Generic[K]):
             environment(common_values(self._folder, self._log_path) | dict(self._variables)),
             executable(shell_script(self._folder, self._log_path)),
         ):
+            self._begin_nursery()
             for role, chosen in self._settings.items():
                 if self._given_up:
                     return
@@ -160,16 +168,30 @@ class _Start(Generic[K]):
                     if self._given_up:
                         return
                     before = engine_cores()
-                    with _openmp(config) if computes_in_core(chosen) else contextlib.nullcontext():
+                    with contextlib.ExitStack() as stack:
+                        if computes_in_core(chosen):
+                            stack.enter_context(_openmp(config))
+                            stack.enter_context(self._nursery.forks(self._log_path))
                         thread = asyncio.ensure_future(asyncio.to_thread(_construct, config))
                         self._threads[role] = thread
                         while not thread.done() and not engine_cores() - before:  # noqa: ASYNC110
                             await asyncio.sleep(CHILD_POLL_S)
                     self.watchdog.name(engine_cores() - self._known)
 
+    def _begin_nursery(self) -> None:
+        """Lets the nursery load vLLM while we do, if an engine will be its copy."""
+        for role, chosen in self._settings.items():
+            if computes_in_core(chosen):
+                with environment(own_values(chosen, self._ids[role])):
+                    self._nursery_is_new = self._nursery.begin(openmp_values(chosen))
+                self.watchdog.leave(multiprocessing.util.get_temp_dir())  # where the nursery listens
+                return
+
     async def give_up(self) -> None:
         """Ends every process of this start, also one that is about to appear. Takes ``GIVE_UP_LIMIT_S`` at most."""
         self._given_up = True
+        if self._nursery_is_new:
+            await asyncio.to_thread(self._nursery.end)  # an engine that waits for it to have loaded is not waited for
         deadline = asyncio.get_running_loop().time() + GIVE_UP_LIMIT_S
         tasks: set[asyncio.Task[Any]] = set()
         killed: set[psutil.Process] = set()

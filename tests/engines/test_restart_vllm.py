@@ -17,6 +17,7 @@ from support import ExactAnswers, make_strategy
 from speclrm.app.trace_check import check
 from speclrm.runtime.clock import run_virtual
 from speclrm.runtime.engines.restarting import RestartingEngine, restarting
+from speclrm.runtime.engines.vllm_nursery import Nursery
 from speclrm.runtime.engines.vllm_restart import Starter
 from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.events import EngineFailed, EngineRecovered, StepCommitted, TrackFinished
@@ -62,8 +63,10 @@ async def run_with(
     engines: dict[Role, Engine] = {}
 
     async def open_components(stack: AsyncExitStack) -> Components:
-        started = await start_engines(settings, tokenizers, log_path=log_path)
-        starter = Starter(log_path=log_path, notify=lambda _: None)
+        nursery = Nursery()
+        stack.callback(nursery.end)
+        started = await start_engines(settings, tokenizers, log_path=log_path, nursery=nursery)
+        starter = Starter(log_path=log_path, notify=lambda _: None, nursery=nursery)
         for role, engine in started.items():
             anew = starter.of(role.value, settings[role], tokenizers[role], (), None)
             engines[role] = restarting(engine, anew, 2)
