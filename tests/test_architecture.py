@@ -168,7 +168,8 @@ def test_only_the_modules_of_the_vllm_engine_import_vllm() -> None:
         and any(other.partition(".")[0] == "vllm" for other in imports(path))
     }
     assert users == {
-        f"speclrm.runtime.engines.{name}" for name in ("vllm", "vllm_counters", "vllm_plugin", "vllm_start")
+        f"speclrm.runtime.engines.{name}"
+        for name in ("vllm", "vllm_counters", "vllm_nursery", "vllm_plugin", "vllm_start")
     }
 
 
