@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from speclrm.runtime.cleanup import to_its_end
-from speclrm.runtime.clock import now_s
+from speclrm.runtime.clock import clock
 from speclrm.runtime.engine import Delta, continued
 from speclrm.runtime.errors import EngineDeadError, EngineStalledError, RequestError
 from speclrm.runtime.scheduling.engine_queue import EngineQueue, LaneStats
@@ -48,6 +48,7 @@ class LaneSlot:
         "_lane",
         "_lost",
         "_moves",
+        "_now_s",
         "_queue",
         "_reads",
         "_started",
@@ -64,6 +65,7 @@ class LaneSlot:
         self._lost: EngineDeadError | EngineStalledError | None = None
         self._inside = self._reads = self.told = False
         self._moves = 0
+        self._now_s = clock()
         self.quiet_s = 0.0
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
@@ -74,17 +76,18 @@ class LaneSlot:
 
     async def _enter(self) -> None:
         """Waits for a place at an engine that works, and opens the stream there, for what is left of the output."""
-        request_state = self._flight
-        asked = now_s()
+        request_state, queue = self._flight, self._queue
+        asked = now = self._now_s()
         try:
             while True:
-                queue = self._queue
                 if not queue.health.works:
                     self._queue = queue = await self._lane.another(request_state)
-                if await queue.enter(request_state):
+                    now = self._now_s()
+                if queue.enter_at_once(request_state, now) or await queue.wait(request_state):
                     break
+                now = self._now_s()
         finally:
-            entered = now_s()
+            entered = self._now_s()
             request_state.queue_s += entered - asked
             self._queue.waited_s += entered - asked
         task = asyncio.current_task()
@@ -132,8 +135,9 @@ class LaneSlot:
             self._moves = 0
             self._queue.health.progress()
         flight.take(delta)
-        self.quiet_s, self.told = now_s(), False
-        flight.engine_s = self.quiet_s - self._began_s
+        self.quiet_s = now = self._now_s()
+        self.told = False
+        flight.engine_s = now - self._began_s
         return delta
 
     async def _move(self, error: EngineDeadError | EngineStalledError) -> None:

@@ -166,7 +166,7 @@ class StepMaker:
         operations: list[Operation] = []
         start = 0
         for request_state in request_states:
-            operation = request_state.report(kept=ids[start:])
+            operation = request_state.report(kept=ids[start:] if start else ids)
             start += operation.output_tokens - len(operation.tail)
             operations.append(operation)
         making.whole = step, tuple(operations)
@@ -191,10 +191,12 @@ class StepMaker:
         tokenizer, lines = context.tokenizer, context.line_ids
         blank, least = bool(requests.limits.original_marks), requests.limits.min_step_tokens
         length, judged = None, 0
+        # A blank line needs an id that contains one, or one that ends in a newline: most deltas have neither.
+        may_end = not lines.isdisjoint(before)
         async with requests.lanes[role].fly(request_state) as deltas:
-            async for _ in deltas:
-                # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
-                if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
+            async for delta in deltas:
+                may_end = may_end or not lines.isdisjoint(delta.ids)
+                if may_end:
                     ids = [*before, *request_state.ids]
                     length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
                 if sampled or request_state.sampled_logprobs:  # a gate asked for them

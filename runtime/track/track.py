@@ -17,13 +17,12 @@ from speclrm.runtime.events import (
     ModeChanged,
     OperationDropped,
     PauseReason,
-    StepCommitted,
-    StepDrafted,
     StepGated,
     StopReason,
     TrackContinued,
     TrackFinished,
     TrackPaused,
+    make_committed,
 )
 from speclrm.runtime.protocols import Role, Score, Step
 from speclrm.runtime.scheduling.controller import PROBE_REASON
@@ -184,20 +183,7 @@ class RuntimeTrack:
         await self._writing.end()
         await self._hold()
         step, operations = await self._ahead.made("draft")
-        sure = step.confidence
-        self._events.emit(
-            StepDrafted(
-                **self._events.where,
-                step=step.index,
-                text=step.text,
-                ids=step.ids,
-                ended=step.ended,
-                operations=operations,
-                mean_logprob=sure and sure.mean_logprob,
-                first_entropy=sure and sure.first_entropy,
-                left=step.left,
-            )
-        )
+        self._events.drafted(step, operations)
         return step
 
     async def gate(self, step: Step, verdict: Verdict) -> None:
@@ -335,8 +321,10 @@ class RuntimeTrack:
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(reservation, role, 0 if idle else len(context))
         self._events.emit(
-            StepCommitted(
-                **self._events.where,
+            make_committed(
+                problem=requests.problem,
+                repeat=requests.repeat,
+                track=requests.track,
                 step=step.index,
                 origin=step.kind,
                 tokens=len(step.ids) + step.removed,
