@@ -3,7 +3,7 @@ from __future__ import annotations
 import typing
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from speclrm.runtime import events
 from speclrm.runtime.events import EVENT, EventBase
@@ -121,16 +121,17 @@ def test_a_stamp_changes_the_place_in_the_run_and_nothing_else() -> None:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_what_is_made_unchecked_is_as_what_was_checked(make: typing.Any, made: typing.Any) -> None:
+def test_what_is_made_unchecked_is_as_what_was_checked(make: typing.Callable[..., BaseModel], made: BaseModel) -> None:
     one, other = (make(**{name: getattr(made, name) for name in made.model_fields_set}) for _ in range(2))
     assert one == made
     assert one.model_dump_json() == made.model_dump_json()
     assert list(vars(one)) == list(vars(made))
-    changed = one.model_copy(update={next(iter(type(made).model_fields)): "x"})
+    first = next(iter(type(made).model_fields))
+    changed = one.model_copy(update={first: "x"})
     assert changed != one == other
     with pytest.raises(ValidationError):
-        one.kind = "x"
+        setattr(one, first, "x")
     if isinstance(one, EventBase):
         events.stamp(one, 7, 1, 2.5)
-        assert (one.seq, other.seq) == (7, -1)
+        assert other == made
         assert EVENT.validate_json(events.to_line(one)) == one
