@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from binascii import b2a_base64
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Protocol, get_args
@@ -34,10 +35,9 @@ def digest(request: Request) -> str:
 
     Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
     """
-    rest = (
+    before, behind = _beside_seed(
         request.temperature,
         request.top_p,
-        request.seed,
         request.stop_ids,
         request.allowed_ids,
         request.logprob_ids,
@@ -47,8 +47,15 @@ def digest(request: Request) -> str:
     )
     ids = request.prompt_ids
     state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids), digest_size=DIGEST_BYTES)
-    state.update(repr(rest).encode())
+    state.update(f"{before}{request.seed}{behind}".encode())
     return b2a_base64(state.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
+
+
+@lru_cache(maxsize=256, typed=True)
+def _beside_seed(temperature: float, top_p: float, *rest: object) -> tuple[str, str]:
+    """Returns the written form of what a digest is of, before and behind the seed: the same for all requests of a kind."""
+    before, _, behind = repr((temperature, top_p, ..., *rest)).partition(repr(...))
+    return before, behind
 
 
 _FINISHES = frozenset(get_args(Finish))

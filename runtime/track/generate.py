@@ -198,7 +198,7 @@ class StepMaker:
                 may_end = may_end or not lines.isdisjoint(delta.ids)
                 if may_end:
                     ids = [*before, *request_state.ids]
-                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids), lines, blank=blank, least=least)
                 if sampled or request_state.sampled_logprobs:  # a gate asked for them
                     entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
                     complete = length is not None or request_state.finish is not None

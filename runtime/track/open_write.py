@@ -123,7 +123,8 @@ class OpenWrite:
         ids, ended = split_ending(request_state.ids[taken:], tokenizer.vocabulary)
         if not ids and not ended and request_state.finish is None:
             return None
-        length = step_length(tokenizer, ids, tokenizer.decode(ids), least=self._requests.limits.min_step_tokens)
+        least = self._requests.limits.min_step_tokens
+        length = step_length(tokenizer, ids, tokenizer.decode(ids), context.line_ids, least=least)
         if length is not None and length <= most:
             ids, ended = ids[:length], False
         elif len(ids) >= most:

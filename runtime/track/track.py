@@ -180,8 +180,10 @@ class RuntimeTrack:
                 self._events.emit(paced)
 
     async def draft(self) -> Step:
-        await self._writing.end()
-        await self._hold()
+        if self._writing.request_state is not None:
+            await self._writing.end()
+        if not self._may_go_on:
+            await self._hold()
         step, operations = await self._ahead.made("draft")
         self._events.drafted(step, operations)
         return step
@@ -201,7 +203,8 @@ class RuntimeTrack:
         )
 
     async def rewrite(self, step: Step) -> Step:
-        await self._hold()
+        if not self._may_go_on:
+            await self._hold()
         new, operations = await self._ahead.made("rewrite")
         self._events.written("rewrite", new, operations)
         return new
@@ -213,7 +216,8 @@ class RuntimeTrack:
             self._ahead.begin("rewrite")
 
     async def score(self, step: Step) -> Score:
-        await self._hold()
+        if not self._may_go_on:
+            await self._hold()
         if self._prompts.scorer == "likelihood":
             return await self._score_by_likelihood(step)
         if self._judge is None:
@@ -333,6 +337,19 @@ class RuntimeTrack:
         )
 
     # --------------------------------------------------------------------------------------------------------- room
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether ``_hold`` would return at once, as before most requests: to ask costs less than to await."""
+        reservation = self._requests.reservation
+        return (
+            reservation is not None
+            and reservation.admitted
+            and not reservation.asked
+            and self._writing.request_state is None
+            and (self._record is None or not self._record.playing)
+            and self._has_room()
+        )
 
     async def _hold(self) -> None:
         """Waits before each request until the engines have room for this track and its events are taken.
