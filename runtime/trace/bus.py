@@ -55,7 +55,7 @@ class EventBus:
 
         ``at_s``: its time, if it was read before.
         """
-        stamp(event, self._next_seq, self._attempt, self.elapsed_s if at_s is None else at_s)
+        stamp(event, self._next_seq, self._attempt, round(self._now_s() - self._started, 6) if at_s is None else at_s)
         self._next_seq += 1
         for sink in self._required:
             sink.emit(event)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.protocols import Role, Step
 from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.tokens.steps import confidence, split_ending, step_length, whole_characters, without_think_close
@@ -206,12 +205,12 @@ class StepMaker:
                     for tokens in range(judged + 1, whole + (not complete)):
                         so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
                         if so_far and self._gate(so_far, whole=False) == "doubtful":
-                            requests.ready_s = now_s()
+                            requests.ready()
                             return len(before) + tokens, True
                     judged = max(judged, whole)
                 if length is not None:
                     break
-        requests.ready_s = now_s()
+        requests.ready()
         return length, False
 
     def drop(self, making: Making, reason: DropReason) -> None:

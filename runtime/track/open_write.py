@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.cleanup import Leaving, to_its_end
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RequestError
 from speclrm.runtime.protocols import Role, Step
 from speclrm.runtime.tokens.steps import split_ending, step_length, whole_characters
@@ -74,7 +73,7 @@ class OpenWrite:
             self._writing = None
             await _left(writing)
             return None
-        self._requests.ready_s = now_s()
+        self._requests.ready()
         spent = request_state.unreported_tokens if step.ended else len(step.ids)
         self._events.written("write", step, (request_state.report(spent, kept=step.ids),))
         if request_state.over and (

@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.cleanup import Leaving
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RequestError, ends_attempt, retold, told
 from speclrm.runtime.events import (
     DropReason,
@@ -101,6 +100,7 @@ class RuntimeTrack:
             state=state,
         )
         self._order = order
+        self._state = state
         self._events = TrackEvents(self._requests, emit, record)
         self._leaving = Leaving()
         maker = StepMaker(self._requests, self._events, strategy)
@@ -109,7 +109,7 @@ class RuntimeTrack:
 
     @property
     def state(self) -> TrackState:
-        return self._requests.state
+        return self._state()
 
     @property
     def contexts(self) -> Mapping[Role, Context]:
@@ -445,4 +445,4 @@ class RuntimeTrack:
         except BaseException as error:
             self._events.drop(request_state, role, purpose, error)
             raise
-        self._requests.ready_s = now_s()
+        self._requests.ready()
