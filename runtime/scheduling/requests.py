@@ -61,6 +61,10 @@ def _beside_seed(temperature: float, top_p: float, *rest: object) -> tuple[str, 
 _FINISHES = frozenset(get_args(Finish))
 
 
+def _no_values() -> list[Any]:
+    return []  # a call of list[int], which the type checker would want, takes five times as long
+
+
 @dataclass(slots=True)
 class RequestState:
     """One request and what became of it so far; complete enough to be accounted for at any moment.
@@ -75,11 +79,11 @@ class RequestState:
     engine: str
     place: int = 0
     ready_s: float | None = None
-    ids: list[int] = field(default_factory=list[int])
+    ids: list[int] = field(default_factory=_no_values)
     finish: Finish | None = None
     logprobs: Mapping[int, float] | None = None
     cached_tokens: int = 0
-    sampled_logprobs: list[float] = field(default_factory=list[float])
+    sampled_logprobs: list[float] = field(default_factory=_no_values)
     first_entropy: float | None = None
     prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
@@ -158,7 +162,7 @@ class RequestState:
         start, request = self._reported_tokens, self.request
         first = not self._reports
         self._reports += 1
-        tokens = self.unreported_tokens if tokens is None else tokens
+        tokens = len(self.ids) - start if tokens is None else tokens
         seconds = self.engine_s - self._reported_s
         self._reported_tokens += tokens
         self._reported_s = self.engine_s

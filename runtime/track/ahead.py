@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class WorkAhead:
     """Holds what one track has begun ahead: at most one draft and one rewrite."""
 
+    __slots__ = ("_events", "_leaving", "_maker", "_makings", "_record", "_requests")
+
     def __init__(
         self,
         requests: TrackRequests,

@@ -39,6 +39,8 @@ class TrackEvents:
     ``where``: the fields that all of them have. ``stop_reason``: why the task that runs the track is cancelled, if it is.
     """
 
+    __slots__ = ("_record", "_requests", "_told", "_told_all", "emit", "stop_reason", "where")
+
     def __init__(self, requests: TrackRequests, emit: Callable[[Event], object], record: SamplePlayback | None) -> None:
         self.emit = emit
         self.stop_reason: StopReason = "cancelled"

@@ -6,11 +6,10 @@ shorter than a step may be, or ends inside a character.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from speclrm.runtime.protocols import Role, Step
-from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.tokens.steps import confidence, split_ending, step_length, whole_characters, without_think_close
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import DropReason, Operation, StepKind
     from speclrm.runtime.protocols import Strategy
+    from speclrm.runtime.scheduling.requests import RequestState
     from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.requests import TrackRequests
 
@@ -58,7 +58,7 @@ class Making:
     before: tuple[int, ...]
     begun: int
     limit: int
-    request_states: list[RequestState] = field(default_factory=list[RequestState])
+    request_states: list[RequestState]
     whole: Made | None = None
     given_up: bool = False
     task: asyncio.Task[Made] | None = None
@@ -66,6 +66,8 @@ class Making:
 
 class StepMaker:
     """Makes steps, and accounts for those that are not needed."""
+
+    __slots__ = ("_events", "_gate", "_requests")
 
     def __init__(self, requests: TrackRequests, events: TrackEvents, strategy: Strategy) -> None:
         self._requests = requests
@@ -91,6 +93,7 @@ class StepMaker:
             before=() if after is None else (*requests.opening(role), *requests.ids_for(after, role)),
             begun=len(requests.contexts[role]),  # the context may have grown by the time of a second piece
             limit=limit,
+            request_states=[],
         )
         self._next_piece(making, [])
         return making

@@ -34,6 +34,8 @@ class _Writing:
 class OpenWrite:
     """Holds the open write of one track, if there is one."""
 
+    __slots__ = ("_events", "_leaving", "_requests", "_writing")
+
     def __init__(self, requests: TrackRequests, events: TrackEvents, leaving: Leaving) -> None:
         self._requests = requests
         self._events = events

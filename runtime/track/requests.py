@@ -33,6 +33,24 @@ class TrackRequests:
     ``ready_s``: when, on the loop's clock, the track could have continued.
     """
 
+    __slots__ = (
+        "_begun",
+        "_now_s",
+        "_openings",
+        "_order",
+        "_seed",
+        "_state",
+        "_translated",
+        "contexts",
+        "lanes",
+        "limits",
+        "problem",
+        "ready_s",
+        "repeat",
+        "reservation",
+        "track",
+    )
+
     def __init__(
         self,
         *,

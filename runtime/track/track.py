@@ -56,6 +56,27 @@ READER_PATIENCE_S = 1.0
 class RuntimeTrack:
     """The ``Track`` that strategies' loops see, on real lanes."""
 
+    __slots__ = (
+        "_admission",
+        "_ahead",
+        "_controller",
+        "_events",
+        "_has_room",
+        "_judge",
+        "_leaving",
+        "_order",
+        "_prompts",
+        "_read_score",
+        "_record",
+        "_requests",
+        "_room",
+        "_speculate",
+        "_state",
+        "_writing",
+        "problem",
+        "repeat",
+    )
+
     def __init__(
         self,
         *,
@@ -441,7 +462,10 @@ class RuntimeTrack:
 
     async def _run(self, role: Role, purpose: Purpose, request_state: RequestState) -> None:
         try:
-            await self._requests.lanes[role].run(request_state)
+            # Not the lane's ``run``: each coroutine between the engine and the task is entered at each delta.
+            async with self._requests.lanes[role].fly(request_state) as deltas:
+                async for _ in deltas:
+                    pass
         except BaseException as error:
             self._events.drop(request_state, role, purpose, error)
             raise
