@@ -230,7 +230,7 @@ class EngineQueue:
             if not turn.done():
                 self._take_place(lasting)
                 turn.set_result(True)
-        if self._later is None and self._waiting[True] and self.in_flight < self._cap:
+        if self._later is None and self._waiting[True].numbers and self.in_flight < self._cap:
             # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
