@@ -19,6 +19,8 @@ CLEAN_UP_LIMIT_S = 60.0
 class Leaving:
     """Keeps tasks that are ending, and that nobody asks about any more, until they are done."""
 
+    __slots__ = ("_tasks",)
+
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -24,6 +24,13 @@ def now_s() -> float:
     return get_running_loop().time()
 
 
+def clock() -> Callable[[], float]:
+    """Returns ``now_s`` of the running loop, for those who ask it often: to find the loop takes three times as long as to
+    read its clock.
+    """
+    return get_running_loop().time
+
+
 class _JumpSelector(selectors.DefaultSelector):
     """Never sleeps: instead of waiting for a timer it moves the loop's clock there."""
 

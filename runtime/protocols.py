@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from speclrm.runtime.engine import record
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -103,7 +105,7 @@ class Confidence:
     first_entropy: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """A piece of a track before it is committed. ``ids`` belong to the model of ``role``.
 
@@ -123,7 +125,7 @@ class Step:
     left: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Score:
     """The target's rating of a step: a judge's digit, 0 (worst) to 9 (best), or the mean natural-log likelihood of the
     step's ids, at most 0.

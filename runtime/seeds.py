@@ -9,7 +9,7 @@ def derive_seed(run_seed: int | None, *names: object) -> int | None:
     """Returns a seed of 31 bits for the thing named, or None if the run has no seed."""
     if run_seed is None:
         return None
-    text = "/".join(map(str, (run_seed, *names)))
+    text = f"{run_seed}/{'/'.join(map(str, names))}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 33
 
 

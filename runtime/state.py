@@ -134,7 +134,7 @@ class Tracks(Mapping[str, TrackState]):
         self._change: tuple[Tracks, str, TrackState | None] | None = None
 
     def with_track(self, track: TrackState) -> Tracks:
-        tracks = self._now()
+        tracks = self._tracks if self._change is None else self._now()
         newer = Tracks.__new__(Tracks)
         newer._tracks, newer._change = tracks, None
         self._change = newer, track.track, tracks.get(track.track)
@@ -191,9 +191,11 @@ class SampleState(NamedTuple):
 
 def apply(state: SampleState, event: Event) -> SampleState:
     """Returns the sample after the event. Events of other samples and of no sample leave it unchanged."""
-    match event.kind:  # a comparison of strings takes a quarter of one of classes
+    # A comparison of strings takes a quarter of one of classes, and a call of the class half of ``_replace``.
+    match event.kind:
         case "step_drafted" | "step_written":
-            return _with_track(state, state.tracks[event.track]._replace(pending=event))
+            track = state.tracks[event.track]
+            return _with_track(state, TrackState(*track[:4], event, *track[5:]))
         case "step_committed":
             return _with_track(state, _commit(state.tracks[event.track], event))
         case "problem_started":
@@ -236,12 +238,14 @@ def _commit(track: TrackState, event: StepCommitted) -> TrackState:
         )
     step = CommittedStep(pending.text, event.origin, event.tokens, event.score, pending.ended)
     steps = track.steps if isinstance(track.steps, Steps) else Steps(track.steps)
-    return track._replace(steps=steps.with_step(step), tokens=track.tokens + event.tokens, pending=None)
+    return TrackState(
+        track.track, track.hint, steps.with_step(step), track.tokens + event.tokens, None, track.mode, *track[6:]
+    )
 
 
 def _with_track(state: SampleState, track: TrackState) -> SampleState:
     tracks = state.tracks if isinstance(state.tracks, Tracks) else Tracks(state.tracks)
-    return state._replace(tracks=tracks.with_track(track))
+    return SampleState(*state[:4], tracks.with_track(track), *state[5:])
 
 
 def _mean_score(steps: Sequence[CommittedStep]) -> float | None:

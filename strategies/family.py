@@ -132,7 +132,7 @@ class Family(ABC):
             state,
             token_budget=self.recipe.token_budget,
             step_limit=self.recipe.step_limit,
-            has_answer=lambda step: self.finishes(step, state),
+            answer=self._finished_answer,
         )
 
     def finishes(self, step: str, state: TrackState) -> bool:

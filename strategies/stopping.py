@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def end_of_track(
-    state: TrackState, *, token_budget: int, step_limit: int | None, has_answer: Callable[[str], bool]
+    state: TrackState, *, token_budget: int, step_limit: int | None, answer: Callable[[str, str], str | None]
 ) -> FinishReason | None:
-    """Returns why the track ends after its last step, None if it continues.
+    """Returns why the track ends after its last step, None if it continues. ``answer``: returns the answer by which a step, given
+    with the one before it, ends its track.
 
     The order matters if several rules hold: an answer counts even in a step that also uses up the budget.
     ``step_limit`` is off by default: a track needs about 150 steps for a hard problem, and a cap derived from the
@@ -27,11 +28,12 @@ def end_of_track(
     if not steps:
         return None
     last = steps[-1]
-    if has_answer(last.text):
+    before = steps[-2].text if len(steps) > 1 else ""
+    if answer(last.text, before) is not None:
         return "answer"
     if last.ended:
         return "end_of_text"
-    if len(steps) > 1 and last.text.strip() == steps[-2].text.strip():
+    if len(steps) > 1 and last.text.strip() == before.strip():
         return "repeated"
     if state.tokens >= token_budget:
         return "budget"

@@ -138,19 +138,23 @@ class EngineQueue:
                 if not turn.done():
                     turn.set_result(False)
 
-    async def enter(self, request_state: RequestState) -> bool:
-        """Waits for a place. Returns whether it has one: False if the engine failed meanwhile."""
-        now = now_s()
-        self._adapt(now)
+    def enter_at_once(self, request_state: RequestState, now: float) -> bool:
+        """Takes a place if there is one and nobody else is to have it. Returns whether it did; if not, ``wait`` for one."""
+        if now - self._cap_s >= CAP_INTERVAL_S:
+            self._adapt(now)
         lasting = request_state.lasting
-        waiting = self._waiting[lasting]
         if not lasting:
-            self._short.see(self.in_flight - self._lasting + len(waiting) + 1, now)
-        if self._has_room(lasting) and self._next() is None:
-            if not self.in_flight and request_state.ready_s is not None:
-                self._idle_ready_s += now - max(request_state.ready_s, self._since_s)
-            self._take_place(lasting)
-            return True
+            self._short.see(self.in_flight - self._lasting + len(self._waiting[False].numbers) + 1, now)
+        if not self._has_room(lasting) or not (self._nobody_waits or self._next() is None):
+            return False
+        if not self.in_flight and request_state.ready_s is not None:
+            self._idle_ready_s += now - max(request_state.ready_s, self._since_s)
+        self._take_place(lasting)
+        return True
+
+    async def wait(self, request_state: RequestState) -> bool:
+        """Waits for a place. Returns whether it has one: False if the engine failed meanwhile."""
+        waiting = self._waiting[request_state.lasting]
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         number = waiting.push(request_state.request.priority, turn)
         self._serve()  # the bound may have grown while others waited
@@ -187,9 +191,9 @@ class EngineQueue:
 
     def _adapt(self, now: float) -> None:
         """Adapts the bound of requests in flight to what the engine runs and what it only queues."""
-        if self._fixed or now - self._cap_s < CAP_INTERVAL_S:
-            return
         self._cap_s = now
+        if self._fixed:
+            return
         stats = self.engine.stats()
         wanted = max(1, int(stats.running * SURPLUS) + 1)
         if stats.running and stats.waiting > stats.running * (SURPLUS - 1) + 1:
@@ -212,7 +216,12 @@ class EngineQueue:
             self._busy_s += now - self._since_s
             self._since_s = now  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
-        self._serve()
+        if not self._nobody_waits:
+            self._serve()
+
+    @property
+    def _nobody_waits(self) -> bool:
+        return not (self._waiting[False].numbers or self._waiting[True].numbers)
 
     def _serve(self) -> None:
         """Gives free places to the most urgent requests."""
@@ -221,7 +230,7 @@ class EngineQueue:
             if not turn.done():
                 self._take_place(lasting)
                 turn.set_result(True)
-        if self._later is None and self._waiting[True] and self.in_flight < self._cap:
+        if self._later is None and self._waiting[True].numbers and self.in_flight < self._cap:
             # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
@@ -234,9 +243,9 @@ class EngineQueue:
         if self.in_flight >= self._cap:
             return None
         short, lasting = self._waiting[False], self._waiting[True]
-        if not lasting or not self._has_room(True):
-            return False if short else None
-        return not short or lasting.first()[0] < short.first()[0]
+        if not lasting.numbers or not self._has_room(True):
+            return False if short.numbers else None
+        return not short.numbers or lasting.first()[0] < short.first()[0]
 
 
 class _Peak:
@@ -247,7 +256,8 @@ class _Peak:
         self._now = self._before = 0
 
     def see(self, number: int, now: float) -> None:
-        self._turn(now)
+        if now - self._since_s >= RESERVE_S:
+            self._turn(now)
         if number > self._now:
             self._now = number
 

@@ -26,6 +26,9 @@ READ_MAX = 4.0
 again, which is no cost of a step.
 """
 
+WEIGHT_MAX = 200.0
+"""Values that a running mean remembers."""
+
 
 @dataclass(slots=True)
 class Mean:
@@ -35,7 +38,7 @@ class Mean:
     weight: float = 1.0
 
     def add(self, value: float) -> None:
-        self.weight = weight = min(self.weight + 1.0, 200.0)
+        self.weight = weight = self.weight + 1.0 if self.weight < WEIGHT_MAX - 1.0 else WEIGHT_MAX
         self.value += (value - self.value) / weight
 
 
@@ -69,7 +72,8 @@ class Verdicts:
 
 @dataclass(slots=True)
 class Problem:
-    """``probing``: tracks that try one step; ``tried``: how often each did so after its first step.
+    """``told``: what its verdicts tell of other problems. ``probing``: tracks that try one step; ``tried``: how often each did so
+    after its first step.
 
     ``since``: steps since the problem began or was turned off; ``again``: how many until it may be turned on; ``try_at``: after
     how many of its steps a track tries one though there is little hope.
@@ -77,6 +81,7 @@ class Problem:
 
     try_at: int
     verdicts: Verdicts = field(default_factory=Verdicts)
+    told: tuple[float, float] = (0.0, 0.0)
     speculates: bool = False
     reason: str = "nothing is known of this problem yet"
     since: int = 0
@@ -114,11 +119,12 @@ class Experience:
         match event.kind:
             case "step_drafted":
                 # Only a first draft, or one after steps by the target, has all of these to read.
-                catching_up = not event.step or (event.repeat, event.track) in self.problems[event.problem].probing
+                probing = self.problems[event.problem].probing
+                catching_up = not event.step or (event.repeat, event.track) in probing
                 self._read(None if catching_up else "read_draft", Role.DRAFT, event.operations)
             case "step_scored":
-                self._doubt(event)
-                catching_up = (event.repeat, event.track) in self.problems[event.problem].probing
+                problem = self._doubt(event)
+                catching_up = (event.repeat, event.track) in problem.probing
                 self._read(None if catching_up else "read_score", Role.TARGET, event.operations)
             case "step_committed":
                 self._commit(event)
@@ -155,7 +161,7 @@ class Experience:
 
         Verdicts on other problems count as at most ``verdicts_others``, those on each of them as well. 0 to 1.
         """
-        own, (kept, lost) = problem.verdicts, self._share(problem)
+        own, (kept, lost) = problem.verdicts, problem.told
         others = max(1e-9, self._shares.count - (kept + lost))
         mean = (self._shares.kept - kept) / others
         weight = min(self._settings.verdicts_others, others)
@@ -181,28 +187,26 @@ class Experience:
         """``budget``: tokens of a track."""
         return budget / self._shape["written"].value
 
-    def _doubt(self, event: StepScored | StepGated) -> None:
+    def _doubt(self, event: StepScored | StepGated) -> Problem:
         """Counts a step as rejected until it is committed as it is, which an accepted one is at once: rewrites take their time,
-        and acceptance would be taken for better than it is until they come.
+        and acceptance would be taken for better than it is until they come. Returns its problem.
         """
         problem = self.problems[event.problem]
         problem.doubted.add((event.repeat, event.track))
-        before = self._share(problem)
         problem.verdicts.add(False, self._settings.verdicts_max)
-        self._learned(problem, before)
+        self._learned(problem)
         self.verdicts.add(False)
+        return problem
 
-    def _share(self, problem: Problem) -> tuple[float, float]:
-        """Returns what its verdicts tell of other problems: how many of their drafts are kept, and how many lost."""
-        verdicts = problem.verdicts
-        share = min(1.0, self._settings.verdicts_others / max(1e-9, verdicts.kept + verdicts.lost))
-        return share * verdicts.kept, share * verdicts.lost
-
-    def _learned(self, problem: Problem, before: tuple[float, float]) -> None:
-        """Notes that a problem's verdicts changed, and with them its share in what all tell. ``before``: what it was."""
-        kept, lost = self._share(problem)
-        self._shares.kept += kept - before[0]
-        self._shares.lost += lost - before[1]
+    def _learned(self, problem: Problem) -> None:
+        """Notes that a problem's verdicts changed, and with them what they tell of other problems: how many of their drafts are
+        kept, and how many lost.
+        """
+        kept, lost = problem.verdicts.kept, problem.verdicts.lost
+        share = min(1.0, self._settings.verdicts_others / max(1e-9, kept + lost))
+        before, problem.told = problem.told, (share * kept, share * lost)
+        self._shares.kept += problem.told[0] - before[0]
+        self._shares.lost += problem.told[1] - before[1]
 
     def _end(self, name: str, track: TrackName) -> None:
         problem = self.problems.get(name)
@@ -220,12 +224,13 @@ class Experience:
             del self.problems[name]
 
     def _read(self, name: str | None, role: Role, operations: Sequence[Operation]) -> None:
+        read = 0
         for operation in operations:
-            if operation.output_tokens > 1:
-                self.token_s[role].add(operation.engine_s / operation.output_tokens)
+            read += operation.prompt_tokens - operation.cached_tokens
+            if (tokens := operation.output_tokens) > 1:
+                self.token_s[role].add(operation.engine_s / tokens)
         if name is not None:
             mean = self._shape[name]
-            read = sum([one.prompt_tokens - one.cached_tokens for one in operations])
             mean.add(min(read, READ_MAX * mean.value))
 
     def _commit(self, event: StepCommitted) -> None:
@@ -238,14 +243,13 @@ class Experience:
         self._square.add(tokens**2)
         if event.origin in ("draft", "rewrite"):
             kept = event.origin == "draft"
-            before = self._share(problem)
             if track not in problem.doubted:
                 problem.verdicts.add(kept, self._settings.verdicts_max)
                 self.verdicts.add(kept)
             elif kept:
                 problem.verdicts.correct()
                 self.verdicts.correct()
-            self._learned(problem, before)
+            self._learned(problem)
             problem.doubted.discard(track)
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:

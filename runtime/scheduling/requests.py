@@ -5,20 +5,22 @@ from __future__ import annotations
 from array import array
 from binascii import b2a_base64
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from speclrm.runtime.engine import LOGPROB_MIN
+from speclrm.runtime.engine import LOGPROB_MIN, Finish
 from speclrm.runtime.errors import EngineError
-from speclrm.runtime.events import Operation
+from speclrm.runtime.events import make_operation
 from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from speclrm.runtime.engine import Delta, Engine, Finish, Request
+    from speclrm.runtime.engine import Delta, Engine, Request
+    from speclrm.runtime.events import Operation
 
 
 RANK_WIDTH = 1_000_000
@@ -33,10 +35,9 @@ def digest(request: Request) -> str:
 
     Left out are the id, the priority, and ``max_tokens``, which follows the machine's memory, too.
     """
-    rest = (
+    before, behind = _beside_seed(
         request.temperature,
         request.top_p,
-        request.seed,
         request.stop_ids,
         request.allowed_ids,
         request.logprob_ids,
@@ -46,8 +47,22 @@ def digest(request: Request) -> str:
     )
     ids = request.prompt_ids
     state = ids.hashed() if isinstance(ids, Ids) else blake2b(array("I", ids), digest_size=DIGEST_BYTES)
-    state.update(repr(rest).encode())
+    state.update(f"{before}{request.seed}{behind}".encode())
     return b2a_base64(state.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
+
+
+@lru_cache(maxsize=256, typed=True)
+def _beside_seed(temperature: float, top_p: float, *rest: object) -> tuple[str, str]:
+    """Returns the written form of what a digest is of, before and behind the seed: the same for all requests of a kind."""
+    before, _, behind = repr((temperature, top_p, ..., *rest)).partition(repr(...))
+    return before, behind
+
+
+_FINISHES = frozenset(get_args(Finish))
+
+
+def _no_values() -> list[Any]:
+    return []  # a call of list[int], which the type checker would want, takes five times as long
 
 
 @dataclass(slots=True)
@@ -64,11 +79,11 @@ class RequestState:
     engine: str
     place: int = 0
     ready_s: float | None = None
-    ids: list[int] = field(default_factory=list[int])
+    ids: list[int] = field(default_factory=_no_values)
     finish: Finish | None = None
     logprobs: Mapping[int, float] | None = None
     cached_tokens: int = 0
-    sampled_logprobs: list[float] = field(default_factory=list[float])
+    sampled_logprobs: list[float] = field(default_factory=_no_values)
     first_entropy: float | None = None
     prompt_logprobs: Sequence[float] | None = None
     queue_s: float = 0.0
@@ -89,12 +104,13 @@ class RequestState:
             raise EngineError(
                 f"Engine {self.engine} wrote more than the {request.max_tokens} tokens that it was asked for."
             )
+        if delta.finish is not None and delta.finish not in _FINISHES:
+            raise EngineError(f"Engine {self.engine} ended request {request.id} for no reason that is known.")
         self.ids.extend(ids)
         self.finish = delta.finish
         self.answered = True
         if delta.logprobs is not None:
-            finite = map(_finite, delta.logprobs.values())
-            self.logprobs = dict(zip(delta.logprobs, finite, strict=True))
+            self.logprobs = _all_finite(delta.logprobs)
         if delta.cached_tokens is not None:
             # Of a request that went on elsewhere the engine also found what had come behind the prompt.
             self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))
@@ -146,11 +162,11 @@ class RequestState:
         start, request = self._reported_tokens, self.request
         first = not self._reports
         self._reports += 1
-        tokens = self.unreported_tokens if tokens is None else tokens
+        tokens = len(self.ids) - start if tokens is None else tokens
         seconds = self.engine_s - self._reported_s
         self._reported_tokens += tokens
         self._reported_s = self.engine_s
-        operation = Operation(
+        operation = make_operation(
             id=request.id,
             engine=self.engine,
             seed=request.seed,
@@ -171,11 +187,12 @@ class RequestState:
         if self.finish == "length" and len(self.ids) < self.request.max_tokens:
             fields["early"] = True
         share = self.ids[start : start + tokens]
-        same = min(len(share), len(kept))
-        if share[:same] != list(kept[:same]):
-            same = next(place for place, token in enumerate(kept) if token != share[place])
-        if same < len(share):
-            fields["tail"] = tuple(share[same:])
+        if share != kept:
+            same = min(len(share), len(kept))
+            if share[:same] != list(kept[:same]):
+                same = next(place for place, token in enumerate(kept) if token != share[place])
+            if same < len(share):
+                fields["tail"] = tuple(share[same:])
         if start + tokens < len(self.ids):
             fields["ahead"] = tuple(self.ids[start + tokens :])
         if self.sampled_logprobs:
@@ -210,6 +227,13 @@ class RecordedReports(Protocol):
 def _finite(logprob: float) -> float:
     """Replaces what is infinite or no number by ``LOGPROB_MIN``."""
     return logprob if LOGPROB_MIN < logprob < inf else LOGPROB_MIN
+
+
+def _all_finite(logprobs: Mapping[int, float]) -> Mapping[int, float]:
+    values = logprobs.values()
+    if values and min(values) > LOGPROB_MIN and isfinite(sum(values)):  # one that is no number makes the sum none
+        return logprobs
+    return dict(zip(logprobs, map(_finite, values), strict=True))
 
 
 class RequestLane(Protocol):

@@ -48,7 +48,8 @@ class Ids(Sequence[int]):
         state = (
             blake2b(self._ids[: self._length], digest_size=DIGEST_BYTES) if self._hash is None else self._hash.copy()
         )
-        state.update(array("I", self._behind))
+        if self._behind:
+            state.update(array("I", self._behind))
         return state
 
     def tolist(self) -> list[int]:

@@ -36,15 +36,21 @@ def step_end(text: str, *, blank: bool = False) -> int | None:
 
 
 def step_length(
-    tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool = False, least: int = 0
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    text: str,
+    lines: frozenset[int],
+    *,
+    blank: bool = False,
+    least: int = 0,
 ) -> int | None:
-    """Returns how many of the ids make the first step, None while no blank line ends it.
+    """Returns how many of the ids make the first step, None while no blank line ends it. ``lines``: ``line_ids``.
 
     The step owns the token that completes the blank line, with everything else in that token. A blank line after fewer
     than ``least`` ids does not end it.
     """
     length = 0
-    while (piece := _piece_length(tokenizer, ids[length:], text, blank=blank)) is not None:
+    while (piece := _piece_length(tokenizer, ids[length:], text, lines, blank=blank)) is not None:
         length += piece
         if length >= least:
             return length
@@ -52,10 +58,13 @@ def step_length(
     return None
 
 
-def _piece_length(tokenizer: Tokenizer, ids: Sequence[int], text: str, *, blank: bool) -> int | None:
+def _piece_length(
+    tokenizer: Tokenizer, ids: Sequence[int], text: str, lines: frozenset[int], *, blank: bool
+) -> int | None:
     if step_end(text, blank=blank) is None:
         return None
-    if len(ids) == 1 or step_end(tokenizer.decode(ids[:-1]), blank=blank) is None:
+    before = ids[:-1]
+    if lines.isdisjoint(before) or step_end(tokenizer.decode(before), blank=blank) is None:
         return len(ids)  # the usual case: the engine stopped there
     low, high = 1, len(ids) - 1
     while low < high:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from speclrm.runtime.clock import now_s
+from speclrm.runtime.clock import clock
 from speclrm.runtime.events import stamp
 
 if TYPE_CHECKING:
@@ -35,34 +35,35 @@ class EventBus:
         elapsed_s: float = 0.0,
     ) -> None:
         self._required = list(required)
-        self._optional = list(optional)
+        self._optional = tuple(optional)
         self._attempt = attempt
         self._next_seq = next_seq
-        self._started = now_s() - elapsed_s
+        self._now_s = clock()
+        self._started = self._now_s() - elapsed_s
 
     @property
     def elapsed_s(self) -> float:
         """Run time in seconds, in the form that events carry."""
-        return round(now_s() - self._started, 6)
+        return round(self._now_s() - self._started, 6)
 
     def set_clock(self, elapsed_s: float) -> None:
         """Sets the run time."""
-        self._started = now_s() - elapsed_s
+        self._started = self._now_s() - elapsed_s
 
     def publish(self, event: Event, at_s: float | None = None) -> Event:
         """Stamps a new event with its number and time, passes it on, and returns it.
 
         ``at_s``: its time, if it was read before.
         """
-        stamp(event, self._next_seq, self._attempt, self.elapsed_s if at_s is None else at_s)
+        stamp(event, self._next_seq, self._attempt, round(self._now_s() - self._started, 6) if at_s is None else at_s)
         self._next_seq += 1
         for sink in self._required:
             sink.emit(event)
-        for sink in tuple(self._optional):
+        for sink in self._optional:
             try:
                 sink.emit(event)
             except Exception as error:  # noqa: BLE001  # whatever a listener does, the run goes on
-                self._optional.remove(sink)
+                self._optional = tuple(one for one in self._optional if one is not sink)
                 log.error("sink_failed", sink=type(sink).__name__, error=repr(error))
         return event
 

@@ -128,12 +128,11 @@ class Subscriber:
         took_s = time.perf_counter() - started
         self._count += 1
         self._spent_s += took_s
-        mean_s = self._spent_s / self._count if self._count >= _MEAN_OVER else 0.0
-        if took_s > BLOCKING_S or mean_s > BLOCKING_MEAN_S:
+        if took_s > BLOCKING_S or (self._spent_s > BLOCKING_MEAN_S * self._count and self._count >= _MEAN_OVER):
             self._in_thread = True
             log.warning(
                 "sink_blocks",
                 sink=self._name,
-                seconds=round(max(took_s, mean_s), 3),
+                seconds=round(max(took_s, self._spent_s / self._count), 3),
                 notice="its emit is called in another thread from now on; do I/O in room",
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.errors import CapacityError
 from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from speclrm.runtime.cleanup import Leaving
     from speclrm.runtime.events import DropReason
     from speclrm.runtime.protocols import Step
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 class WorkAhead:
     """Holds what one track has begun ahead: at most one draft and one rewrite."""
+
+    __slots__ = ("_events", "_leaving", "_maker", "_makings", "_record", "_requests")
 
     def __init__(
         self,
@@ -47,15 +51,16 @@ class WorkAhead:
         making.task = asyncio.create_task(self._maker.make(making), name=name)
         self._makings[purpose] = making
 
-    async def made(self, purpose: Ahead) -> Made:
+    def made(self, purpose: Ahead) -> Coroutine[Any, Any, Made]:
         """Returns the step that was begun ahead, or makes one now."""
         making = self._makings.pop(purpose, None)
-        if making is None or making.task is None:
-            return await self._maker.make(
-                self._maker.making(Role.DRAFT if purpose == "draft" else Role.TARGET, purpose)
-            )
+        if making is not None and making.task is not None:
+            return self._begun(making, making.task)
+        return self._maker.make(self._maker.making(Role.DRAFT if purpose == "draft" else Role.TARGET, purpose))
+
+    async def _begun(self, making: Making, task: asyncio.Task[Made]) -> Made:
         try:
-            return await making.task
+            return await task
         except asyncio.CancelledError:
             self._leave(making)
             self._maker.drop(making, self._events.stop_reason)

@@ -10,10 +10,11 @@ from speclrm.runtime.events import (
     Event,
     OperationDropped,
     Scorer,
-    StepScored,
-    StepWritten,
     StopReason,
     WriteKind,
+    make_drafted,
+    make_scored,
+    make_written,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class TrackEvents:
 
     ``where``: the fields that all of them have. ``stop_reason``: why the task that runs the track is cancelled, if it is.
     """
+
+    __slots__ = ("_record", "_requests", "_told", "_told_all", "emit", "stop_reason", "where")
 
     def __init__(self, requests: TrackRequests, emit: Callable[[Event], object], record: SamplePlayback | None) -> None:
         self.emit = emit
@@ -90,6 +93,24 @@ class TrackEvents:
             )
         )
 
+    def drafted(self, step: Step, operations: tuple[Operation, ...]) -> None:
+        requests, sure = self._requests, step.confidence
+        self.emit(
+            make_drafted(
+                problem=requests.problem,
+                repeat=requests.repeat,
+                track=requests.track,
+                step=step.index,
+                text=step.text,
+                ids=step.ids,
+                ended=step.ended,
+                operations=operations,
+                mean_logprob=sure and sure.mean_logprob,
+                first_entropy=sure and sure.first_entropy,
+                left=step.left,
+            )
+        )
+
     def scored(
         self,
         step: Step,
@@ -99,9 +120,12 @@ class TrackEvents:
         digits: tuple[float, ...] = (),
         said: str = "",
     ) -> None:
+        requests = self._requests
         self.emit(
-            StepScored(
-                **self.where,
+            make_scored(
+                problem=requests.problem,
+                repeat=requests.repeat,
+                track=requests.track,
                 step=step.index,
                 value=score.value,
                 mass=score.mass,
@@ -113,9 +137,12 @@ class TrackEvents:
         )
 
     def written(self, kind: WriteKind, step: Step, operations: tuple[Operation, ...]) -> None:
+        requests = self._requests
         self.emit(
-            StepWritten(
-                **self.where,
+            make_written(
+                problem=requests.problem,
+                repeat=requests.repeat,
+                track=requests.track,
                 step=step.index,
                 write_kind=kind,
                 text=step.text,

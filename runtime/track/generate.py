@@ -6,12 +6,10 @@ shorter than a step may be, or ends inside a character.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.protocols import Role, Step
-from speclrm.runtime.scheduling.requests import RequestState
 from speclrm.runtime.tokens.steps import confidence, split_ending, step_length, whole_characters, without_think_close
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from speclrm.runtime.events import DropReason, Operation, StepKind
     from speclrm.runtime.protocols import Strategy
+    from speclrm.runtime.scheduling.requests import RequestState
     from speclrm.runtime.track.events import TrackEvents
     from speclrm.runtime.track.requests import TrackRequests
 
@@ -59,7 +58,7 @@ class Making:
     before: tuple[int, ...]
     begun: int
     limit: int
-    request_states: list[RequestState] = field(default_factory=list[RequestState])
+    request_states: list[RequestState]
     whole: Made | None = None
     given_up: bool = False
     task: asyncio.Task[Made] | None = None
@@ -67,6 +66,8 @@ class Making:
 
 class StepMaker:
     """Makes steps, and accounts for those that are not needed."""
+
+    __slots__ = ("_events", "_gate", "_requests")
 
     def __init__(self, requests: TrackRequests, events: TrackEvents, strategy: Strategy) -> None:
         self._requests = requests
@@ -92,6 +93,7 @@ class StepMaker:
             before=() if after is None else (*requests.opening(role), *requests.ids_for(after, role)),
             begun=len(requests.contexts[role]),  # the context may have grown by the time of a second piece
             limit=limit,
+            request_states=[],
         )
         self._next_piece(making, [])
         return making
@@ -166,7 +168,7 @@ class StepMaker:
         operations: list[Operation] = []
         start = 0
         for request_state in request_states:
-            operation = request_state.report(kept=ids[start:])
+            operation = request_state.report(kept=ids[start:] if start else ids)
             start += operation.output_tokens - len(operation.tail)
             operations.append(operation)
         making.whole = step, tuple(operations)
@@ -191,12 +193,14 @@ class StepMaker:
         tokenizer, lines = context.tokenizer, context.line_ids
         blank, least = bool(requests.limits.original_marks), requests.limits.min_step_tokens
         length, judged = None, 0
+        # A blank line needs an id that contains one, or one that ends in a newline: most deltas have neither.
+        may_end = not lines.isdisjoint(before)
         async with requests.lanes[role].fly(request_state) as deltas:
-            async for _ in deltas:
-                # A blank line needs an id that contains one, or one that ends in a newline: most pieces have neither.
-                if not (lines.isdisjoint(request_state.ids) and lines.isdisjoint(before)):
+            async for delta in deltas:
+                may_end = may_end or not lines.isdisjoint(delta.ids)
+                if may_end:
                     ids = [*before, *request_state.ids]
-                    length = step_length(tokenizer, ids, tokenizer.decode(ids), blank=blank, least=least)
+                    length = step_length(tokenizer, ids, tokenizer.decode(ids), lines, blank=blank, least=least)
                 if sampled or request_state.sampled_logprobs:  # a gate asked for them
                     entropy = entropy if request_state.first_entropy is None else request_state.first_entropy
                     complete = length is not None or request_state.finish is not None
@@ -204,12 +208,12 @@ class StepMaker:
                     for tokens in range(judged + 1, whole + (not complete)):
                         so_far = confidence([*sampled, *request_state.sampled_logprobs[:tokens]], entropy)
                         if so_far and self._gate(so_far, whole=False) == "doubtful":
-                            requests.ready_s = now_s()
+                            requests.ready()
                             return len(before) + tokens, True
                     judged = max(judged, whole)
                 if length is not None:
                     break
-        requests.ready_s = now_s()
+        requests.ready()
         return length, False
 
     def drop(self, making: Making, reason: DropReason) -> None:

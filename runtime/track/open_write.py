@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from speclrm.runtime.cleanup import Leaving, to_its_end
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RequestError
 from speclrm.runtime.protocols import Role, Step
 from speclrm.runtime.tokens.steps import split_ending, step_length, whole_characters
@@ -34,6 +33,8 @@ class _Writing:
 
 class OpenWrite:
     """Holds the open write of one track, if there is one."""
+
+    __slots__ = ("_events", "_leaving", "_requests", "_writing")
 
     def __init__(self, requests: TrackRequests, events: TrackEvents, leaving: Leaving) -> None:
         self._requests = requests
@@ -74,7 +75,7 @@ class OpenWrite:
             self._writing = None
             await _left(writing)
             return None
-        self._requests.ready_s = now_s()
+        self._requests.ready()
         spent = request_state.unreported_tokens if step.ended else len(step.ids)
         self._events.written("write", step, (request_state.report(spent, kept=step.ids),))
         if request_state.over and (
@@ -123,7 +124,8 @@ class OpenWrite:
         ids, ended = split_ending(request_state.ids[taken:], tokenizer.vocabulary)
         if not ids and not ended and request_state.finish is None:
             return None
-        length = step_length(tokenizer, ids, tokenizer.decode(ids), least=self._requests.limits.min_step_tokens)
+        least = self._requests.limits.min_step_tokens
+        length = step_length(tokenizer, ids, tokenizer.decode(ids), context.line_ids, least=least)
         if length is not None and length <= most:
             ids, ended = ids[:length], False
         elif len(ids) >= most:

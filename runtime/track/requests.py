@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speclrm.runtime.clock import clock
 from speclrm.runtime.engine import Request
 from speclrm.runtime.errors import CapacityError
 from speclrm.runtime.scheduling.requests import RequestState
@@ -31,6 +32,24 @@ class TrackRequests:
     ``contexts``: the track's ids, as each model sees them. ``reservation``: of KV cache, once it has one.
     ``ready_s``: when, on the loop's clock, the track could have continued.
     """
+
+    __slots__ = (
+        "_begun",
+        "_now_s",
+        "_openings",
+        "_order",
+        "_seed",
+        "_state",
+        "_translated",
+        "contexts",
+        "lanes",
+        "limits",
+        "problem",
+        "ready_s",
+        "repeat",
+        "reservation",
+        "track",
+    )
 
     def __init__(
         self,
@@ -57,6 +76,8 @@ class TrackRequests:
         self._openings = openings
         self._state = state
         self._translated: dict[Role, tuple[Step, Sequence[int]]] = {}
+        self._begun = False
+        self._now_s = clock()
 
     @property
     def state(self) -> TrackState:
@@ -67,13 +88,19 @@ class TrackRequests:
         """The number of the next step."""
         return len(self.state.steps)
 
+    def ready(self) -> None:
+        """Notes that the track can continue now."""
+        self.ready_s = self._now_s()
+
     def name(self, kind: str, *, index: int | None = None, part: int = 0) -> str:
         """Returns the id of an operation. ``kind``: its purpose, with ``-ahead`` appended for work ahead."""
         return operation_id(self.problem, self.repeat, self.track, self.index if index is None else index, kind, part)
 
     def opening(self, role: Role) -> Sequence[int]:
         """Returns the ids that come before the first step in every request but those that write it."""
-        return () if self.state.steps else self._openings[role]
+        if not self._begun:
+            self._begun = bool(self.state.steps)
+        return () if self._begun else self._openings[role]
 
     def ids_for(self, step: Step, role: Role) -> Sequence[int]:
         """Returns the step in a model's ids. Text is encoded only for a model that did not write it, and only once."""
@@ -88,10 +115,9 @@ class TrackRequests:
 
     def append(self, step: Step) -> None:
         """Appends a committed step to all contexts."""
-        first = not self.state.steps
         for role, context in self.contexts.items():
-            if first:
-                context.append(self._openings[role])
+            if opening := self.opening(role):
+                context.append(opening)
             context.append(self.ids_for(step, role))
         self._translated.clear()
 

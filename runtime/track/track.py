@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.cleanup import Leaving
-from speclrm.runtime.clock import now_s
 from speclrm.runtime.errors import RequestError, ends_attempt, retold, told
 from speclrm.runtime.events import (
     DropReason,
@@ -17,13 +16,12 @@ from speclrm.runtime.events import (
     ModeChanged,
     OperationDropped,
     PauseReason,
-    StepCommitted,
-    StepDrafted,
     StepGated,
     StopReason,
     TrackContinued,
     TrackFinished,
     TrackPaused,
+    make_committed,
 )
 from speclrm.runtime.protocols import Role, Score, Step
 from speclrm.runtime.scheduling.controller import PROBE_REASON
@@ -57,6 +55,27 @@ READER_PATIENCE_S = 1.0
 
 class RuntimeTrack:
     """The ``Track`` that strategies' loops see, on real lanes."""
+
+    __slots__ = (
+        "_admission",
+        "_ahead",
+        "_controller",
+        "_events",
+        "_has_room",
+        "_judge",
+        "_leaving",
+        "_order",
+        "_prompts",
+        "_read_score",
+        "_record",
+        "_requests",
+        "_room",
+        "_speculate",
+        "_state",
+        "_writing",
+        "problem",
+        "repeat",
+    )
 
     def __init__(
         self,
@@ -102,6 +121,7 @@ class RuntimeTrack:
             state=state,
         )
         self._order = order
+        self._state = state
         self._events = TrackEvents(self._requests, emit, record)
         self._leaving = Leaving()
         maker = StepMaker(self._requests, self._events, strategy)
@@ -110,7 +130,7 @@ class RuntimeTrack:
 
     @property
     def state(self) -> TrackState:
-        return self._requests.state
+        return self._state()
 
     @property
     def contexts(self) -> Mapping[Role, Context]:
@@ -181,23 +201,12 @@ class RuntimeTrack:
                 self._events.emit(paced)
 
     async def draft(self) -> Step:
-        await self._writing.end()
-        await self._hold()
+        if self._writing.request_state is not None:
+            await self._writing.end()
+        if not self._may_go_on:
+            await self._hold()
         step, operations = await self._ahead.made("draft")
-        sure = step.confidence
-        self._events.emit(
-            StepDrafted(
-                **self._events.where,
-                step=step.index,
-                text=step.text,
-                ids=step.ids,
-                ended=step.ended,
-                operations=operations,
-                mean_logprob=sure and sure.mean_logprob,
-                first_entropy=sure and sure.first_entropy,
-                left=step.left,
-            )
-        )
+        self._events.drafted(step, operations)
         return step
 
     async def gate(self, step: Step, verdict: Verdict) -> None:
@@ -215,7 +224,8 @@ class RuntimeTrack:
         )
 
     async def rewrite(self, step: Step) -> Step:
-        await self._hold()
+        if not self._may_go_on:
+            await self._hold()
         new, operations = await self._ahead.made("rewrite")
         self._events.written("rewrite", new, operations)
         return new
@@ -227,7 +237,8 @@ class RuntimeTrack:
             self._ahead.begin("rewrite")
 
     async def score(self, step: Step) -> Score:
-        await self._hold()
+        if not self._may_go_on:
+            await self._hold()
         if self._prompts.scorer == "likelihood":
             return await self._score_by_likelihood(step)
         if self._judge is None:
@@ -335,8 +346,10 @@ class RuntimeTrack:
                 idle = role is Role.DRAFT and step.kind in ("write", "closing")
                 self._admission.resize(reservation, role, 0 if idle else len(context))
         self._events.emit(
-            StepCommitted(
-                **self._events.where,
+            make_committed(
+                problem=requests.problem,
+                repeat=requests.repeat,
+                track=requests.track,
                 step=step.index,
                 origin=step.kind,
                 tokens=len(step.ids) + step.removed,
@@ -345,6 +358,19 @@ class RuntimeTrack:
         )
 
     # --------------------------------------------------------------------------------------------------------- room
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether ``_hold`` would return at once, as before most requests: to ask costs less than to await."""
+        reservation = self._requests.reservation
+        return (
+            reservation is not None
+            and reservation.admitted
+            and not reservation.asked
+            and self._writing.request_state is None
+            and (self._record is None or not self._record.playing)
+            and self._has_room()
+        )
 
     async def _hold(self) -> None:
         """Waits before each request until the engines have room for this track and its events are taken.
@@ -436,8 +462,11 @@ class RuntimeTrack:
 
     async def _run(self, role: Role, purpose: Purpose, request_state: RequestState) -> None:
         try:
-            await self._requests.lanes[role].run(request_state)
+            # Not the lane's ``run``: each coroutine between the engine and the task is entered at each delta.
+            async with self._requests.lanes[role].fly(request_state) as deltas:
+                async for _ in deltas:
+                    pass
         except BaseException as error:
             self._events.drop(request_state, role, purpose, error)
             raise
-        self._requests.ready_s = now_s()
+        self._requests.ready()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import typing
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from speclrm.runtime import events
 from speclrm.runtime.events import EVENT, EventBase
@@ -108,3 +108,30 @@ def test_a_stamp_changes_the_place_in_the_run_and_nothing_else() -> None:
     assert event == events.EngineFailed(seq=7, attempt=1, t=2.5, engine="t", error="gone")
     assert EVENT.validate_json(events.to_line(event)) == event
     assert event.model_fields_set == {"seq", "attempt", "t", "engine", "error"}
+
+
+@pytest.mark.parametrize(
+    ("make", "made"),
+    [
+        (events.make_operation, OPERATION),
+        (events.make_drafted, next(one for one in SAMPLES if isinstance(one, events.StepDrafted))),
+        (events.make_scored, next(one for one in SAMPLES if isinstance(one, events.StepScored))),
+        (events.make_written, next(one for one in SAMPLES if isinstance(one, events.StepWritten))),
+        (events.make_committed, next(one for one in SAMPLES if isinstance(one, events.StepCommitted))),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_made_unchecked_is_as_what_was_checked(make: typing.Callable[..., BaseModel], made: BaseModel) -> None:
+    one, other = (make(**{name: getattr(made, name) for name in made.model_fields_set}) for _ in range(2))
+    assert one == made
+    assert one.model_dump_json() == made.model_dump_json()
+    assert list(vars(one)) == list(vars(made))
+    first = next(iter(type(made).model_fields))
+    changed = one.model_copy(update={first: "x"})
+    assert changed != one == other
+    with pytest.raises(ValidationError):
+        setattr(one, first, "x")
+    if isinstance(one, EventBase):
+        events.stamp(one, 7, 1, 2.5)
+        assert other == made
+        assert EVENT.validate_json(events.to_line(one)) == one

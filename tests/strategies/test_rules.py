@@ -132,13 +132,13 @@ def test_the_judge_is_asked_in_the_layout_that_was_chosen() -> None:
     ],
 )
 def test_a_track_ends_for_one_reason(state: TrackState, reason: str | None) -> None:
-    assert end_of_track(state, token_budget=100, step_limit=None, has_answer=lambda t: boxed(t) is not None) == reason
+    assert end_of_track(state, token_budget=100, step_limit=None, answer=lambda text, _: boxed(text)) == reason
 
 
 def test_steps_are_limited_only_where_asked() -> None:
     state = track(*(step(str(number), tokens=1) for number in range(3000)))
-    assert end_of_track(state, token_budget=8192, step_limit=None, has_answer=lambda _: False) is None
-    assert end_of_track(state, token_budget=8192, step_limit=3000, has_answer=lambda _: False) == "step_limit"
+    assert end_of_track(state, token_budget=8192, step_limit=None, answer=lambda _, before: None) is None
+    assert end_of_track(state, token_budget=8192, step_limit=3000, answer=lambda _, before: None) == "step_limit"
 
 
 def sample(**means: float | None) -> SampleState:

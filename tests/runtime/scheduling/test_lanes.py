@@ -65,6 +65,13 @@ def test_an_engine_that_writes_more_than_it_was_asked_for_is_not_believed() -> N
     assert long.ids == [1, 2]
 
 
+def test_an_engine_that_ends_for_an_unknown_reason_is_not_believed() -> None:
+    odd = RequestState(Request(id="one", prompt_ids=[65], max_tokens=2), "odd")
+    with pytest.raises(EngineError, match="Engine odd ended request one"):
+        odd.take(Delta((1,), "eos"))  # type: ignore[arg-type]
+    assert not odd.ids
+
+
 @pytest.mark.parametrize(("said", "counted"), [(-5, 0), (0, 0), (1, 1), (1 << 40, 1)])
 def test_no_engine_finds_more_of_a_prompt_than_there_is(said: int, counted: int) -> None:
     one = request_state("one")

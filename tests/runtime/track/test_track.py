@@ -48,7 +48,7 @@ def test_a_step_ends_behind_the_first_blank_line_that_follows_something_visible(
 
 def test_a_blank_line_of_two_tokens_is_cut_by_ids() -> None:
     ids = [*b"one\n\ntwo"]  # each newline a token of its own
-    assert step_length(BYTES, ids, BYTES.decode(ids)) == 5
+    assert step_length(BYTES, ids, BYTES.decode(ids), line_ids(BYTES.vocabulary)) == 5
 
 
 def test_a_text_is_cut_between_characters() -> None:
