@@ -86,9 +86,9 @@ def by_task(rule: str, gold: str, answer: str) -> bool:
     if any(float(task.score_answer(answer=text, entry=entry)) >= 1 - 1e-9 for text in tries):
         return True
     # Tasks compare texts; 12.0 for 12 or 1/2 for 2/4 are theirs to refuse only where the gold is no number. An answer that
-    # is no number either says the problem again (4 - 1 - 7) rather than solve it.
-    wanted = str(entry["answer"])
-    return notation.is_number(wanted) and notation.is_number(answer) and same(wanted, answer)
+    # is no number either, and does not end in one behind an equals sign, says the problem again (4 - 1 - 7) rather than solve it.
+    wanted, said = str(entry["answer"]), notation.clean(answer).rpartition("=")[2]
+    return notation.is_number(wanted) and notation.is_number(said) and same(wanted, answer)
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,8 @@ Each turn starts the engines anew (``SPECLRM_CPU_ENGINE`` is 1 or 0), runs each 
 prints kept tokens a second. Turns alternate (1 0 0 1), so that a machine which grows slower spoils no comparison.
 
 ``--by-tracks`` compares drafting with the target alone instead, at 1, 2 and 5 tracks of one problem: each mode in its turn on the
-same engines, forwards and backwards. ``auto`` knows nothing of the pair but what it learns in that time.
+same engines, forwards and backwards. ``auto`` knows nothing of the pair but what it learns in that time. ``--judge`` and
+``--likelihood`` are the thresholds of the two scorers: what a step's score (the mean over the digits) must reach.
 """
 
 from __future__ import annotations
@@ -30,13 +31,9 @@ MODES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "every step drafted, 8 streams": ("speculative", 4, 2, {"speculate": "always", "judge": "inline"}),
 }
 """Strategy, problems, tracks a problem, options of the recipe."""
-BY_TRACKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "alone": ("parallel", {}),
-    "always, judge": ("speculative", {"speculate": "always", "judge": "inline"}),
-    "always, likelihood": ("speculative", {"speculate": "always", "scorer": "likelihood", "score_threshold": -0.5}),
-    "auto, judge": ("speculative", {"speculate": "auto", "judge": "inline"}),
-}
 TRACKS = (1, 2, 5)
+STEP_TOKENS = 64
+"""A step at most, by tracks."""
 DATASET = "reasoning-gym:chain_sum?min_terms=3&max_terms=3&max_digits=2"
 
 
@@ -58,17 +55,29 @@ async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str,
     return rates
 
 
-async def by_tracks(target: str, draft: str, tokens: int, turns: int) -> None:
+async def by_tracks(given: argparse.Namespace) -> None:
+    judged = {"judge": "inline", "score_method": "average", "score_threshold": given.judge}
+    likely = {"scorer": "likelihood", "score_threshold": given.likelihood}
+    modes: dict[str, tuple[str, dict[str, Any]]] = {
+        "alone": ("parallel", {}),
+        "always, judge": ("speculative", {"speculate": "always", **judged}),
+        "always, likelihood": ("speculative", {"speculate": "always", **likely}),
+        "auto, judge": ("speculative", {"speculate": "auto", **judged}),
+    }
     (problem,) = load(DATASET, limit=1)
-    async with api.Runtime(target=target, draft=draft, token_budget=512, max_step_tokens=128) as runtime:
+    async with api.Runtime(
+        target=given.target, draft=given.draft, token_budget=512, max_step_tokens=STEP_TOKENS
+    ) as runtime:
         found: dict[tuple[int, str], list[float]] = {}
         accepted: dict[tuple[int, str], list[int]] = {}
+        steps: dict[tuple[int, str], list[int]] = {}
         await runtime.solve(problem, api.strategy("speculative", tracks=1, token_budget=16, speculate="always"))
-        for number in range(turns):
-            cells = [(tracks, name) for tracks in TRACKS for name in BY_TRACKS]
+        for number in range(given.turns):
+            cells = [(tracks, name) for tracks in TRACKS for name in modes]
             for tracks, name in cells if number % 2 == 0 else reversed(cells):
-                strategy, options = BY_TRACKS[name]
-                chosen = api.strategy(strategy, tracks=tracks, token_budget=tokens, closing=False, **options)
+                strategy, options = modes[name]
+                limits = {"tracks": tracks, "token_budget": given.tokens, "max_step_tokens": STEP_TOKENS}
+                chosen = api.strategy(strategy, closing=False, **limits, **options)
                 began = time.perf_counter()
                 state = await runtime.solve(problem, chosen)
                 seconds = time.perf_counter() - began
@@ -76,6 +85,7 @@ async def by_tracks(target: str, draft: str, tokens: int, turns: int) -> None:
                 origins = [step.origin for track in state.tracks.values() for step in track.steps]
                 found.setdefault((tracks, name), []).append(kept / seconds)
                 accepted.setdefault((tracks, name), []).append(origins.count("draft"))
+                steps.setdefault((tracks, name), []).append(len(origins))
                 print(
                     f"{tracks} tracks, {name}: {kept} tokens, {kept / seconds:.2f} a second, {Counter(origins)}",
                     flush=True,
@@ -83,7 +93,8 @@ async def by_tracks(target: str, draft: str, tokens: int, turns: int) -> None:
     for (tracks, name), rates in found.items():
         alone = statistics.mean(found[tracks, "alone"])
         rate = statistics.mean(rates)
-        print(f"| {tracks} | {name} | {rate:.2f} | {rate / alone:.2f} | {sum(accepted[tracks, name])} |")
+        kept, all_steps = sum(accepted[tracks, name]), sum(steps[tracks, name])
+        print(f"| {tracks} | {name} | {rate:.2f} | {rate / alone:.2f} | {kept} of {all_steps} |")
 
 
 def main() -> None:
@@ -95,9 +106,11 @@ def main() -> None:
     parser.add_argument(
         "--by-tracks", action="store_true", help="compare drafting with the target alone at 1, 2, 5 tracks"
     )
+    parser.add_argument("--judge", type=float, default=5.5)
+    parser.add_argument("--likelihood", type=float, default=-0.4)
     given = parser.parse_args()
     if given.by_tracks:
-        asyncio.run(by_tracks(given.target, given.draft, given.tokens, given.turns))
+        asyncio.run(by_tracks(given))
         return
     found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     order = [

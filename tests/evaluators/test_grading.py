@@ -248,8 +248,12 @@ async def test_a_task_judges_by_its_own_rule(grader: Grader) -> None:
     assert await grader.grade("\\text{12}", problem) == "correct"
     for number in ("12.0", "\\frac{24}{2}", "+12", "012"):
         assert await grader.grade(number, problem) == "correct"
+    for equation in ("x = 12", "24 - 5 - 7 = 12", "$-2 + 14 = 12$", "2 \\cdot 6 = 12"):
+        assert await grader.grade(equation, problem) == "correct"
     for other in ("13", "6 + 6", "24 - 5 - 7", "2 \\cdot 6"):  # the last ones say a problem again
         assert await grader.grade(other, problem) == "wrong"
+    for untrue in ("x = 13", "24 - 5 - 8 = 12"):
+        assert await grader.grade(untrue, problem) == "wrong"
 
 
 async def test_a_closed_grader_says_so() -> None:
