@@ -56,7 +56,7 @@ async def turn(target: str, draft: str, tokens: int, changed: bool) -> dict[str,
 
 
 async def by_tracks(given: argparse.Namespace) -> None:
-    judged = {"judge": "inline", "score_method": "average", "score_threshold": given.judge}
+    judged = {"score_method": "average", "score_threshold": given.judge}
     likely = {"scorer": "likelihood", "score_threshold": given.likelihood}
     modes: dict[str, tuple[str, dict[str, Any]]] = {
         "alone": ("parallel", {}),
