@@ -129,15 +129,15 @@ def wrong_track() -> Generator[None]:
 @contextmanager
 def swallowed_cancel() -> Generator[None]:
     """A request that is cancelled while it waits for a place goes on waiting."""
-    enter = EngineQueue.enter
+    wait = EngineQueue.wait
 
     async def stubborn(self: Any, request_state: Any) -> bool:
         try:
-            return await enter(self, request_state)
+            return await wait(self, request_state)
         except asyncio.CancelledError:
-            return await enter(self, request_state)
+            return await wait(self, request_state)
 
-    with patch.object(EngineQueue, "enter", stubborn):
+    with patch.object(EngineQueue, "wait", stubborn):
         yield
 
 
