@@ -66,12 +66,20 @@ class Nursery:
     def end(self) -> None:
         """Ends the process and all its engines. If it has any, this blocks until they are gone, ``GONE_LIMIT_S`` at most."""
         server, self._server = self._server, None
-        if server is not None and (pid := server._forkserver_pid) is not None:
-            engines = psutil.Process(pid).children()
-            os.kill(pid, signal.SIGKILL)  # not yet waited for, so it is no other process
+        if server is None or (pid := server._forkserver_pid) is None:
+            return
+        engines: list[psutil.Process] = []
+        with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):  # else it has ended, and its number may be another's
+                engines = psutil.Process(pid).children()
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
             server._stop()
-            psutil.wait_procs(engines, timeout=GONE_LIMIT_S)
-            reaper.sweep({pid, *(engine.pid for engine in engines)})
+        for engine in engines:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.kill()
+        psutil.wait_procs(engines, timeout=GONE_LIMIT_S)
+        reaper.sweep({pid, *(engine.pid for engine in engines)})
 
     @contextlib.contextmanager
     def forks(self, log_path: Path) -> Generator[None, None, None]:
@@ -123,9 +131,11 @@ class EngineProcess(multiprocessing.process.BaseProcess):
         super().__init__(*arguments, **named)
         self.server = server
         self._log_path = log_path
+        self._nursery = 0
         self._environment: dict[str, str] = {}
 
     def start(self) -> None:
+        self._nursery = self.server._forkserver_pid
         self._environment = dict(os.environ)
         super().start()
 
@@ -139,6 +149,8 @@ class EngineProcess(multiprocessing.process.BaseProcess):
     def run(self) -> None:
         # How a copy ends is known by the nursery alone, so none outlives it.
         ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL)
+        if os.getppid() != self._nursery:  # it was gone before we could ask
+            os._exit(1)
         os.environ.clear()
         os.environ.update(self._environment)
         log = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
