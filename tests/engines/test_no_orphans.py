@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 LIMIT_S = 10.0
-PROCESSES = 4
-"""At least: the reaper, Python's tracker of shared memory, the nursery, an engine."""
 
 
 def tree(pid: int) -> set[psutil.Process]:
@@ -21,6 +20,16 @@ def tree(pid: int) -> set[psutil.Process]:
         return set(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return set()
+
+
+def engine_is_there(processes: set[psutil.Process]) -> bool:
+    """Whether the nursery has a copy. What loads vLLM asks other programs about the machine, too."""
+    found = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            found += "forkserver" in words or "EngineCore" in words
+    return found > 1
 
 
 @pytest.mark.engine
@@ -46,10 +55,10 @@ def test_no_process_outlives_its_owner(stage: str, number: signal.Signals, tiny_
         seen = tree(owner.pid)
         deadline = time.monotonic() + 60
         # While loading: as soon as the engine's process is there, when it does not yet listen to anything.
-        while stage == "loading" and len(seen) < PROCESSES and time.monotonic() < deadline:
+        while stage == "loading" and not engine_is_there(seen) and time.monotonic() < deadline:
             time.sleep(0.2)
             seen |= tree(owner.pid)
-        assert len(seen) >= PROCESSES
+        assert engine_is_there(seen)
         owner.send_signal(number)
         gone, alive = psutil.wait_procs(seen, timeout=LIMIT_S)
         assert not alive, [process.cmdline() for process in alive]
