@@ -4,8 +4,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK ?= locks/cpu.txt
-# Processes in which the tests run.
+# Processes in which the tests run: one a core for real engines; one more for the others, of which many only wait.
 WORKERS ?= logical
+FAST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 # Where the index in use has no CPU build of torch: the address of PyTorch's own CPU index.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -43,7 +44,7 @@ types: setup
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: setup ## Tests on scripted engines
-	@$(BIN)/python -m pytest -q -m "not engine and not models and not services and not slow" -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -q -m "not engine and not models and not services and not slow" -n $(FAST_WORKERS) --dist worksteal
 
 test-engine: setup ## Tests on the real vLLM with tiny random models
 	@$(BIN)/python -m pytest -q -m "engine and not slow" -n $(WORKERS) --dist loadfile
