@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from speclrm.runtime.engine import LOGPROB_MIN, Finish
 from speclrm.runtime.errors import EngineError
-from speclrm.runtime.events import make_operation
 from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
+from speclrm.runtime.unchecked_events import make_operation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

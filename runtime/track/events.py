@@ -12,10 +12,8 @@ from speclrm.runtime.events import (
     Scorer,
     StopReason,
     WriteKind,
-    make_drafted,
-    make_scored,
-    make_written,
 )
+from speclrm.runtime.unchecked_events import make_drafted, make_scored, make_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,6 @@ from speclrm.runtime.events import (
     TrackContinued,
     TrackFinished,
     TrackPaused,
-    make_committed,
 )
 from speclrm.runtime.protocols import Role, Score, Step
 from speclrm.runtime.scheduling.controller import PROBE_REASON
@@ -35,6 +34,7 @@ from speclrm.runtime.track.events import TrackEvents
 from speclrm.runtime.track.generate import StepMaker
 from speclrm.runtime.track.open_write import OpenWrite
 from speclrm.runtime.track.requests import TrackRequests
+from speclrm.runtime.unchecked_events import make_committed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

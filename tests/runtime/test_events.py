@@ -5,7 +5,7 @@ import typing
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from speclrm.runtime import events
+from speclrm.runtime import events, unchecked_events
 from speclrm.runtime.events import EVENT, EventBase
 
 OPERATION = events.Operation(
@@ -113,11 +113,11 @@ def test_a_stamp_changes_the_place_in_the_run_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("make", "made"),
     [
-        (events.make_operation, OPERATION),
-        (events.make_drafted, next(one for one in SAMPLES if isinstance(one, events.StepDrafted))),
-        (events.make_scored, next(one for one in SAMPLES if isinstance(one, events.StepScored))),
-        (events.make_written, next(one for one in SAMPLES if isinstance(one, events.StepWritten))),
-        (events.make_committed, next(one for one in SAMPLES if isinstance(one, events.StepCommitted))),
+        (unchecked_events.make_operation, OPERATION),
+        (unchecked_events.make_drafted, next(one for one in SAMPLES if isinstance(one, events.StepDrafted))),
+        (unchecked_events.make_scored, next(one for one in SAMPLES if isinstance(one, events.StepScored))),
+        (unchecked_events.make_written, next(one for one in SAMPLES if isinstance(one, events.StepWritten))),
+        (unchecked_events.make_committed, next(one for one in SAMPLES if isinstance(one, events.StepCommitted))),
     ],
     ids=lambda one: type(one).__name__,
 )
