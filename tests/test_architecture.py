@@ -31,6 +31,7 @@ SHARED = (
     "seeds",
     "settings",
     "state",
+    "unchecked_events",
 )
 """Modules of the runtime that every wing in it may use."""
 INSIDE = {
