@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from speclrm.app import original_faults
 from speclrm.app.engines import Engines, MakeEngines, make_engines, open_runtime
 from speclrm.app.progress import Notify, note, quiet
-from speclrm.app.settings_diff import SELECTED, digest
+from speclrm.app.settings_diff import SELECTED, UNRECORDED, digest
 from speclrm.app.simulation import is_simulated_dataset, simulated_problems
 from speclrm.app.thresholds import kept_threshold
 from speclrm.evaluators.answers import find_answer, finished_answer
@@ -136,7 +136,7 @@ def recorded_strategy(
 ) -> tuple[Family, int | None]:
     """Returns the strategy and the seed of a run's configuration, with some options of the recipe set anew."""
     recipe, seed = config.get("recipe"), config.get("seed")
-    given: dict[str, Any] = {**recipe} if isinstance(recipe, dict) else {}
+    given: dict[str, Any] = {**UNRECORDED, **recipe} if isinstance(recipe, dict) else {}
     chosen = make_strategy(str(config["strategy"]), **{**given, **(settings or {})})
     return chosen, seed if isinstance(seed, int) else None
 

@@ -62,6 +62,9 @@ FACTS = (
 )
 """What a configuration says beside the settings: what they came to, and on what."""
 
+UNRECORDED: dict[str, JsonValue] = {"ties": "first"}
+"""Options of a recipe that older runs do not record, with what those runs did."""
+
 Changes = dict[str, "tuple[JsonValue, JsonValue]"]
 
 
@@ -78,14 +81,14 @@ def key(config: Mapping[str, JsonValue], *effects: Effect) -> str:
         value = config.get(name)
         values[name] = defaults.get(name) if value is None else value
     if "recipe" in values:
-        values["recipe"] = _recipe_defaults() | (values["recipe"] or {})
+        values["recipe"] = recipe(config)
     return json.dumps(values, sort_keys=True)
 
 
 def recipe(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """The options of a run's strategy, those that are not recorded at their defaults."""
+    """The options of a run's strategy, those that are not recorded as older runs had them, or at their defaults."""
     recorded = config.get("recipe")
-    return _recipe_defaults() | (recorded if isinstance(recorded, dict) else {})
+    return _recipe_defaults() | UNRECORDED | (recorded if isinstance(recorded, dict) else {})
 
 
 def differing(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue], *effects: Effect) -> Changes:
@@ -147,7 +150,7 @@ def _compared(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     left_out = {*having("place", "problems"), *Recipe.model_fields, "recipe", *FACTS}
     flat = {name: value for name, value in config.items() if name not in left_out}
     recipe = config.get("recipe")
-    return flat | (recipe if isinstance(recipe, dict) else {})
+    return flat | (UNRECORDED | recipe if isinstance(recipe, dict) else {})
 
 
 def _defaults() -> dict[str, JsonValue]:

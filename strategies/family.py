@@ -177,4 +177,4 @@ class Family(ABC):
         return enough(sample, self.recipe.fast)
 
     def vote(self, sample: SampleState, classes: Sequence[Sequence[str]]) -> str | None:
-        return original.vote(sample) if self._original else vote(sample, classes)
+        return original.vote(sample) if self._original else vote(sample, classes, self.recipe.ties)

@@ -16,6 +16,7 @@ from speclrm.strategies.plan import PlanKind
 from speclrm.strategies.prompts import JudgeLayout
 from speclrm.strategies.scoring import ScoreMethod
 from speclrm.strategies.stopping import Fast
+from speclrm.strategies.voting import Ties
 
 PromptStyle = Literal["chat", "raw"]
 Fidelity = Literal["none", "original"]
@@ -80,6 +81,14 @@ class Recipe(BaseModel):
             shown="off: all tracks finish",
         ),
     ] = None
+    ties: Annotated[
+        Ties,
+        Option(
+            "Winner among tracks with the same mean score: the shortest, or the first that ended.",
+            STRATEGY,
+            source="short-m@k, arXiv 2505.17813",
+        ),
+    ] = "shortest"
     speculate: Annotated[
         Speculate,
         Option(

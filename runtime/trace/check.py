@@ -43,7 +43,10 @@ from speclrm.runtime.events import (
 from speclrm.runtime.trace.checked_samples import CheckedSample, CheckedTrack, PendingStep, original_winner, winner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from pydantic import JsonValue
 
 VIOLATIONS_MAX = 1_000
 """Violations that are kept; the others are counted."""
@@ -314,8 +317,10 @@ class Checker:
         if event.leader is not None and event.leader not in named:
             self._wrong("vote", f"{event.leader} leads without a vote")
         elif self._fidelity is not None and named:
-            rule = winner if self._fidelity == "none" else original_winner
-            leader = rule(event.classes, sample.tracks)
+            if self._fidelity == "none":
+                leader = winner(event.classes, sample.tracks, shortest=self._recipe.get("ties") == "shortest")
+            else:
+                leader = original_winner(event.classes, sample.tracks)
             if event.leader != leader:
                 self._wrong("vote", f"{event.leader} leads; by the votes and scores it is {leader}")
         sample.classes, sample.leader = event.classes, event.leader
@@ -323,9 +328,13 @@ class Checker:
     @property
     def _fidelity(self) -> Literal["none", "original"] | None:
         """Returns whose rule chooses the winner, of the two that are known here; None if that is not recorded."""
-        recipe = self._run.config.get("recipe") if self._run else None
-        fidelity = recipe.get("fidelity") if isinstance(recipe, dict) else None
+        fidelity = self._recipe.get("fidelity")
         return fidelity if fidelity in ("none", "original") else None
+
+    @property
+    def _recipe(self) -> Mapping[str, JsonValue]:
+        recipe = self._run.config.get("recipe") if self._run else None
+        return recipe if isinstance(recipe, dict) else {}
 
     def _finish_sample(self, event: SampleFinished, sample: CheckedSample) -> None:
         sample.done = True

@@ -86,18 +86,21 @@ class CheckedSample:
         }
 
 
-def winner(classes: tuple[tuple[str, ...], ...], tracks: Mapping[str, CheckedTrack]) -> str:
-    """Returns the winner: of the only largest class of more than one, else of all, the best mean score, then the
-    first to end. A track without scores comes after those with some.
+def winner(classes: tuple[tuple[str, ...], ...], tracks: Mapping[str, CheckedTrack], *, shortest: bool) -> str:
+    """Returns the winner: of the only largest class of more than one, else of all, the best mean score, then the fewest
+    tokens and the first of the plan if ``shortest``, else the first to end. A track without scores comes after those
+    with some.
     """
     sizes = sorted(map(len, classes), reverse=True)
     alone = sizes[0] > 1 and (len(sizes) == 1 or sizes[0] > sizes[1])
     names = [name for members in classes if not alone or len(members) == sizes[0] for name in members]
     nobody = CheckedTrack()
+    plan = {name: place for place, name in enumerate(tracks)}
 
-    def rank(name: str) -> tuple[float, int]:
+    def rank(name: str) -> tuple[float, int, int]:
         track = tracks.get(name, nobody)
-        return math.inf if track.mean is None else -track.mean, track.place
+        after = (track.tokens, plan.get(name, -1)) if shortest else (0, track.place)
+        return math.inf if track.mean is None else -track.mean, *after
 
     return min(names, key=rank)
 

@@ -16,8 +16,8 @@ from engines.tiny_models import make_tokenizer
 from speclrm.api import Runtime, strategy
 from speclrm.app.options import EngineOptions, RunOptions
 from speclrm.app.provenance import BATCH_INVARIANT, provenance, reproducibility
-from speclrm.app.resolve import resolve
-from speclrm.app.settings_diff import changed_models, changes
+from speclrm.app.resolve import recorded_strategy, resolve
+from speclrm.app.settings_diff import changed_models, changes, key, recipe
 from speclrm.app.weights import weights
 from speclrm.evaluators.datasets import load, origin
 from speclrm.runtime.engines.vllm_arguments import arguments
@@ -332,6 +332,15 @@ def test_runs_of_older_versions_are_compared_by_what_they_recorded() -> None:
     assert (
         changes(new, {**other, "engines": {}, "devices": [], "driver": "1", "data": {}, "reproducibility": "?"}) == {}
     )
+
+
+def test_a_run_that_recorded_no_rule_for_ties_keeps_the_one_of_its_time() -> None:
+    today: Any = {"strategy": "parallel", "seed": 0, "recipe": strategy("parallel").recipe.model_dump(mode="json")}
+    older: Any = {**today, "recipe": {name: value for name, value in today["recipe"].items() if name != "ties"}}
+    ties = [recorded_strategy(config)[0].recipe.ties for config in (today, older)]
+    assert ties == [recipe(config)["ties"] for config in (today, older)] == ["shortest", "first"]
+    assert changes(older, today)["ties"] == ("first", "shortest")
+    assert key(older, "method") != key(today, "method")
 
 
 async def test_a_program_records_the_same_of_its_engines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import MappingProxyType
 
@@ -155,12 +156,24 @@ def sample(**means: float | None) -> SampleState:
         ([["a"], ["b"]], {"a": 7.0, "b": 8.0}, "b"),  # all differ: the best mean
         ([["a", "b"], ["c", "d"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0}, "c"),  # no unique majority
         ([["a", "b"], ["c", "d"], ["e"]], {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.0, "e": 9.0}, "e"),
-        ([["a"], ["b"]], {"a": None, "b": None}, "a"),  # no scores: the first to finish
+        ([["a"], ["b"]], {"a": None, "b": None}, "a"),  # no scores, as many tokens: the first of the plan
         ([["a"], ["b"]], {"a": None, "b": -2.5}, "b"),  # likelihoods are under 0, and no score is none of them
     ],
 )
 def test_the_vote(classes: list[list[str]], means: dict[str, float | None], winner: str | None) -> None:
     assert vote(sample(**means), classes) == winner
+
+
+def test_among_equals_the_chain_of_fewest_tokens_wins_whatever_the_order_of_their_ends() -> None:
+    tracks = {
+        name: TrackState(name, steps=(step(score=mean, tokens=tokens),), tokens=tokens)
+        for name, mean, tokens in (("a", 7.0, 30), ("b", 7.0, 20), ("c", 7.0, 20), ("d", 6.0, 5))
+    }
+    for ends in itertools.permutations(tracks):
+        state = SampleState("p", 0, tracks=MappingProxyType(tracks), finished_tracks=ends)
+        assert vote(state, [[name] for name in ends]) == "b"
+        assert vote(state, [["d"], [name for name in ends if name != "d"]]) == "b"
+        assert vote(state, [[name] for name in ends], "first") == next(name for name in ends if name != "d")
 
 
 def test_a_rewritten_step_counts_as_the_best_of_its_scorers_scale_in_the_vote() -> None:

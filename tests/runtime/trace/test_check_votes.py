@@ -122,10 +122,11 @@ def voted(chosen: Family, ends: Sequence[tuple[str, str | None, list[float | Non
     ("options", "scale"),
     [
         ({"scorer": "judge"}, (0.0, 9.0)),
+        ({"ties": "first"}, (0.0, 9.0)),
         ({"scorer": "likelihood"}, (-3.0, 0.0)),
         ({"fidelity": "original"}, (0.0, 9.0)),
     ],
-    ids=["judge", "likelihood", "original"],
+    ids=["judge", "first", "likelihood", "original"],
 )
 @settings(KEPT, max_examples=80)
 @given(data=st.data())
@@ -181,6 +182,7 @@ OPTIONS: dict[str, Sequence[Any]] = {
     "step_limit": (None, None, 3),
     "closing": (True, False),
     "duplicates": (True, False),
+    "ties": ("shortest", "first"),
     "prompt_style": ("chat", "raw"),
     "fidelity": ("none", "none", "original"),
     "tracks": (1, 2, 3, 5, 7),
