@@ -99,8 +99,8 @@ def winner(classes: tuple[tuple[str, ...], ...], tracks: Mapping[str, CheckedTra
 
     def rank(name: str) -> tuple[float, int, int]:
         track = tracks.get(name, nobody)
-        after = (track.tokens, plan.get(name, -1)) if shortest else (0, track.place)
-        return math.inf if track.mean is None else -track.mean, *after
+        mean = math.inf if track.mean is None else -track.mean
+        return (mean, track.tokens, plan.get(name, -1)) if shortest else (mean, 0, track.place)
 
     return min(names, key=rank)
 
