@@ -98,7 +98,7 @@ class Recipe(BaseModel):
     draft_ahead: Annotated[
         WorkAhead,
         Option(
-            "Draft the next step while a score is pending; auto: if most drafts pass and the engines have capacity.",
+            "Draft the next step while a score is pending; auto: if --speculate auto forecasts a gain.",
             DRAFTS,
             source="docs/scheduling.md",
         ),
@@ -106,7 +106,7 @@ class Recipe(BaseModel):
     rewrite_ahead: Annotated[
         WorkAhead,
         Option(
-            "Start the rewrite while a score is pending; auto: if most drafts pass and the engines have capacity.",
+            "Start the rewrite while a score is pending; auto: if --speculate auto forecasts a gain.",
             DRAFTS,
             source="docs/scheduling.md",
         ),

@@ -39,8 +39,6 @@ WITHOUT: Mapping[str, float] = {
     "probes": 0,
     "probe_share": 1.0,
     "try_again": 10**9,
-    "eager_acceptance": 0.0,
-    "eager_cost": 1e9,
 }
 """The value at which each number has no effect, or the farthest one that makes sense."""
 CHANGED = 0.002

@@ -2,9 +2,10 @@
 
     python benchmarks/studies/pacing.py [--tracks 20] [--acceptance .72,.86] [--seeds 0,1,2] [--budget 768]
 
-Drafting every step over the target alone, with and without a pace: closed sets of tracks to their end, and the steady rate with
-four times as many problems as places, while all places are taken. Problems have one track or five: with five, a place stays
-taken until the slowest of them ends. Steps have 32 tokens each, or 16 to 60. One line a case: the mean over seeds.
+Drafting every step over the target alone, without a pace, with one, and with one and work ahead of scores: closed sets of tracks
+to their end, and the steady rate with four times as many problems as places, while all places are taken. Problems have one
+track or five: with five, a place stays taken until the slowest of them ends. Steps have 32 tokens each, or 16 to 60. One line a
+case: the mean over seeds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSe
 from speclrm.runtime.protocols import Role
 
 NAMES = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+WAYS = ("free", "paced", "ahead")
 LENGTHS = {"equal": (32.0, 32.0, 32.0), "varied": (16.0, 30.0, 60.0)}
 """Quantiles of step lengths."""
 
@@ -29,30 +31,31 @@ def simulate(
     acceptance: float,
     tracks: int,
     each: int,
-    mode: str,
+    way: str,
     *,
     times: int,
     lengths: str,
     seed: int,
     budget: int,
-    paced: bool,
 ) -> tuple[float, float]:
-    """Kept tokens a virtual second, and draft iterations to one of the target. ``mode``: alone or always."""
+    """Kept tokens a virtual second, and draft iterations to one of the target. ``way``: alone, or one of ``WAYS``."""
     quantiles = LENGTHS[lengths]
     settings = WorldSettings(
         (acceptance,), steps=2000, judge_error=0.0, draft_lengths=quantiles, target_lengths=quantiles
     )
     world = SimulatedWorld(settings, seed)
     options: dict[str, Any] = {"tracks": each, "plan": "plain", "token_budget": budget, "closing": False}
-    if mode == "alone":
+    if way == "alone":
         chosen = make_strategy("parallel", **options)
     else:
-        chosen = make_strategy("speculative", judge="inline", speculate=mode, **options)
+        ahead = "always" if way == "ahead" else "never"
+        options |= {"speculate": "always", "draft_ahead": ahead, "rewrite_ahead": ahead}
+        chosen = make_strategy("speculative", judge="inline", **options)
     fold = Steady()
 
     places = max(1, tracks // each)
     engines = simulate_run(
-        chosen, world, NAMES, fold, problems=places * times, concurrency=places, shared=True, seed=seed, paced=paced
+        chosen, world, NAMES, fold, problems=places * times, concurrency=places, shared=True, seed=seed, paced=way != "free"
     )
     iterations = {role: engine.iterations for role, engine in engines.items()}
     summary = fold.summary()
@@ -69,23 +72,24 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=768, help="tokens a track")
     given = parser.parse_args()
     seeds = [int(one) for one in given.seeds.split(",")]
-    print(f"{'acceptance':>10}{'problems':>10}{'steps':>8}{'set':>8}{'free':>7}{'paced':>7}{'draft iterations':>20}")
+    heads = "".join(f"{way:>7}" for way in WAYS)
+    print(f"{'acceptance':>10}{'problems':>10}{'steps':>8}{'set':>8}{heads}{'draft iterations':>24}")
     cases = product(map(float, given.acceptance.split(",")), (1, 5), LENGTHS, (1, STEADY))
     for acceptance, each, lengths, times in cases:
-        ratios: dict[bool, list[float]] = {False: [], True: []}
-        drafted: dict[bool, list[float]] = {False: [], True: []}
+        ratios: dict[str, list[float]] = {way: [] for way in WAYS}
+        drafted: dict[str, list[float]] = {way: [] for way in WAYS}
         for seed in seeds:
             common: dict[str, Any] = {"times": times, "lengths": lengths, "seed": seed, "budget": given.budget}
-            alone, _ = simulate(acceptance, given.tracks, each, "alone", paced=False, **common)
-            for paced in (False, True):
-                rate, iterations = simulate(acceptance, given.tracks, each, "always", paced=paced, **common)
-                ratios[paced].append(rate / alone)
-                drafted[paced].append(iterations)
+            alone, _ = simulate(acceptance, given.tracks, each, "alone", **common)
+            for way in WAYS:
+                rate, iterations = simulate(acceptance, given.tracks, each, way, **common)
+                ratios[way].append(rate / alone)
+                drafted[way].append(iterations)
         place = f"{max(1, given.tracks // each)} x {each}"
-        many = f"{mean(drafted[False]):.1f} -> {mean(drafted[True]):.1f}"
+        many = " -> ".join(f"{mean(drafted[way]):.1f}" for way in WAYS)
         print(
             f"{acceptance:>10}{place:>10}{lengths:>8}{'steady' if times > 1 else 'closed':>8}"
-            f"{mean(ratios[False]):>7.2f}{mean(ratios[True]):>7.2f}{many:>20}",
+            f"{''.join(f'{mean(ratios[way]):>7.2f}' for way in WAYS)}{many:>24}",
             flush=True,
         )
 

@@ -84,15 +84,23 @@ def lateness(tracks: float, spread: float, drafted: float, left: float) -> float
     return most * spread * ((drafted + left) ** 0.5 - drafted**0.5) / left
 
 
+def _either(others: float, itself: float) -> float:
+    """Returns the chance that the other engine works for another track, or ahead for the same one."""
+    return others + (1 - others) * itself
+
+
 def predict(
     groups: Sequence[Group],
     shape: StepShape,
     target: EngineCosts,
     draft: EngineCosts | None,
     interval_s: float = 0.0,
+    *,
+    ahead: bool = False,
 ) -> Prediction:
     """Predicts the rate of these tracks on these engines. ``interval_s``: from the beginning of one iteration of the draft to
-    that of the next, at least. Raises ValueError if a group speculates without a draft.
+    that of the next, at least. ``ahead``: while a score is on its way, the next draft and the rewrite are begun, of which one
+    is needed. Raises ValueError if a group speculates without a draft.
     """
     writing = sum((group.tracks for group in groups if group.acceptance is None), 0.0)
     guessing = [(group.tracks, group.acceptance) for group in groups if group.acceptance is not None]
@@ -104,44 +112,53 @@ def predict(
     t = target.w + target.p + target.k * shape.context
     d = 0.0 if draft is None else draft.w + draft.p + draft.k * shape.context
     light = single = t
+    early = shape.scores if ahead else 0.0
     rate = decoding = drafting = spread = 0.0
     for _ in range(ROUNDS):
         rate = writing / t
         decoding = writing
-        drafting = draft_reads = scores = reads = spread = 0.0
+        drafting = draft_reads = scores = reads = at_both = spread = 0.0
         for tracks, accepted in guessing:
             # A request of the other engine's reply waits half an iteration, on average, for the next one to begin; a rewrite
             # a whole one: it follows a score, and by the time it arrives the next iteration has begun.
             draft_tokens = accepted * shape.drafted + (1 - accepted) * shape.lost
             draft_s = (draft_tokens + 0.5) * d + draft_request_s
-            score_s = shape.scores * (1.5 * t + target.request_s)
+            wait_s = 1.5 * t + target.request_s
+            score_s = shape.scores * wait_s
             rewrite_s = (1 - accepted) * (shape.written * t + max(t, target.request_s))
-            cycle_s = draft_s + score_s + rewrite_s
+            draft_early_s = early * min(wait_s, draft_s)
+            rewrite_early_s = early * min(wait_s, shape.written * t)
+            cycle_s = draft_s + score_s + rewrite_s - accepted * draft_early_s - (1 - accepted) * rewrite_early_s
             cycles = tracks / cycle_s
             # Who is late is among few in the end: between an iteration now and one of a single track.
             late_s = shape.written * (t * light) ** 0.5
             spread += tracks / speculating * (accepted * (1 - accepted)) ** 0.5 * late_s / cycle_s
             tokens = accepted * shape.drafted + (1 - accepted) * shape.written
             rate += cycles * tokens
-            decoding += cycles * rewrite_s
-            drafting += cycles * draft_s
+            decoding += cycles * (rewrite_s + accepted * rewrite_early_s)
+            drafting += cycles * (draft_s + (1 - accepted) * draft_early_s)
+            at_both += cycles * draft_early_s
             scores += cycles * shape.scores
-            reads += cycles * (shape.scores * shape.read_score + (1 - accepted) * shape.read_rewrite)
+            rewrites = 1 - accepted + accepted * early
+            reads += cycles * (shape.scores * shape.read_score + rewrites * shape.read_rewrite)
             draft_reads += cycles * shape.read_draft
         # Each track there sees itself and its share of the others.
         beside = max(0.0, everyone - 1) / everyone if everyone else 0.0
         seen = max(1.0, 1.0 + decoding * beside) if decoding + scores else 1.0
         next_t = target.w + target.p * (seen + reads * t) + target.k * shape.context * (seen + scores * t)
-        target_busy = min(1.0, decoding + scores * 1.5 * t)
+        asked = decoding + scores * 1.5 * t
+        target_busy = min(1.0, asked)
         next_d = 0.0
         if draft is not None:
             seen_d = max(1.0, 1.0 + drafting * beside)
             next_d = draft.w + draft.p * (seen_d + draft_reads * d) + draft.k * shape.context * seen_d
-            next_d *= 1.0 + draft.slowdown * target_busy * beside
+            busy = _either(target_busy * beside, at_both / drafting if drafting else 0.0)
+            next_d *= 1.0 + draft.slowdown * busy
             works = min(1.0, next_d / interval_s) if interval_s else 1.0
             # The seconds in which both work count at the speed that is left, those between at full speed.
             left = 1.0 / (1.0 + target.slowdown)
-            speed = 1.0 - (1.0 - left) * works * min(1.0, drafting * beside)
+            busy = _either(min(1.0, drafting * beside), min(1.0, at_both / asked) if asked else 0.0)
+            speed = 1.0 - (1.0 - left) * works * busy
             next_t /= speed
             light = single / speed
             next_d = max(next_d, interval_s)

@@ -210,10 +210,17 @@ class Controller:
         return pace(Snapshot(tracks, accepted, shape, target, draft))
 
     def _predict(
-        self, groups: Sequence[Group], shape: StepShape, target: EngineCosts, draft: EngineCosts
+        self,
+        groups: Sequence[Group],
+        shape: StepShape,
+        target: EngineCosts,
+        draft: EngineCosts,
+        *,
+        ahead: bool = False,
     ) -> Prediction:
         """At the pace that the draft would have then."""
-        return predict(groups, shape, target, draft, self._best_pace(groups, shape, target, draft).interval_s)
+        interval_s = self._best_pace(groups, shape, target, draft).interval_s
+        return predict(groups, shape, target, draft, interval_s, ahead=ahead)
 
     def decide(self, name: str, repeat: int, track: str) -> Decision:
         """Returns what this track does next. Raises KeyError for a track that was not seen to start."""
@@ -331,13 +338,9 @@ class Controller:
             if change:
                 self._turn(problem)
             problem.reason = self._reason(problem)
-        load = self._predict(self._groups(admitted, lambda p: p.speculates), shape, target, draft)
-        self._eager = (
-            self._experience.verdicts.mean >= self._settings.eager_acceptance
-            and draft.slowdown + target.slowdown < self._settings.eager_cost
-            and (target.p + target.k * shape.context) * load.target_load < self._settings.eager_cost * target.w
-            and (draft.p + draft.k * shape.context) * load.draft_load < self._settings.eager_cost * draft.w
-        )
+        drafting = self._groups(admitted, lambda p: p.speculates)
+        in_turn, ahead = (self._predict(drafting, shape, target, draft, ahead=one).rate for one in (False, True))
+        self._eager = ahead > in_turn * (1 if self._eager else least)
 
     def _late(self, tracks: float, spread: float) -> float:
         """By what share the slowest of so many tracks is later than the mean one if they speculate from now on."""

@@ -18,7 +18,9 @@ class ControllerSettings:
     moved: float = 0.25
     """Share of the tracks that may begin or end, or by which verdicts may become more, before it is decided anew at once."""
     margin: float = 0.05
-    """Share by which another choice must be predicted to be better than the present one before any problem changes."""
+    """Share by which another choice must be predicted to be better than the present one before any problem changes, and work
+    ahead of scores before it begins.
+    """
     change_steps: float = 1.0
     """Steps that a change costs a track: what is being written is broken off."""
     tail: float = 0.8
@@ -45,7 +47,3 @@ class ControllerSettings:
     """Steps of a problem after which one that was turned off may be turned on again, and steps of a track after which it is
     probed though there is little hope; twice as many after each time.
     """
-    eager_acceptance: float = 0.6
-    """Acceptance of all drafts from which on work is done ahead of scores."""
-    eager_cost: float = 0.25
-    """Share of an iteration's own cost under which all that grows with the load must be for work ahead."""

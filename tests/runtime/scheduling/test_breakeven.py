@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,38 @@ def test_what_a_request_takes_on_its_way_counts_for_drafts_and_scores_and_not_fo
     assert EQUAL.drafted / found.rate == pytest.approx(EQUAL.drafted / bare.rate + 0.02 + 0.03)
     alone = [predict([Group(1, None)], EQUAL, one, None).rate for one in (target, EngineCosts(0.01))]
     assert alone[0] == alone[1]
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 1.0])
+def test_work_ahead_saves_one_track_the_wait_for_its_score(acceptance: float) -> None:
+    """The next draft or the rewrite, whichever is needed, began when the score was requested."""
+    target, draft = EngineCosts(0.01, request_s=0.02), EngineCosts(0.001, request_s=0.03)
+    steps_s = [
+        EQUAL.drafted / predict([Group(1, acceptance)], EQUAL, target, draft, ahead=ahead).rate
+        for ahead in (False, True)
+    ]
+    assert steps_s[0] - steps_s[1] == pytest.approx(1.5 * 0.01 + 0.02)
+
+
+@pytest.mark.parametrize(("slowdown", "least", "most"), [(0.0, 1.04, 1.5), (1.0, 0.9, 1.05)])
+def test_work_ahead_of_one_track_slows_its_own_score_on_a_shared_device(
+    slowdown: float, least: float, most: float
+) -> None:
+    target, draft = EngineCosts(0.01, slowdown=slowdown), EngineCosts(0.001, slowdown=slowdown)
+    for accepted in (0.0, 0.5, 1.0):
+        groups = [Group(1, accepted)]
+        in_turn, ahead = (predict(groups, EQUAL, target, draft, ahead=one).rate for one in (False, True))
+        assert least < ahead / in_turn < most
+
+
+def test_work_ahead_costs_where_engines_are_full_and_changes_nothing_without_a_score() -> None:
+    def gain(tracks: int, shape: StepShape = EQUAL) -> float:
+        groups = [Group(tracks, 0.7)]
+        return predict(groups, shape, QWQ, R1, ahead=True).rate / predict(groups, shape, QWQ, R1).rate
+
+    assert gain(5) > gain(20) > 1.03
+    assert gain(200) < 1
+    assert gain(5, replace(EQUAL, scores=0.0)) == 1
 
 
 def test_the_slowest_of_many_tracks_is_later_and_least_where_they_are_uneven_already() -> None:

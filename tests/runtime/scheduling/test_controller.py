@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Collector, make_strategy, parts
 
+from speclrm.api import strategy
+from speclrm.benchmarks.virtual_run import simulate_run
 from speclrm.runtime.clock import now_s, run_virtual
 from speclrm.runtime.engine import EngineStats
 from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
@@ -378,3 +380,17 @@ def test_each_change_of_a_track_is_one_event_with_its_reason(acceptance: float, 
     assert collector.of(ModeChanged)
     drafted = sum(origin != "write" for steps in origins.values() for origin in steps)
     assert (drafted / sum(map(len, origins.values())) > 0.5) == pays
+
+
+@pytest.mark.parametrize(
+    ("tracks", "shared", "ahead"), [(1, False, True), (5, False, True), (5, True, True), (1, True, False)]
+)
+def test_work_is_done_ahead_of_scores_where_the_forecast_gains_by_it(tracks: int, shared: bool, ahead: bool) -> None:
+    """One track on a shared device would only slow its own scores."""
+    world = SimulatedWorld(WorldSettings((0.86,), steps=60, steps_spread=0.0, judge_error=0.0))
+    names = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+    collector = Collector()
+    chosen = strategy("speculative", tracks=tracks, judge="inline")
+    simulate_run(chosen, world, names, collector, problems=1, concurrency=1, shared=shared, seed=0)
+    assert ("eager" in {event.mode for event in collector.of(ModeChanged)}) == ahead
+    assert collector.of(StepDrafted)

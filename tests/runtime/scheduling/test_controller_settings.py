@@ -28,8 +28,6 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "probes": 8,
         "probe_share": 0.01,
         "try_again": 64,
-        "eager_acceptance": 0.6,
-        "eager_cost": 0.25,
     }
 
 
