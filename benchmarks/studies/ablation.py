@@ -34,9 +34,12 @@ WITHOUT: Mapping[str, float] = {
     "verdicts_others": 0.5,
     "verdicts_max": 1e9,
     "favour": 0.0,
+    "stay": 0.5,
+    "crowd": 10**9,
     "hope": 0.0,
     "hope_gain": 0.0,
     "probes": 0,
+    "probe_tracks": 0.0,
     "probe_share": 1.0,
     "try_again": 10**9,
 }

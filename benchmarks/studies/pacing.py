@@ -55,7 +55,15 @@ def simulate(
 
     places = max(1, tracks // each)
     engines = simulate_run(
-        chosen, world, NAMES, fold, problems=places * times, concurrency=places, shared=True, seed=seed, paced=way != "free"
+        chosen,
+        world,
+        NAMES,
+        fold,
+        problems=places * times,
+        concurrency=places,
+        shared=True,
+        seed=seed,
+        paced=way != "free",
     )
     iterations = {role: engine.iterations for role, engine in engines.items()}
     summary = fold.summary()

@@ -190,7 +190,7 @@ class Controller:
         target, draft = (self._fits[role].costs for role in (Role.TARGET, Role.DRAFT))
         if target is None or draft is None:
             return None
-        groups = self._groups(1.0, lambda p: everybody or p.speculates)
+        groups = self._groups(1.0, lambda p: everybody or p.speculates, self._expected)
         chosen = self._best_pace(groups, self._shape, target, draft)
         if chosen.iterations == self._pace.iterations:
             return None
@@ -242,7 +242,10 @@ class Controller:
             late = self.budget and 2 * problem.committed[track] > self.budget
             return known.steps_of(problem, track) >= problem.try_at and not late and not known.probing
         if not problem.committed[track]:  # the first step costs least: nothing that is being written is broken off
-            return self._probes < max(self._settings.probes, self._settings.probe_share * known.steps)
+            settings = self._settings
+            return self._probes < max(
+                settings.probes, settings.probe_tracks * self._decided_tracks, settings.probe_share * known.steps
+            )
         steps = max(problem.since / len(problem.tracks), known.steps_a_track(self.budget))
         return problem.tried[track] < int(self._settings.probe_share * steps)
 
@@ -258,7 +261,23 @@ class Controller:
 
     def _acceptance(self, problem: Problem) -> float:
         """In steps of 0.05: nothing finer is known. What is uncertain is seen with some favour, since drafting tells more."""
-        return round(self._experience.acceptance(problem, self._settings.favour) * 20) / 20
+        return round(self._experience.acceptance(problem, self._favour(problem)) * 20) / 20
+
+    def _expected(self, problem: Problem) -> float:
+        """The same without favour."""
+        return round(self._experience.acceptance(problem, 0.0) * 20) / 20
+
+    def _favour(self, problem: Problem) -> float:
+        """In standard deviations."""
+        known, settings = self._experience, self._settings
+        if not self._crowded:
+            return settings.stay if problem.speculates else settings.favour
+        begun = known.steps or known.verdicts.count > settings.prior_verdicts
+        return settings.favour if problem.speculates or not begun else 0.0
+
+    @property
+    def _crowded(self) -> bool:
+        return self._decided_tracks >= self._settings.crowd
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -318,27 +337,31 @@ class Controller:
             late = self._late(share * tracks * admitted, found.spread) if share else 0.0
             return found.rate / alone * (1 - share * late / (1 + late)) * (1 - changed * dear)
 
+        hope_gain = self._settings.margin if self._crowded else self._settings.hope_gain
+
         def hoped_for(twentieths: int) -> bool:
-            return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + self._settings.hope_gain
+            return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + hope_gain
 
         self.worth_a_try = bisect_left(range(21), True, key=hoped_for) / 20
         worths: dict[float, float] = {}
+        shares: dict[float, float] = {}
         for bound in {NEVER, *(self._acceptance(problem) for problem in self._problems.values())}:
 
             def chosen(problem: Problem, bound: float = bound) -> bool:
                 return self._acceptance(problem) >= bound
 
-            changed = sum(p.tracks.total() for p in self._problems.values() if chosen(p) != p.speculates) / tracks
-            worths[bound] = worth(self._groups(admitted, chosen), changed)
+            share = sum(p.tracks.total() for p in self._problems.values() if chosen(p) != p.speculates) / tracks
+            worths[bound], shares[bound] = worth(self._groups(admitted, chosen), share), share
         best = max(worths, key=lambda bound: worths[bound])
         now_worth = worth(self._groups(admitted, lambda p: p.speculates))
         self.threshold, self.gain = (best, worths[best]) if worths[best] >= least else (NEVER, 1.0)
-        change = worths[best] >= now_worth * least
+        # In a crowd what a single problem would gain is less than what is known of it.
+        change = worths[best] >= now_worth * (1 + self._settings.margin * (1 if self._crowded else shares[best]))
         for problem in self._problems.values():
             if change:
                 self._turn(problem)
             problem.reason = self._reason(problem)
-        drafting = self._groups(admitted, lambda p: p.speculates)
+        drafting = self._groups(admitted, lambda p: p.speculates, self._expected)
         in_turn, ahead = (self._predict(drafting, shape, target, draft, ahead=one).rate for one in (False, True))
         self._eager = ahead > in_turn * (1 if self._eager else least)
 
@@ -361,17 +384,24 @@ class Controller:
             problem.since, problem.again = 0, max(self._settings.try_again, 2 * problem.again)
 
     def _reason(self, problem: Problem) -> str:
-        accepted = self._acceptance(problem)
+        expected, accepted = self._expected(problem), self._acceptance(problem)
+        known = f"acceptance {expected:.2f}" + (f", taken for {accepted:.2f}" if accepted != expected else "")
         rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
         if problem.speculates:
-            return f"drafts pay: acceptance {accepted:.2f}, {rule}, predicted gain {self.gain:.2f}"
-        return f"drafts do not pay: acceptance {accepted:.2f}, {rule}"
+            return f"drafts pay: {known}; {rule}, predicted gain {self.gain:.2f}"
+        return f"drafts do not pay: {known}; {rule}"
 
-    def _groups(self, admitted: float, speculates: Callable[[Problem], bool]) -> list[Group]:
-        """Groups all tracks at work by acceptance."""
+    def _groups(
+        self,
+        admitted: float,
+        speculates: Callable[[Problem], bool],
+        acceptance: Callable[[Problem], float] | None = None,
+    ) -> list[Group]:
+        """Groups all tracks at work by acceptance: what it is taken for, unless told."""
+        accepts = acceptance or self._acceptance
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
-            tracks[self._acceptance(problem) if speculates(problem) else None] += problem.tracks.total()
+            tracks[accepts(problem) if speculates(problem) else None] += problem.tracks.total()
         return [Group(count * admitted, accepted) for accepted, count in tracks.items()]
 
     @property

@@ -18,8 +18,8 @@ class ControllerSettings:
     moved: float = 0.25
     """Share of the tracks that may begin or end, or by which verdicts may become more, before it is decided anew at once."""
     margin: float = 0.05
-    """Share by which another choice must be predicted to be better than the present one before any problem changes, and work
-    ahead of scores before it begins.
+    """Share by which another choice must be predicted to be better than the present one before any problem changes, if all do:
+    less if fewer tracks would, except in a crowd. Also the gain from which on work is done ahead of scores.
     """
     change_steps: float = 1.0
     """Steps that a change costs a track: what is being written is broken off."""
@@ -34,13 +34,23 @@ class ControllerSettings:
     verdicts_max: float = 64.0
     """Verdicts that are remembered of a problem: acceptance changes along a track."""
     favour: float = 0.5
-    """Standard deviations above what is known of a problem's acceptance that it is taken for: only drafting tells more."""
+    """Standard deviations above what is known of a problem's acceptance that it is taken for: only drafting tells more. None in
+    a crowd, once somebody knows something.
+    """
+    stay: float = 1.5
+    """The same for a problem that drafts, so that a few rejected steps do not turn it off; in a crowd it is ``favour``."""
+    crowd: int = 32
+    """Tracks from which on they are a crowd: a few tell as much of drafts as all would, and a mistake of all is dear."""
     hope: float = 1.2
     """Standard deviations above it that are hoped for."""
     hope_gain: float = 0.3
-    """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes often fail."""
+    """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes often fail. In
+    a crowd it is ``margin``.
+    """
     probes: int = 8
     """First steps of tracks that are probed however few steps there are."""
+    probe_tracks: float = 0.2
+    """Share of the tracks whose first steps may be probed, if that is more."""
     probe_share: float = 0.01
     """Share of all steps that probes of first steps may be, and of a track's steps that later ones may be."""
     try_again: int = 64

@@ -241,11 +241,11 @@ def test_where_not_even_the_best_drafts_would_pay_no_other_problem_is_probed() -
 
 
 def test_a_first_step_is_tried_at_once_by_several_tracks_and_none_breaks_off_what_is_being_written() -> None:
-    """Of 24 steps, each break costs a twentieth of a track."""
+    """Of 24 steps, each break costs a twentieth of a track. One rejection of each track is not enough to stop, two are."""
     found = stream([0.0], c=0.3, tracks=5, steps=24)
     drafted = [(track, step) for track, step, one in found.by_track if one.mode != "write"]
     assert drafted
-    assert all(step <= 1 for _, step in drafted)
+    assert all(step <= 2 for _, step in drafted)
 
 
 def test_a_few_steps_before_the_end_nothing_is_changed_any_more() -> None:

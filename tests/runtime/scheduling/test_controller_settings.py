@@ -23,9 +23,12 @@ def test_each_number_is_the_one_that_the_published_tables_were_made_with() -> No
         "verdicts_others": 8.0,
         "verdicts_max": 64.0,
         "favour": 0.5,
+        "stay": 1.5,
+        "crowd": 32,
         "hope": 1.2,
         "hope_gain": 0.3,
         "probes": 8,
+        "probe_tracks": 0.2,
         "probe_share": 0.01,
         "try_again": 64,
     }
