@@ -241,7 +241,8 @@ class Controller:
         if known.acceptance(problem, self._settings.hope) < self.worth_a_try:
             late = self.budget and 2 * problem.committed[track] > self.budget
             return known.steps_of(problem, track) >= problem.try_at and not late and not known.probing
-        if not problem.committed[track]:  # the first step costs least: nothing that is being written is broken off
+        # The first step costs least: nothing that is being written is broken off. In a crowd that matters little.
+        if not problem.committed[track] or self._crowded:
             settings = self._settings
             return self._probes < max(
                 settings.probes, settings.probe_tracks * self._decided_tracks, settings.probe_share * known.steps
@@ -256,7 +257,7 @@ class Controller:
         problem.probing.add((repeat, track))
         if problem.committed[repeat, track]:
             problem.tried[repeat, track] += 1
-        else:
+        if not problem.committed[repeat, track] or self._crowded:
             self._probes += 1
 
     def _acceptance(self, problem: Problem) -> float:

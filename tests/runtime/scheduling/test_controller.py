@@ -22,10 +22,11 @@ from speclrm.runtime.engines.scripted import Reply, ScriptedEngine
 from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.device import Device
 from speclrm.runtime.engines.simulated.engine import SimulatedEngine
-from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
+from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld, WorldSettings
 from speclrm.runtime.events import (
     ModeChanged,
     Operation,
+    SampleFinished,
     StepCommitted,
     StepDrafted,
     StepScored,
@@ -221,6 +222,19 @@ def test_each_problem_is_decided_by_itself() -> None:
     assert [found.share(f"p{number}", last=200) > 0.5 for number in range(4)] == [True, False, True, False]
 
 
+@pytest.mark.parametrize(("acceptance", "c", "pays"), [(0.95, 0.5, True), (0.2, 0.3, False)])
+def test_in_a_crowd_a_fifth_of_the_tracks_finds_out_for_all(acceptance: float, c: float, pays: bool) -> None:
+    found = stream([acceptance] * 12, c=c, steps=24)
+    assert len(found.by_track) == 48 * 24 >= KNOWN.crowd * 24
+    drafted = [one for _, _, one in found.by_track if one.mode != "write"]
+    tried = [one for one in drafted if one.reason == PROBING]
+    assert len(tried) <= 1 + KNOWN.probe_tracks * 48
+    if pays:
+        assert len(drafted) > 0.9 * len(found.by_track)
+    else:
+        assert drafted == tried
+
+
 def test_a_single_draft_is_tried_before_anything_is_known_and_few_of_a_problem_whose_drafts_are_all_rejected() -> None:
     found = stream([0.0] * 3, c=0.05, tracks=8, steps=40)
     first = [decisions[0] for decisions in found.decisions.values()]
@@ -394,3 +408,21 @@ def test_work_is_done_ahead_of_scores_where_the_forecast_gains_by_it(tracks: int
     simulate_run(chosen, world, names, collector, problems=1, concurrency=1, shared=shared, seed=0)
     assert ("eager" in {event.mode for event in collector.of(ModeChanged)}) == ahead
     assert collector.of(StepDrafted)
+
+
+def test_on_problems_that_differ_those_that_lose_are_turned_off_though_all_together_gain_little_by_that() -> None:
+    """Four problems of which drafts help one much and two a little: the one that they hold up decides when all have ended.
+
+    A choice that had to gain 5 % for all tracks, whichever it changes, would take 1.09 times as long as the target alone.
+    """
+    names = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+    ended_s: list[float] = []
+    for chosen in (
+        strategy("parallel", tracks=5, token_budget=2048, plan="plain"),
+        strategy("speculative", tracks=5, token_budget=2048, plan="plain", judge="inline", gate_sure=-0.1),
+    ):
+        collector = Collector()
+        world = SimulatedWorld(MIXES["aime-mix"], 0)
+        simulate_run(chosen, world, names, collector, problems=4, concurrency=4, shared=False, seed=0)
+        ended_s.append(max(event.seconds for event in collector.of(SampleFinished)))
+    assert ended_s[1] < 1.05 * ended_s[0]
