@@ -141,7 +141,8 @@ class SimulatedEngines:
         replicas = {role: getattr(options, f"{role.value}_replicas") for role in names}
         for number in range(max(replicas.values(), default=0)):
             here = {role: name for role, name in names.items() if number < replicas[role]}
-            for role, engine in simulated_engines(here, said, shared_device=options.shared_device).items():
+            found = simulated_engines(here, said, shared_device=options.shared_device, mps=options.share_gpu == "mps")
+            for role, engine in found.items():
                 if number:
                     engine.name = f"{engine.name}#{number + 1}"
                 made[role].append(engine)

@@ -63,9 +63,17 @@ class Outcome(NamedTuple):
 
 
 def simulate(
-    mix: str, tracks: int, strategy: str, options: dict[str, Any], *, shared: bool, seed: int, fault: str | None = None
+    mix: str,
+    tracks: int,
+    strategy: str,
+    options: dict[str, Any],
+    *,
+    shared: bool,
+    seed: int,
+    mps: bool = False,
+    fault: str | None = None,
 ) -> Outcome:
-    """Runs ``tracks`` tracks, five to a problem if there are that many.
+    """Runs ``tracks`` tracks, five to a problem if there are that many. ``shared``, ``mps``: as ``simulate_run`` takes them.
 
     Raises:
         SettingsError: there is no such mix.
@@ -79,7 +87,7 @@ def simulate(
     problems = max(1, tracks // each)
     with original_faults.reproduced([fault]) if fault else contextlib.nullcontext():
         engines = simulate_run(
-            chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed
+            chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed, mps=mps
         )
     return Outcome(fold.summary(), sum(engine.preemptions for engine in engines.values()))
 

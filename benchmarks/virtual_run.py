@@ -31,17 +31,20 @@ def simulate_run(
     concurrency: int,
     shared: bool,
     seed: int,
+    mps: bool = False,
     paced: bool = True,
 ) -> Mapping[Role, SimulatedEngine]:
     """Runs the first ``problems`` of the world, and returns the engines, closed, for their counters.
 
-    ``names``: presets by role, of which the strategy's are used. ``shared``: the engines have one device. ``paced``: where they
-    share it by time slices, the draft has a pace.
+    ``names``: presets by role, of which the strategy's are used. ``shared``: the engines have one device, by time slices or,
+    with ``mps``, side by side. ``paced``: where they share it by time slices, the draft has a pace.
     """
     made: dict[Role, SimulatedEngine] = {}
 
     async def main() -> None:
-        engines = simulated_engines({role: names[role] for role in strategy.roles}, world, shared_device=shared)
+        engines = simulated_engines(
+            {role: names[role] for role in strategy.roles}, world, shared_device=shared, mps=mps
+        )
         made.update(engines)
 
         async def open_components(_: AsyncExitStack) -> Components:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SIMULATED = "a85"
+PLACEMENTS = {
+    "one each": (False, False),
+    "one, by time slices": (True, False),
+    "one, side by side (MPS; how fast is assumed)": (True, True),
+}
+"""Of the simulated engines: whether they share a device, and whether by MPS."""
 SIMULATED_RECIPE = {"token_budget": 2_000}
 """Short tracks: the table takes seconds."""
 
@@ -84,15 +90,15 @@ def _print_simulated(console: Console) -> None:
     for name in ("tracks", "devices", "target alone", "auto", "speed-up", "drafts kept"):
         table.add_column(name, justify="left" if name == "devices" else "right")
     for tracks in (5, 20):
-        for shared in (False, True):
+        for devices, (shared, mps) in PLACEMENTS.items():
             alone, auto = (
-                simulate(SIMULATED, tracks, strategy, SIMULATED_RECIPE, shared=shared, seed=0)
+                simulate(SIMULATED, tracks, strategy, SIMULATED_RECIPE, shared=shared, mps=mps, seed=0)
                 for strategy in ("parallel", "speculative")
             )
             kept = auto.summary.acceptance
             table.add_row(
                 str(tracks),
-                "one, by time slices" if shared else "one each",
+                devices,
                 f"{alone.rate:.0f} tok/s",
                 f"{auto.rate:.0f} tok/s",
                 f"{auto.rate / alone.rate:.2f}x",

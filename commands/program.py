@@ -11,6 +11,7 @@ import typer
 
 from speclrm import __version__
 from speclrm.commands import (
+    advise,
     bench,
     calibrate,
     compare,
@@ -74,6 +75,7 @@ for name, function in {
     "compare": compare.compare,
     "grade": grade.grade,
     "calibrate": calibrate.calibrate,
+    "advise": advise.advise,
     "demo": demo.demo,
     "doctor": doctor.doctor,
 }.items():

@@ -37,8 +37,11 @@ def simulate(
     lengths: str,
     seed: int,
     budget: int,
+    shared: bool = True,
 ) -> tuple[float, float]:
-    """Kept tokens a virtual second, and draft iterations to one of the target. ``way``: alone, or one of ``WAYS``."""
+    """Kept tokens a virtual second, and draft iterations to one of the target. ``way``: alone, or one of ``WAYS``. ``shared``:
+    the engines have one device.
+    """
     quantiles = LENGTHS[lengths]
     settings = WorldSettings(
         (acceptance,), steps=2000, judge_error=0.0, draft_lengths=quantiles, target_lengths=quantiles
@@ -61,7 +64,7 @@ def simulate(
         fold,
         problems=places * times,
         concurrency=places,
-        shared=True,
+        shared=shared,
         seed=seed,
         paced=way != "free",
     )

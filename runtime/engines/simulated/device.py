@@ -17,9 +17,13 @@ class OnDevice(Protocol):
 
 
 class Device:
-    """A device that engines share: one that works alone has full speed, each of two that work has its own ``share``."""
+    """A device that engines share: one that works alone has full speed, each of two that work has its own ``share``.
 
-    def __init__(self) -> None:
+    ``slices``: they share it by time slices, else side by side.
+    """
+
+    def __init__(self, *, slices: bool = True) -> None:
+        self.slices = slices
         self.engines = 0
         """How many are on it."""
         self._busy: list[OnDevice] = []

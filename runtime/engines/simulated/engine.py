@@ -155,6 +155,11 @@ class SimulatedEngine:
         return type(self)(self.name, cost or self.cost, *parts, share=self.share, parameters=self.parameters)
 
     @property
+    def sliced(self) -> bool:
+        """Whether it shares its device with another by time slices."""
+        return self._device.slices and self.known_costs.slowdown > 0
+
+    @property
     def known_costs(self) -> EngineCosts:
         """As its cost model has them."""
         cost = self.cost

@@ -14,6 +14,7 @@ from speclrm.runtime.engines.simulated.presets import (
     Preset,
     read_preset,
     simulated_engines,
+    slices,
     world_settings,
     write_preset,
 )
@@ -58,6 +59,23 @@ def test_each_role_gets_its_own_engine_and_one_device_stays_one(folder: Path) ->
     assert (target.cost, target.share, draft.cost.w, draft.share) == (COST, 0.6, 0.02, 0.5)
     assert (target.stats().parameters, draft.stats().parameters) == (None, 9)
     assert target._device is draft._device  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    ("shared", "mps", "slowdowns", "sliced"),
+    [
+        (False, False, [0, 0], False),
+        (True, False, [0.55 / 0.45, 0.45 / 0.55], True),
+        (True, True, [1 / 9, 1 / 9], False),
+    ],
+)
+def test_built_in_engines_have_a_device_each_or_share_one_by_slices_or_side_by_side(
+    shared: bool, mps: bool, slowdowns: list[float], sliced: bool
+) -> None:
+    names = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+    engines = simulated_engines(names, SimulatedWorld(WORLD), shared_device=shared, mps=mps)
+    assert [engine.known_costs.slowdown for engine in engines.values()] == pytest.approx(slowdowns)
+    assert slices(engines) == sliced
 
 
 def test_a_preset_brings_its_world(folder: Path) -> None:
