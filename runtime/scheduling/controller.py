@@ -264,6 +264,10 @@ class Controller:
         """In steps of 0.05: nothing finer is known. What is uncertain is seen with some favour, since drafting tells more."""
         return round(self._experience.acceptance(problem, self._favour(problem)) * 20) / 20
 
+    def _hoped(self, problem: Problem) -> float:
+        """The same, with no more favour for a problem that drafts."""
+        return round(self._experience.acceptance(problem, self._settings.favour) * 20) / 20
+
     def _expected(self, problem: Problem) -> float:
         """The same without favour."""
         return round(self._experience.acceptance(problem, 0.0) * 20) / 20
@@ -355,6 +359,10 @@ class Controller:
             worths[bound], shares[bound] = worth(self._groups(admitted, chosen), share), share
         best = max(worths, key=lambda bound: worths[bound])
         now_worth = worth(self._groups(admitted, lambda p: p.speculates))
+        # Problems are hard to tell apart, so each stays; but all of them together are known better.
+        doubted = worth(self._groups(admitted, lambda p: p.speculates, self._hoped))
+        if shares[NEVER] and worths[NEVER] >= doubted * (1 + self._settings.margin * shares[NEVER]):
+            best, now_worth = NEVER, doubted
         self.threshold, self.gain = (best, worths[best]) if worths[best] >= least else (NEVER, 1.0)
         # In a crowd what a single problem would gain is less than what is known of it.
         change = worths[best] >= now_worth * (1 + self._settings.margin * (1 if self._crowded else shares[best]))

@@ -22,7 +22,7 @@ def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(t
     assert "threshold none: too few problems for a promise: the target alone solved 0 of 16" in said
     assert "`--score-threshold auto` would not draft with this pair: no threshold is safe." in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"speculative", "baseline"}
-    # Then what a GPU gives, simulated: four rows with a speed-up each.
+    # Then what a GPU gives, simulated: six rows with a speed-up each.
     table = done.stdout[done.stdout.index("measured on an H200") :]
-    assert len(re.findall(r"\d\.\d\dx", table)) == 4
+    assert len(re.findall(r"\d\.\d\dx", table)) == 6
     assert "one, by time slices" in table
