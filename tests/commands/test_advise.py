@@ -98,3 +98,15 @@ def test_what_cannot_be_forecast_is_said_in_one_paragraph(words: tuple[str, ...]
     assert (done.returncode, done.stdout) == (2, "")
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_simulated_engines_share_a_device_as_the_command_line_says(tmp_path: Path) -> None:
+    words = ("run", "speculative", "--dataset", "sim:a70?size=1", "--target", "sim/qwq-32b", "--draft", "sim/r1-1.5b")
+    recipe = ("--speculate", "always", "--token-budget", "256", "--tracks", "5", "--display", "none")
+    seconds: list[float] = []
+    for number, more in enumerate([(), ("--shared-device", "--share-gpu", "mps"), ("--shared-device",)]):
+        done = invoke(*words, *recipe, *more, "--output-dir", f"r{number}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        seconds.append(json.loads((tmp_path / f"r{number}" / "summary.json").read_text())["seconds"])
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) == 3
