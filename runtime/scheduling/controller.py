@@ -98,6 +98,7 @@ class Controller:
         """Samples that wait for those at work to end."""
         self.threshold, self.gain = NEVER, 1.0
         """The acceptance from which on problems speculate by the last decision, and the gain predicted for that."""
+        self._ceiling = 1.0
         self.worth_a_try = 0.0
         """The lowest acceptance that is worth a try: if all tracks had it, there would be as much gain as must be hoped for."""
 
@@ -347,6 +348,7 @@ class Controller:
         def hoped_for(twentieths: int) -> bool:
             return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + hope_gain
 
+        self._ceiling = worth([Group(tracks * admitted, 1.0)], 1.0)
         self.worth_a_try = bisect_left(range(21), True, key=hoped_for) / 20
         worths: dict[float, float] = {}
         shares: dict[float, float] = {}
@@ -395,7 +397,9 @@ class Controller:
     def _reason(self, problem: Problem) -> str:
         expected, accepted = self._expected(problem), self._acceptance(problem)
         known = f"acceptance {expected:.2f}" + (f", taken for {accepted:.2f}" if accepted != expected else "")
-        rule = f"break-even {self.threshold:.2f}" if self.threshold <= 1 else "no acceptance pays at this load"
+        rule = f"break-even {self.threshold:.2f}"
+        if self.threshold > 1:
+            rule = f"if all were kept: {self._ceiling:.2f} times the target alone"
         if problem.speculates:
             return f"drafts pay: {known}; {rule}, predicted gain {self.gain:.2f}"
         return f"drafts do not pay: {known}; {rule}"
