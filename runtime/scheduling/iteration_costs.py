@@ -111,6 +111,8 @@ class CostFit:
             active.remove(min(negative, key=lambda i: found[i] * scales[i]))
         else:
             found = {0: seconds}
+        if not any(found.get(i) for i in range(3)):  # the slowdown of nothing explains nothing
+            found = {0: guess[0]}
         for i in unseen:
             found[i] = guess[i]
         return EngineCosts(
