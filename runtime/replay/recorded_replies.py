@@ -72,9 +72,15 @@ def _replies(index: int, event: Event) -> Iterable[RecordedReply]:
             for operation in event.operations:
                 yield RecordedReply(index, operation, operation.tail)
         case OperationDropped():
-            piece = event.operation.finish is not None
+            # One that ended at the end of its step has no finish, but ids. What failed is the piece behind it.
+            piece = event.operation.finish is not None or bool(event.operation.tail)
             yield RecordedReply(
-                index, event.operation, event.operation.tail, dropped=True, error=event.error, piece=piece
+                index,
+                event.operation,
+                event.operation.tail,
+                dropped=True,
+                error=None if piece else event.error,
+                piece=piece,
             )
         case _:
             pass
