@@ -430,6 +430,8 @@ class RuntimeTrack:
                     await self._pause(reason, paused=False)
                     if reason == "turn":
                         continue
+                    while _failed_ahead(record.coming(self._requests.track)):
+                        await record.passed(self._requests.track)
                     if isinstance(record.coming(self._requests.track), TrackContinued):
                         await record.turn_of(self._requests.track)
                         self._events.emit(TrackContinued(**self._events.where, step=self._requests.index))
@@ -438,8 +440,7 @@ class RuntimeTrack:
                         await record.stop()
                     await record.live()
                     return "waited"
-                case OperationDropped(reason="error", operation=operation) if made_ahead(operation.id):
-                    # Work ahead fails by itself, whatever the track does: it may have waited then.
+                case event if _failed_ahead(event):
                     await record.passed(self._requests.track)
                 case None if record.mode == "resume":
                     await record.live()
@@ -470,3 +471,8 @@ class RuntimeTrack:
             self._events.drop(request_state, role, purpose, error)
             raise
         self._requests.ready()
+
+
+def _failed_ahead(event: Event | None) -> bool:
+    """Whether work ahead failed, which it does by itself, whatever the track does: it may have waited then."""
+    return isinstance(event, OperationDropped) and event.reason == "error" and made_ahead(event.operation.id)
