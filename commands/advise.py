@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speclrm.commands.bench import positive, whole_numbers
 from speclrm.commands.errors import guard
+from speclrm.commands.number_lists import positive, whole_numbers
 from speclrm.commands.screen import stdout
 from speclrm.runtime.errors import UsageError
 

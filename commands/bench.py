@@ -13,6 +13,7 @@ from speclrm.app.options import RUN_DECLARED, EngineOptions, RunOptions
 from speclrm.commands.config_file import configurable
 from speclrm.commands.errors import checked, guard, say
 from speclrm.commands.from_options import Given, only, takes
+from speclrm.commands.number_lists import positive, whole_numbers
 from speclrm.commands.screen import run_async, stdout
 from speclrm.runtime.errors import UsageError
 
@@ -288,25 +289,6 @@ def bench(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     guard(start)
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    """Reads whole numbers from 1, separated by commas. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise UsageError(f"{option} {text!r}: write whole numbers from 1 with commas between.")
-    return [int(part) for part in parts]
-
-
-def positive(option: str, text: str) -> list[float]:
-    """Reads numbers above 0, separated by commas. Raises UsageError."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number < float("inf") for number in numbers):
-        raise UsageError(f"{option} {text!r}: write numbers above 0 with commas between.")
-    return numbers
 
 
 def tell(what: str) -> None:

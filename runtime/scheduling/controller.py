@@ -191,7 +191,7 @@ class Controller:
         target, draft = (self._fits[role].costs for role in (Role.TARGET, Role.DRAFT))
         if target is None or draft is None:
             return None
-        groups = self._groups(1.0, lambda p: everybody or p.speculates, self._expected)
+        groups = self._groups(1.0, lambda p: everybody or p.speculates, favour=0.0)
         chosen = self._best_pace(groups, self._shape, target, draft)
         if chosen.iterations == self._pace.iterations:
             return None
@@ -242,8 +242,7 @@ class Controller:
         if known.acceptance(problem, self._settings.hope) < self.worth_a_try:
             late = self.budget and 2 * problem.committed[track] > self.budget
             return known.steps_of(problem, track) >= problem.try_at and not late and not known.probing
-        # The first step costs least: nothing that is being written is broken off. In a crowd that matters little.
-        if not problem.committed[track] or self._crowded:
+        if self._few_probe(problem, track):
             settings = self._settings
             return self._probes < max(
                 settings.probes, settings.probe_tracks * self._decided_tracks, settings.probe_share * known.steps
@@ -258,23 +257,24 @@ class Controller:
         problem.probing.add((repeat, track))
         if problem.committed[repeat, track]:
             problem.tried[repeat, track] += 1
-        if not problem.committed[repeat, track] or self._crowded:
+        if self._few_probe(problem, (repeat, track)):
             self._probes += 1
 
-    def _acceptance(self, problem: Problem) -> float:
-        """In steps of 0.05: nothing finer is known. What is uncertain is seen with some favour, since drafting tells more."""
-        return round(self._experience.acceptance(problem, self._favour(problem)) * 20) / 20
+    def _few_probe(self, problem: Problem, track: TrackName) -> bool:
+        """Whether a probe now is one of a few for all: a first step costs least, since nothing that is being written is broken
+        off, and in a crowd that matters little.
+        """
+        return not problem.committed[track] or self._crowded
 
-    def _hoped(self, problem: Problem) -> float:
-        """The same, with no more favour for a problem that drafts."""
-        return round(self._experience.acceptance(problem, self._settings.favour) * 20) / 20
-
-    def _expected(self, problem: Problem) -> float:
-        """The same without favour."""
-        return round(self._experience.acceptance(problem, 0.0) * 20) / 20
+    def _acceptance(self, problem: Problem, favour: float | None = None) -> float:
+        """In steps of 0.05: nothing finer is known. ``favour``: in standard deviations, the problem's own unless told; what is
+        uncertain is seen with some, since drafting tells more.
+        """
+        favour = self._favour(problem) if favour is None else favour
+        return round(self._experience.acceptance(problem, favour) * 20) / 20
 
     def _favour(self, problem: Problem) -> float:
-        """In standard deviations."""
+        """Returns how much better than it seems a problem's acceptance is taken to be, in standard deviations."""
         known, settings = self._experience, self._settings
         if not self._crowded:
             return settings.stay if problem.speculates else settings.favour
@@ -362,7 +362,7 @@ class Controller:
         best = max(worths, key=lambda bound: worths[bound])
         now_worth = worth(self._groups(admitted, lambda p: p.speculates))
         # Problems are hard to tell apart, so each stays; but all of them together are known better.
-        doubted = worth(self._groups(admitted, lambda p: p.speculates, self._hoped))
+        doubted = worth(self._groups(admitted, lambda p: p.speculates, self._settings.favour))
         if shares[NEVER] and worths[NEVER] >= doubted * (1 + self._settings.margin * shares[NEVER]):
             best, now_worth = NEVER, doubted
         self.threshold, self.gain = (best, worths[best]) if worths[best] >= least else (NEVER, 1.0)
@@ -372,7 +372,7 @@ class Controller:
             if change:
                 self._turn(problem)
             problem.reason = self._reason(problem)
-        drafting = self._groups(admitted, lambda p: p.speculates, self._expected)
+        drafting = self._groups(admitted, lambda p: p.speculates, favour=0.0)
         in_turn, ahead = (self._predict(drafting, shape, target, draft, ahead=one).rate for one in (False, True))
         self._eager = ahead > in_turn * (1 if self._eager else least)
 
@@ -395,7 +395,7 @@ class Controller:
             problem.since, problem.again = 0, max(self._settings.try_again, 2 * problem.again)
 
     def _reason(self, problem: Problem) -> str:
-        expected, accepted = self._expected(problem), self._acceptance(problem)
+        expected, accepted = self._acceptance(problem, 0.0), self._acceptance(problem)
         known = f"acceptance {expected:.2f}" + (f", taken for {accepted:.2f}" if accepted != expected else "")
         rule = f"break-even {self.threshold:.2f}"
         if self.threshold > 1:
@@ -405,16 +405,12 @@ class Controller:
         return f"drafts do not pay: {known}; {rule}"
 
     def _groups(
-        self,
-        admitted: float,
-        speculates: Callable[[Problem], bool],
-        acceptance: Callable[[Problem], float] | None = None,
+        self, admitted: float, speculates: Callable[[Problem], bool], favour: float | None = None
     ) -> list[Group]:
-        """Groups all tracks at work by acceptance: what it is taken for, unless told."""
-        accepts = acceptance or self._acceptance
+        """Groups all tracks at work by acceptance. ``favour``: as ``_acceptance`` takes it."""
         tracks: Counter[float | None] = Counter()
         for problem in self._problems.values():
-            tracks[accepts(problem) if speculates(problem) else None] += problem.tracks.total()
+            tracks[self._acceptance(problem, favour) if speculates(problem) else None] += problem.tracks.total()
         return [Group(count * admitted, accepted) for accepted, count in tracks.items()]
 
     @property
