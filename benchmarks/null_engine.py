@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from speclrm.runtime.engine import Delta, EngineStats, Request, Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from speclrm.runtime.engine import Message
 
@@ -62,10 +62,18 @@ def _deltas(letter: str) -> tuple[Delta, ...]:
 class EmptyEngine:
     """Answers at once: a score with full marks, a step of ``STEP_TOKENS`` in deltas of ``DELTA_TOKENS``.
 
-    Before each delta the loop gets a turn, as with every engine that takes time; so all tracks run together.
+    Before each delta the loop gets a turn, as with every engine that takes time; so all tracks run together. ``scored`` is
+    called at each score.
     """
 
-    def __init__(self, name: str, *, max_num_seqs: int = 256, max_model_len: int = 100_000) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_num_seqs: int = 256,
+        max_model_len: int = 100_000,
+        scored: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = name
         self.tokenizer = CheapTokenizer()
         self.max_model_len = max_model_len
@@ -75,6 +83,7 @@ class EmptyEngine:
         self._progress = 0
         self._output_tokens = 0
         self._score: Delta | None = None
+        self._scored = scored
         self._closed = False
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
@@ -88,6 +97,7 @@ class EmptyEngine:
                     self._score = Delta((best,), "length", logprobs, 0)
                 self._progress += 1
                 self._output_tokens += 1
+                self._scored()
                 yield self._score
                 return
             number = request.id.rsplit("/", 2)[1]  # a step that repeats the one before would end its track

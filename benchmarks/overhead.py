@@ -1,8 +1,8 @@
 """Measures the runtime's own cost: CPU time a step and memory a track, on engines that cost nothing.
 
-A step is a draft, its score and its commit, with a trace on disk. The unit is an *empty operation*: three trips through
-a queue to another task and back by a future, which is what a step's requests would be with nothing around them. Both
-are measured in the same process, in turns.
+A step is a draft, its score and its commit, with a trace on disk and nobody who listens. The unit is an *empty operation*:
+three trips through a queue to another task and back by a future, which is what a step's requests would be with nothing around
+them. Both are measured in the same process, in turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from speclrm.app.resolve import make_strategy
 from speclrm.benchmarks.null_engine import DELTA_TOKENS, STEP_TOKENS, CheapTokenizer, EmptyEngine
 from speclrm.benchmarks.report import BenchReport, Chart, Figure, Row, figure, report, spread
 from speclrm.evaluators.grading import ExactEquivalence
-from speclrm.runtime.events import StepCommitted
 from speclrm.runtime.gc_tuning import rare_collections
 from speclrm.runtime.protocols import Problem, Role
 from speclrm.runtime.run_parts import Components
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AsyncExitStack
 
-    from speclrm.runtime.events import Event
     from speclrm.strategies.family import Family
 
 LoopKind = Literal["uvloop", "asyncio"]
@@ -238,23 +236,19 @@ def track_kb(tracks: int, context: int) -> float:
 
 
 class Gauge:
-    """A sink that calls ``begin`` and ``end`` at given numbers of committed steps."""
+    """Calls ``begin`` and ``end`` at given numbers of scored steps. The target's engine counts them: a sink that listens would
+    add its queue and its task to what is measured.
+    """
 
     def __init__(self, first: int, last: int, begin: Callable[[], None], end: Callable[[], None]) -> None:
         self._calls = {first: begin, last: end}
         self._seen = 0
 
-    def emit(self, event: Event) -> None:
-        if isinstance(event, StepCommitted):
-            self._seen += 1
-            if call := self._calls.get(self._seen):
-                call()
-
-    async def room(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
+    def scored(self) -> None:
+        """Counts a step."""
+        self._seen += 1
+        if call := self._calls.get(self._seen):
+            call()
 
 
 def _problems(tracks: int, context: int, strategy: Family) -> list[Problem]:
@@ -277,8 +271,9 @@ async def run_empty(tracks: int, context: int, directory: Path, gauge: Gauge) ->
     )
 
     async def parts(stack: AsyncExitStack) -> Components:
-        return Components({role: EmptyEngine(f"empty {role}") for role in Role}, ExactEquivalence())
+        engines = {role: EmptyEngine(f"empty {role}", scored=gauge.scored) for role in Role}  # only the target scores
+        return Components(engines, ExactEquivalence())
 
     problems = _problems(tracks, context, strategy)
     async with Runtime(parts) as runtime:
-        await runtime.run(problems, strategy, concurrency=len(problems), directory=directory, sinks=[gauge])
+        await runtime.run(problems, strategy, concurrency=len(problems), directory=directory)
