@@ -146,7 +146,8 @@ class TalkingOn(SimulatedWorld):
     def write(self, request: Request) -> Sequence[int]:
         if not request.id.endswith("/write"):
             return super().write(request)
-        words = self.tokenizer.encode(" so it is, and that is all that there is to it")
+        # No step begins with its first word: an answer that is cut behind it could be either.
+        words = self.tokenizer.encode(" yes it is, and that is all that there is to it")
         talk = [*self.tokenizer.vocabulary.blank_line_ids, *words * 20]
         rest = rest_of(talk, request.prompt_ids)
         # One blank line alone may also end a paragraph of the answer's way.
