@@ -1,11 +1,12 @@
 """Compares ``auto`` with its two pure choices on the built-in engines: the target alone, and every step drafted.
 
-    python benchmarks/studies/controller.py [--budget 768] [--seeds 0,1,2] [--tracks 1,5,20] [--drafts .46,.72,.86]
+    python benchmarks/studies/controller.py [--budget 768] [--seeds 0,1,2] [--tracks 1,5,20] [--drafts .46,.72,.86] [--times 4]
 
 ``--drafts``: shares that pass, with steps of 32 tokens and an inline judge, or simulated datasets such as ``a70``, with the gate
 of `speclrm bench schedule`. Virtual time, so the table is the same on every machine. Closed sets of tracks, five to a problem,
-to their end: no other problems wait, so the slowest track decides. One line a cell, the mean over seeds; the worst of all
-cells at the end. ``changes``: how often the mode of one track changed, at most, without the single steps that only look.
+to their end: no other problems wait, so the slowest track decides. With ``--times``, so many problems for each place: the rate
+while all places are taken. One line a cell, the mean over seeds; the worst of all cells at the end. ``changes``: how often the
+mode of one track changed, at most, without the single steps that only look.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speclrm.app.resolve import make_strategy
-from speclrm.app.summary_sink import SummarySink
+from speclrm.benchmarks.gpu import Steady
 from speclrm.benchmarks.schedule import CONFIGURATION
 from speclrm.benchmarks.virtual_run import simulate_run
 from speclrm.runtime.engines.simulated.text_world import MIXES, SimulatedWorld, WorldSettings
@@ -34,8 +35,8 @@ STEP = (32.0, 32.0, 32.0)
 MODES = ("alone", "always", "auto")
 
 
-class Changes(SummarySink):
-    """The summary of a run, and how often each track's mode changed."""
+class Changes(Steady):
+    """The summary of a run, its steady rate, and how often each track's mode changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,8 +69,8 @@ class Cell(NamedTuple):
         return self.auto / max(1.0, self.always)
 
 
-def simulate(drafts: str, tracks: int, mode: str, *, shared: bool, seed: int, budget: int) -> Run:
-    """Runs one closed set of tracks. ``mode``: one of ``MODES``."""
+def simulate(drafts: str, tracks: int, mode: str, *, shared: bool, seed: int, budget: int, times: int) -> Run:
+    """Runs so many tracks at once. ``mode``: one of ``MODES``. ``times``: problems for each place, 1 for a closed set."""
     each = min(TRACKS_A_PROBLEM, tracks)
     options: dict[str, Any] = {"tracks": each, "plan": "plain", "token_budget": budget}
     drafting: dict[str, Any] = CONFIGURATION
@@ -82,18 +83,20 @@ def simulate(drafts: str, tracks: int, mode: str, *, shared: bool, seed: int, bu
     else:
         chosen = make_strategy("speculative", speculate=mode, **drafting, **options)
     fold = Changes()
-    problems = max(1, tracks // each)
+    places = max(1, tracks // each)
     world = SimulatedWorld(settings, seed)
-    simulate_run(chosen, world, NAMES, fold, problems=problems, concurrency=problems, shared=shared, seed=seed)
+    simulate_run(chosen, world, NAMES, fold, problems=places * times, concurrency=places, shared=shared, seed=seed)
     summary = fold.summary()
-    kept = sum(counts.kept for counts in summary.tokens.values())
-    return Run(kept / summary.seconds, max(fold.changes.values(), default=0))
+    rate = fold.steady_rate() if times > 1 else None
+    if rate is None:
+        rate = sum(counts.kept for counts in summary.tokens.values()) / summary.seconds
+    return Run(rate, max(fold.changes.values(), default=0))
 
 
-def measure(drafts: str, tracks: int, *, shared: bool, seeds: list[int], budget: int) -> Cell:
+def measure(drafts: str, tracks: int, *, shared: bool, seeds: list[int], budget: int, times: int = 1) -> Cell:
     """Compares the modes in one cell."""
     found = [
-        {mode: simulate(drafts, tracks, mode, shared=shared, seed=seed, budget=budget) for mode in MODES}
+        {mode: simulate(drafts, tracks, mode, shared=shared, seed=seed, budget=budget, times=times) for mode in MODES}
         for seed in seeds
     ]
     always, auto = ([runs[mode].rate / runs["alone"].rate for runs in found] for mode in ("always", "auto"))
@@ -106,6 +109,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tracks", default="1,5,20")
     parser.add_argument("--drafts", default="0.46,0.72,0.86")
+    parser.add_argument("--times", type=int, default=1, help="problems for each place; 1 is a closed set")
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     cells: list[Cell] = []
@@ -114,7 +118,7 @@ def main() -> None:
     for shared in (False, True):
         for drafts in given.drafts.split(","):
             for tracks in map(int, given.tracks.split(",")):
-                cell = measure(drafts, tracks, shared=shared, seeds=seeds, budget=given.budget)
+                cell = measure(drafts, tracks, shared=shared, seeds=seeds, budget=given.budget, times=given.times)
                 cells.append(cell)
                 print(
                     f"{'shared' if shared else 'own':<8}{drafts:>10}{tracks:>8}{cell.always:>14.2f}{cell.auto:>12.3f}"

@@ -127,8 +127,9 @@ class Controller:
                     self._probe(problem, event.repeat, event.track)
             case "track_started":
                 problem = self._problems[event.problem]
-                if problem.tracks.total() == 1 and self._acceptance(problem) >= self.threshold:
-                    problem.speculates, problem.reason = True, self._reason(problem)
+                if problem.tracks.total() == 1 and self._decided_s > float("-inf"):
+                    problem.speculates = self._acceptance(problem) >= self.threshold
+                    problem.reason = self._reason(problem)
             case _:
                 pass
 
@@ -285,6 +286,11 @@ class Controller:
     def _crowded(self) -> bool:
         return self._decided_tracks >= self._settings.crowd
 
+    @property
+    def _many_follow(self) -> bool:
+        """Whether as many samples wait as are at work: what is learned now serves them, and they keep the engines busy."""
+        return self.queued >= len(self._problems)
+
     # ------------------------------------------------------------------------------------------------------------- inside
 
     def _observed(self, event: EnginesObserved, now: float) -> None:
@@ -331,7 +337,7 @@ class Controller:
         self._decided_verdicts = self._experience.verdicts.count
         steps, done = self._experience.steps_a_track(self.budget), self._experience.steps_done()
         # Contexts will be longer, unless new samples take the place of those that end.
-        grows = max(0.0, steps - done) / 2 if self.queued < len(self._problems) else 0.0
+        grows = 0.0 if self._many_follow else max(0.0, steps - done) / 2
         shape, least = self._experience.shape(self._context + grows * self._shape.written), 1 + self._settings.margin
         alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
         dear = min(1.0, self._settings.change_steps / max(1.0, steps - done)) if steps and done >= 1 else 0.0
@@ -343,7 +349,7 @@ class Controller:
             late = self._late(share * tracks * admitted, found.spread) if share else 0.0
             return found.rate / alone * (1 - share * late / (1 + late)) * (1 - changed * dear)
 
-        hope_gain = self._settings.margin if self._crowded else self._settings.hope_gain
+        hope_gain = self._settings.margin if self._crowded or self._many_follow else self._settings.hope_gain
 
         def hoped_for(twentieths: int) -> bool:
             return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + hope_gain
@@ -379,8 +385,11 @@ class Controller:
     def _late(self, tracks: float, spread: float) -> float:
         """By what share the slowest of so many tracks is later than the mean one if they speculate from now on."""
         known, steps = self._experience, self._experience.steps_a_track(self.budget)
-        if self.queued >= len(self._problems):  # another sample takes the place of the first that ends
-            return self._settings.tail * lateness(tracks / max(1, len(self._problems)), spread, 0.0, steps)
+        if self._many_follow:
+            # Other samples take the places of tracks that end, but each waits until there are as many as it has.
+            each = max(problem.tracks.total() for problem in self._problems.values())
+            waits = (each - 1) / 2 / self._experience.tracks
+            return min(waits, self._settings.tail * lateness(each, spread, 0.0, steps))
         done = min(steps, known.steps_done())
         drafted = done * min(1.0, known.verdicts.count / max(1, known.steps))
         return self._settings.tail * lateness(tracks, spread, drafted, steps - done)

@@ -45,7 +45,7 @@ class ControllerSettings:
     """Standard deviations above it that are hoped for."""
     hope_gain: float = 0.3
     """The gain that must be hoped for, so that a problem is probed: that costs short tracks up to 2 %, and hopes often fail. In
-    a crowd it is ``margin``.
+    a crowd, and where many samples follow, it is ``margin``.
     """
     probes: int = 8
     """First steps of tracks that are probed however few steps there are."""
