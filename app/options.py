@@ -116,9 +116,15 @@ class RunOptions(EngineOptions, DataOptions):
             metavar="NUMBER|none",
         ),
     ] = 0
-    concurrency: Annotated[int, Field(ge=1), Option("Maximum number of samples in progress.", RUN, "place")] = (
-        CONCURRENCY
-    )
+    concurrency: Annotated[
+        int,
+        Field(ge=1),
+        Option(
+            "Maximum number of samples in progress. The next one starts when as many tracks have ended as it has.",
+            RUN,
+            "place",
+        ),
+    ] = CONCURRENCY
     max_errors: Annotated[
         int | None,
         Field(ge=0),

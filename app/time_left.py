@@ -1,8 +1,9 @@
 """Estimates how long a run will still take: a fold over its events.
 
 The schedule that is left is drawn a number of times: what running tracks lack of the lengths that they may have, and the
-samples that have not begun, each in the place that gets free first. What is known of few tracks only (how long they are, how
-fast they are without the others) is drawn as well. So the draws say how long it may take, and whether that can be known.
+samples that have not begun, each as soon as enough tracks have ended to make a place for it (``runtime/places.py``). What is
+known of few tracks only (how long they are, how fast they are without the others) is drawn as well. So the draws say how long it
+may take, and whether that can be known.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from heapq import heapify, heapreplace
-from statistics import median
+from heapq import heapify, heappop, heappush
+from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from speclrm.app.track_lengths import Law, Lengths
@@ -258,7 +259,7 @@ class TimeLeft:
             fixed, crowded = self._speed.line(draw)
             law = draw.choices(laws, weights)[0].possible(draw)
             work = 0.0
-            ends: list[float] = []
+            ends: list[float] = []  # of all tracks
             expected = all_slow.pace(pace, draw)
             problems = {
                 problem: _problem_slower(group, expected, pace, draw)
@@ -266,29 +267,29 @@ class TimeLeft:
                 if slow.repeats > 1
             }
             for (problem, _), sample in self._running.items():
-                end, spent = self._rest(sample, now, pace, problems.get(problem, 0.0), law, draw)
-                ends.append(end)
-                work += spent
-            new: list[float] = []
+                rests = self._rest(sample, now, pace, problems.get(problem, 0.0), law, draw)
+                ends += rests
+                work += sum(rests)
+            new: list[list[float]] = []
             problem_slower = problems.get(self._last_problem, draw.gauss(expected.mean, expected.between))
             for number in range(self._begun, self._begun + drawn):
                 if number % slow.repeats == 0:
                     problem_slower = draw.gauss(expected.mean, expected.between)
                 slower = math.exp(draw.gauss(problem_slower, expected.within))
-                end, spent = (slower * value for value in self._new(law, draw))
-                new.append(end)
-                work += spent
-            ends += [0.0] * (places - len(ends))
+                new.append([slower * length for length in self._new(law, draw)])
+                work += sum(new[-1])
+            ends += [0.0] * (places * self._tracks - len(ends))
             if todo > drawn:
-                early = sum(new) / len(new) * (todo - drawn) / places
+                early = mean(map(mean, new)) * (todo - drawn) / places
                 ends = [end + early for end in ends]
                 work *= 1 + (todo - drawn) / drawn
             heapify(ends)
             last = max(ends)
-            for length in new:
-                end = ends[0] + length
-                last = max(last, end)
-                heapreplace(ends, end)
+            for lengths in new:
+                begin = max(heappop(ends) for _ in lengths)
+                for length in lengths:
+                    heappush(ends, begin + length)
+                last = max(last, begin + max(lengths))
             results.append(fixed * last + crowded * work)
         return _summed_up(results)
 
@@ -311,12 +312,12 @@ class TimeLeft:
 
     def _rest(
         self, sample: _Sample, now: float, pace: float, slower: float, law: Law, draw: random.Random
-    ) -> tuple[float, float]:
-        """Draws what a running sample lacks: the tokens until its end, and those of all its tracks. A slow track's tokens
-        count for more. ``slower``: how much slower its problem is than ``pace``, a logarithm.
+    ) -> list[float]:
+        """Draws what the running tracks of a sample lack, in tokens. A slow track's tokens count for more. ``slower``: how much
+        slower its problem is than ``pace``, a logarithm.
         """
         if not sample.running:
-            return 0.0, 0.0
+            return []
         step = self._step_tokens / max(1, self._steps)
         slow = (sample.spent_s / pace + OWN_TOKENS * math.exp(slower)) / (sample.tokens + OWN_TOKENS)
         so_far = [track.tokens + min(step, (now - track.since) / (pace * slow)) for track in sample.running.values()]
@@ -326,23 +327,23 @@ class TimeLeft:
         rests = [slow * (min(length, max(limit, least)) - least) for length, least in zip(lengths, so_far, strict=True)]
         return self._early(rests, len(sample.ended), draw)
 
-    def _new(self, law: Law, draw: random.Random) -> tuple[float, float]:
-        """Draws a sample that has not begun."""
+    def _new(self, law: Law, draw: random.Random) -> list[float]:
+        """Draws the lengths of the tracks of a sample that has not begun."""
         common = draw.gauss(law.mean, law.shared)
         limit = self._budget or math.inf
         lengths = [min(limit, law.back(draw.gauss(common, law.own))) for _ in range(self._tracks)]
         return self._early(lengths, 0, draw)
 
-    def _early(self, rests: list[float], ended: int, draw: random.Random) -> tuple[float, float]:
-        """Returns when a sample ends whose tracks lack this much, and what they all need until then. ``ended``: others of it."""
+    def _early(self, rests: list[float], ended: int, draw: random.Random) -> list[float]:
+        """Returns when tracks that lack this much end, some because others made them useless. ``ended``: others of theirs."""
         if not self._fast:
-            return max(rests), sum(rests)
+            return rests
         needed = 1
         if self._needed:
             needed = draw.choices(list(self._needed), list(self._needed.values()))[0]
         ordered = sorted(rests)
         end = ordered[min(len(ordered), max(1, needed - ended)) - 1]
-        return end, sum(min(rest, end) for rest in rests)
+        return [min(rest, end) for rest in rests]
 
 
 def _problem_slower(group: Slowness, expected: Pace, pace: float, draw: random.Random) -> float:

@@ -190,9 +190,10 @@ class Runtime:
         trace: TraceOptions | None = None,
         max_errors: int | None = None,
     ) -> RunResult:
-        """Runs all problems times repeats, ``concurrency`` samples at a time, written to ``directory`` if there is one.
+        """Runs all problems times repeats, written to ``directory`` if there is one.
 
-        ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
+        ``concurrency``: samples in progress, counted by their tracks: the next one starts when as many tracks have ended as it
+        has. ``config`` is recorded with the run as it is. ``sinks`` get the events at their own pace, and are closed at the
         end; what they do does not affect the run (``sinks.Subscriber``), and one that falls behind loses events.
         ``required`` sinks lose none: they get each event at once, the run waits for their ``room``, ends with their errors,
         and does not close them. ``trace``: segments of its file and their compression. ``max_errors``: samples that may end

@@ -28,7 +28,7 @@ from speclrm.runtime.track.method_choice import ask
 from speclrm.runtime.track.track import RuntimeTrack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from speclrm.runtime.protocols import Equivalence, Plan, Problem, Strategy, TrackPlan
     from speclrm.runtime.replay.playback import SamplePlayback
@@ -44,7 +44,9 @@ MADE_AT_ONCE = 16
 
 
 class Sample:
-    """Owns the tracks of one attempt. ``state`` is always the fold of its events."""
+    """Owns the tracks of one attempt. ``state`` is always the fold of its events. ``track_ended`` is called with the number of
+    tracks when one of them is over, and its vote counted.
+    """
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Sample:
         record: SamplePlayback | None = None,
         equivalence: Equivalence,
         bus: EventBus,
+        track_ended: Callable[[int], None],
     ) -> None:
         self.problem = problem
         self.repeat = repeat
@@ -71,6 +74,7 @@ class Sample:
         self._record = record
         self._equivalence = equivalence
         self._bus = bus
+        self._track_ended = track_ended
         self._voting = asyncio.Lock()
         self._controller = scheduler.controller
         self._running: dict[str, tuple[asyncio.Task[None], RuntimeTrack]] = {}
@@ -206,6 +210,7 @@ class Sample:
             await self._count_vote(name)
         finally:
             await track.gone()
+            self._track_ended(len(self.state.tracks))
 
     def _finish(self, name: str, reason: FinishReason, error: Exception | None = None) -> None:
         state = self.state.tracks[name]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.cleanup import OrderedTaskGroup
 from speclrm.runtime.errors import first_of
 from speclrm.runtime.events import RunFinished
+from speclrm.runtime.places import Places
 from speclrm.runtime.protocols import EquivalenceBySample
 from speclrm.runtime.replay.recorded_lane import RecordedLane
 from speclrm.runtime.replay.recorded_verdicts import RecordedVerdicts
@@ -20,6 +20,7 @@ from speclrm.runtime.state import SampleState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from speclrm.runtime.places import Place
     from speclrm.runtime.protocols import Equivalence, Role
     from speclrm.runtime.replay.playback import Playback, SamplePlayback
     from speclrm.runtime.scheduling.requests import RequestLane
@@ -52,7 +53,7 @@ class Samples:
         caught up with the trace, for which they need no place.
         """
         meter = Meter(self._scheduler)
-        places = asyncio.Semaphore(concurrency or max(1, len(jobs)))
+        places = Places(concurrency or max(1, len(jobs)))
         released = asyncio.Event()
         states = {number: job for number, job in enumerate(jobs) if isinstance(job, SampleState)}
         begun: list[tuple[int, Job, SamplePlayback]] = []
@@ -64,25 +65,35 @@ class Samples:
                     begun.append((number, job, again))
                 else:
                     anew.append((number, job))
-        todo = iter(anew)
 
-        async def work() -> None:
-            """Runs one sample after the other, as long as there are any."""
+        async def start(group: asyncio.TaskGroup) -> None:
+            """Starts one sample after the other, each when there is a place for it."""
             if begin is not None:
                 await released.wait()
-            for number, job in todo:
-                async with places:
-                    if (controller := self._scheduler.controller) is not None:
-                        controller.queued = length_hint(todo)
-                    states[number] = await self._sample(job, bus)
+            for count, (number, job) in enumerate(anew, 1):
+                place = places.place()
+                await place.take()
+                if (controller := self._scheduler.controller) is not None:
+                    controller.queued = len(anew) - count
+                task = group.create_task(run(number, job, place), name=f"sample {number}")
+                task.add_done_callback(lambda _, place=place: place.leave())
+                if count % STARTED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+
+        async def run(number: int, job: Job, place: Place) -> None:
+            states[number] = await self._sample(job, bus, place)
 
         async def go_on(number: int, job: Job, again: SamplePlayback) -> None:
+            place = places.place()
             async with asyncio.TaskGroup() as group:
-                running = group.create_task(self._sample(job, bus), name=f"sample {number} again")
+                running = group.create_task(self._sample(job, bus, place), name=f"sample {number} again")
                 await released.wait()
-                async with places:
+                await place.take()
+                try:
                     again.go_on()
                     await asyncio.wait({running})
+                finally:
+                    place.leave()
             states[number] = running.result()
 
         async def catch_up(playback: Playback, begin: Callable[[], Awaitable[None]]) -> None:
@@ -109,10 +120,7 @@ class Samples:
                         group.create_task(catch_up(playback, begin), name="catching up")
                     for number, job, again in begun:
                         group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
-                    for number in range(min(concurrency or len(anew), len(anew))):
-                        group.create_task(work(), name=f"samples {number}")
-                        if number % STARTED_AT_ONCE == STARTED_AT_ONCE - 1:
-                            await asyncio.sleep(0)
+                    group.create_task(start(group), name="starting samples")
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -123,7 +131,7 @@ class Samples:
         finish("finished")
         return tuple(states[number] for number in range(len(jobs)))
 
-    async def _sample(self, job: Job, bus: EventBus) -> SampleState:
+    async def _sample(self, job: Job, bus: EventBus, place: Place) -> SampleState:
         problem, playback = job.problem, job.playback
         await bus.turn("problem_started", problem.id, job.repeat)
         lanes: Mapping[Role, RequestLane] = self._scheduler.lanes
@@ -144,5 +152,6 @@ class Samples:
             record=again,
             equivalence=equivalence,
             bus=bus,
+            track_ended=place.track_ended,
         )
         return await sample.run()

@@ -47,7 +47,8 @@ INSIDE = {
     "sample": {"tokens", "trace", "scheduling", "replay", "track"},
     "run_parts": {"scheduling", "replay"},
     "run_sinks": set[str](),
-    "samples": {"sample", "trace", "scheduling", "replay", "run_parts"},
+    "places": set[str](),
+    "samples": {"sample", "trace", "scheduling", "replay", "run_parts", "places"},
     "runtime": {"samples", "trace", "scheduling", "replay", "run_parts", "run_sinks"},
 }
 """The wings inside runtime/ and, last, its doors, each with the others that it may use beside the shared modules."""
