@@ -335,27 +335,44 @@ class Controller:
             return
         self._decided_s, self._decided_tracks = now, tracks
         self._decided_verdicts = self._experience.verdicts.count
+        outlook = self._outlook(tracks, admitted, target, draft)
+        self._hope(outlook)
+        change = self._choose(outlook)
+        for problem in self._problems.values():
+            if change:
+                self._turn(problem)
+            problem.reason = self._reason(problem)
+        self._eager = self._gains_ahead(outlook)
+
+    def _outlook(self, tracks: int, admitted: float, target: EngineCosts, draft: EngineCosts) -> Outlook:
         steps, done = self._experience.steps_a_track(self.budget), self._experience.steps_done()
         # Contexts will be longer, unless new samples take the place of those that end.
         grows = 0.0 if self._many_follow else max(0.0, steps - done) / 2
-        shape, least = self._experience.shape(self._context + grows * self._shape.written), 1 + self._settings.margin
+        shape = self._experience.shape(self._context + grows * self._shape.written)
         alone = predict([Group(tracks * admitted, None)], shape, target, None).rate
         dear = min(1.0, self._settings.change_steps / max(1.0, steps - done)) if steps and done >= 1 else 0.0
+        return Outlook(tracks, admitted, shape, target, draft, alone, dear)
 
-        def worth(groups: Sequence[Group], changed: float = 0.0) -> float:
-            """Predicted tokens a second, over those of the target alone. ``changed``: share of the tracks that would change."""
-            found = self._predict(groups, shape, target, draft)
-            share = sum(group.tracks for group in groups if group.acceptance is not None) / (tracks * admitted)
-            late = self._late(share * tracks * admitted, found.spread) if share else 0.0
-            return found.rate / alone * (1 - share * late / (1 + late)) * (1 - changed * dear)
+    def _worth(self, outlook: Outlook, groups: Sequence[Group], changed: float = 0.0) -> float:
+        """Predicts tokens a second, over those of the target alone. ``changed``: share of the tracks that would change."""
+        found = self._predict(groups, outlook.shape, outlook.target, outlook.draft)
+        share = sum(group.tracks for group in groups if group.acceptance is not None) / outlook.served
+        late = self._late(share * outlook.served, found.spread) if share else 0.0
+        return found.rate / outlook.alone * (1 - share * late / (1 + late)) * (1 - changed * outlook.dear)
 
-        hope_gain = self._settings.margin if self._crowded or self._many_follow else self._settings.hope_gain
+    def _hope(self, outlook: Outlook) -> None:
+        """Notes what drafts would bring if all were kept, and from which acceptance on a try is worth it."""
+        gain = self._settings.margin if self._crowded or self._many_follow else self._settings.hope_gain
 
-        def hoped_for(twentieths: int) -> bool:
-            return worth([Group(tracks * admitted, twentieths / 20)], 1.0) >= 1 + hope_gain
+        def enough(twentieths: int) -> bool:
+            return self._worth(outlook, [Group(outlook.served, twentieths / 20)], 1.0) >= 1 + gain
 
-        self._ceiling = worth([Group(tracks * admitted, 1.0)], 1.0)
-        self.worth_a_try = bisect_left(range(21), True, key=hoped_for) / 20
+        self._ceiling = self._worth(outlook, [Group(outlook.served, 1.0)], 1.0)
+        self.worth_a_try = bisect_left(range(21), True, key=enough) / 20
+
+    def _choose(self, outlook: Outlook) -> bool:
+        """Chooses the acceptance from which on problems speculate. Returns whether any may change for it."""
+        margin, least = self._settings.margin, 1 + self._settings.margin
         worths: dict[float, float] = {}
         shares: dict[float, float] = {}
         for bound in {NEVER, *(self._acceptance(problem) for problem in self._problems.values())}:
@@ -363,24 +380,27 @@ class Controller:
             def chosen(problem: Problem, bound: float = bound) -> bool:
                 return self._acceptance(problem) >= bound
 
-            share = sum(p.tracks.total() for p in self._problems.values() if chosen(p) != p.speculates) / tracks
-            worths[bound], shares[bound] = worth(self._groups(admitted, chosen), share), share
+            changed = sum(p.tracks.total() for p in self._problems.values() if chosen(p) != p.speculates)
+            shares[bound] = changed / outlook.tracks
+            worths[bound] = self._worth(outlook, self._groups(outlook.admitted, chosen), shares[bound])
         best = max(worths, key=lambda bound: worths[bound])
-        now_worth = worth(self._groups(admitted, lambda p: p.speculates))
+        now_worth = self._worth(outlook, self._groups(outlook.admitted, _drafts))
         # Problems are hard to tell apart, so each stays; but all of them together are known better.
-        doubted = worth(self._groups(admitted, lambda p: p.speculates, self._settings.favour))
-        if shares[NEVER] and worths[NEVER] >= doubted * (1 + self._settings.margin * shares[NEVER]):
+        doubted = self._worth(outlook, self._groups(outlook.admitted, _drafts, self._settings.favour))
+        if shares[NEVER] and worths[NEVER] >= doubted * (1 + margin * shares[NEVER]):
             best, now_worth = NEVER, doubted
         self.threshold, self.gain = (best, worths[best]) if worths[best] >= least else (NEVER, 1.0)
         # In a crowd what a single problem would gain is less than what is known of it.
-        change = worths[best] >= now_worth * (1 + self._settings.margin * (1 if self._crowded else shares[best]))
-        for problem in self._problems.values():
-            if change:
-                self._turn(problem)
-            problem.reason = self._reason(problem)
-        drafting = self._groups(admitted, lambda p: p.speculates, favour=0.0)
-        in_turn, ahead = (self._predict(drafting, shape, target, draft, ahead=one).rate for one in (False, True))
-        self._eager = ahead > in_turn * (1 if self._eager else least)
+        return worths[best] >= now_worth * (1 + margin * (1 if self._crowded else shares[best]))
+
+    def _gains_ahead(self, outlook: Outlook) -> bool:
+        """Whether work ahead of scores brings more than it costs."""
+        drafting = self._groups(outlook.admitted, _drafts, favour=0.0)
+        in_turn, ahead = (
+            self._predict(drafting, outlook.shape, outlook.target, outlook.draft, ahead=one).rate
+            for one in (False, True)
+        )
+        return ahead > in_turn * (1 if self._eager else 1 + self._settings.margin)
 
     def _late(self, tracks: float, spread: float) -> float:
         """By what share the slowest of so many tracks is later than the mean one if they speculate from now on."""
@@ -425,6 +445,30 @@ class Controller:
     @property
     def _shape(self) -> StepShape:
         return self._experience.shape(self._context)
+
+
+def _drafts(problem: Problem) -> bool:
+    return problem.speculates
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a decision goes by. ``tracks``: at work; ``admitted``: share of them that the KV cache has room for. ``shape``: of the
+    steps to come. ``alone``: tokens a second of the target alone. ``dear``: share of a track's time that a change costs it.
+    """
+
+    tracks: int
+    admitted: float
+    shape: StepShape
+    target: EngineCosts
+    draft: EngineCosts
+    alone: float
+    dear: float
+
+    @property
+    def served(self) -> float:
+        """Tracks that have room."""
+        return self.tracks * self.admitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ def test_what_broke_once_does_so_no_more(seed: int) -> None:
     """2353 to 9753: an engine that stopped before the limit left a reply that a replay took for a part of one. 10252, 11204,
     302900: work ahead failed while its track waited, and the replay asked for the next request at once, or stopped. 92809:
     iterations seemed to cost nothing but what another engine slows them down. 207154: the second piece of a step that was made
-    ahead failed, and the replay let the first one fail. 400256: a sample that waited for a place was cancelled as one became free.
+    ahead failed, and the replay let the first one fail. 400256: a sample that waited for a place was cancelled as one became
+    free.
     """
     assert not (outcome := simulate(seed)).faults, str(outcome)
