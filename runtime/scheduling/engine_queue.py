@@ -33,7 +33,8 @@ CAP_INTERVAL_S = 0.25
 """Seconds between two adaptations of the number of requests in flight to the engine's statistics."""
 
 RESERVE_SHARE = 8
-"""One in this many of an engine's sequences, and at least one, is kept free of writes while there are short requests."""
+"""One in this many of an engine's sequences, and at least one, is kept free of writes while there are short requests, if the
+engine cannot run all that come."""
 
 RESERVE_S = 10.0
 """Seconds for which that lasts after the last short request, at least; at most twice as long."""
@@ -95,7 +96,7 @@ class EngineQueue:
         # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
         self._waiting: dict[bool, Waiting[asyncio.Future[bool]]] = {lasting: Waiting() for lasting in (False, True)}
         self._lasting = 0
-        self._short = _Peak()
+        self._short, self._all = _Peak(), _Peak()
         self._later: asyncio.TimerHandle | None = None
         # In the order of their starts: what ends all of them does so in the same order each time.
         self.slots: dict[Slot, None] = {}
@@ -143,6 +144,7 @@ class EngineQueue:
         if now - self._cap_s >= CAP_INTERVAL_S:
             self._adapt(now)
         lasting = request_state.lasting
+        self._all.see(self._present + 1, now)
         if not lasting:
             self._short.see(self.in_flight - self._lasting + len(self._waiting[False].numbers) + 1, now)
         if not self._has_room(lasting) or not (self._nobody_waits or self._next() is None):
@@ -179,14 +181,14 @@ class EngineQueue:
 
     def _has_room(self, lasting: bool) -> bool:
         """Returns whether one more request may go to the engine. Lasting ones leave a few of its sequences to others, while
-        there are any.
+        there are any and it cannot run all at once.
         """
         if not lasting or self.in_flight >= self._cap:
             return self.in_flight < self._cap
-        short = self._short.value(now_s())
-        if not short:
+        now, runs = now_s(), min(self._cap, self.engine.max_num_seqs)
+        short = self._short.value(now)
+        if not short or max(self._present, self._all.value(now)) <= runs:
             return True
-        runs = min(self._cap, self.engine.max_num_seqs)
         return self._lasting < max(1, runs - min(short, max(1, runs // RESERVE_SHARE)))
 
     def _adapt(self, now: float) -> None:
@@ -218,6 +220,11 @@ class EngineQueue:
             self._overlap.change(self._role, -1)
         if not self._nobody_waits:
             self._serve()
+
+    @property
+    def _present(self) -> int:
+        """Requests in the engine and before it."""
+        return self.in_flight + len(self._waiting[False].numbers) + len(self._waiting[True].numbers)
 
     @property
     def _nobody_waits(self) -> bool:

@@ -344,9 +344,24 @@ def test_writes_leave_few_places_and_have_them_all_again_when_no_score_came_for_
     assert after[int(2 * RESERVE_S) + 10] == 16
 
 
+@pytest.mark.parametrize(("writers", "waits"), [(16, False), (17, True)])
+def test_no_place_is_kept_free_in_an_engine_that_can_run_all_that_come(writers: int, waits: bool) -> None:
+    """Short requests came, as at the end of another run, but those were of the same few tracks."""
+
+    async def main() -> list[float]:
+        lane = Lane(Role.TARGET, Places(16))
+        await asyncio.gather(*(scores(lane, [f"s{number}"]) for number in range(writers)))
+        all_writes = [write(f"w{number}", 20) for number in range(writers)]
+        await asyncio.gather(*map(lane.run, all_writes))
+        return [one.queue_s for one in all_writes]
+
+    assert (max(run_virtual(main())) > 0) == waits
+
+
 def test_many_scores_at_once_keep_an_eighth_of_the_places_and_one_score_keeps_one() -> None:
     async def main(at_once: int) -> int:
         lane = Lane(Role.TARGET, Places(32), in_flight_max=32)
+        await asyncio.gather(*(lane.run(write(f"x{number}", 2)) for number in range(64)))  # more than it can run
         async with asyncio.TaskGroup() as group:
             for number in range(at_once):
                 group.create_task(lane.run(score(f"s{number}")))
