@@ -426,3 +426,14 @@ def test_on_problems_that_differ_those_that_lose_are_turned_off_though_all_toget
         simulate_run(chosen, world, names, collector, problems=4, concurrency=4, shared=False, seed=0)
         ended_s.append(max(event.seconds for event in collector.of(SampleFinished)))
     assert ended_s[1] < 1.05 * ended_s[0]
+
+
+def test_a_problem_that_begins_later_is_told_what_is_known_by_then() -> None:
+    settings = WorldSettings((0.46,), steps=2000, judge_error=0.0)
+    chosen = strategy("speculative", judge="inline", tracks=2, plan="plain", token_budget=128)
+    told = Collector()
+    names = {Role.TARGET: "sim/qwq-32b", Role.DRAFT: "sim/r1-1.5b"}
+    simulate_run(chosen, SimulatedWorld(settings, 0), names, told, problems=8, concurrency=2, shared=True, seed=0)
+    reasons = [event.reason for event in told.of(ModeChanged) if event.problem in ("sim-6", "sim-7")]
+    assert reasons
+    assert all("acceptance" in reason or reason == PROBING for reason in reasons), reasons
