@@ -45,6 +45,14 @@ class Nursery:
         self._server: Any = None  # the standard library's class, of which much is private
         self._openmp: Mapping[str, str | None] = {}
 
+    @property
+    def process(self) -> psutil.Process | None:
+        """The process, if it was begun and has not ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._server is not None and self._server._forkserver_pid is not None:
+                return psutil.Process(self._server._forkserver_pid)
+        return None
+
     def begin(self, openmp: Mapping[str, str | None]) -> bool:
         """Starts the process with the present environment and these variables of OpenMP, unless it runs. Returns whether it did.
 

@@ -184,6 +184,9 @@ class _Start(Generic[K]):
             if computes_in_core(chosen):
                 with environment(own_values(chosen, self._ids[role])):
                     self._nursery_is_new = self._nursery.begin(openmp_values(chosen))
+                # Its title hides our mark, and its copies hold it: a copy that we have not seen yet would live on with it.
+                if (process := self._nursery.process) is not None:
+                    self.watchdog.name([process])
                 self.watchdog.leave(multiprocessing.util.get_temp_dir())  # where the nursery listens
                 return
 

@@ -1,4 +1,7 @@
-"""A program that owns engines, to be killed by a test: prints ``loading`` and ``running`` as it gets there."""
+"""A program that owns engines, to be killed by a test: prints ``loading`` and ``running`` as it gets there.
+
+With ``unseen`` it has not yet looked for the process of its engine when it is killed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 from speclrm.runtime.engine import Request
+from speclrm.runtime.engines import vllm_start
 from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.machine.hardware import read_machine
 from speclrm.runtime.machine.sizing import Work, engine_settings, read_facts
@@ -35,4 +39,6 @@ async def main(path: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    if "unseen" in sys.argv:
+        vllm_start.engine_cores = set
     asyncio.run(main(Path(sys.argv[1])))

@@ -35,13 +35,19 @@ def engine_is_there(processes: set[psutil.Process]) -> bool:
 @pytest.mark.engine
 @pytest.mark.parametrize(
     ("stage", "number"),
-    [("running", signal.SIGKILL), ("running", signal.SIGTERM), ("loading", signal.SIGKILL), ("loading", signal.SIGINT)],
+    [
+        ("running", signal.SIGKILL),
+        ("running", signal.SIGTERM),
+        ("loading", signal.SIGKILL),
+        ("loading", signal.SIGINT),
+        ("unseen", signal.SIGKILL),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_no_process_outlives_its_owner(stage: str, number: signal.Signals, tiny_models: dict[str, Path]) -> None:
     script = Path(__file__).with_name("owner.py")
     owner = subprocess.Popen(
-        [sys.executable, str(script), str(tiny_models["target"])],
+        [sys.executable, str(script), str(tiny_models["target"]), stage],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -50,12 +56,12 @@ def test_no_process_outlives_its_owner(stage: str, number: signal.Signals, tiny_
     seen: set[psutil.Process] = set()
     try:
         for line in owner.stdout:
-            if line.strip() == stage:
+            if line.strip() == ("running" if stage == "running" else "loading"):
                 break
         seen = tree(owner.pid)
         deadline = time.monotonic() + 60
         # While loading: as soon as the engine's process is there, when it does not yet listen to anything.
-        while stage == "loading" and not engine_is_there(seen) and time.monotonic() < deadline:
+        while stage != "running" and not engine_is_there(seen) and time.monotonic() < deadline:
             time.sleep(0.2)
             seen |= tree(owner.pid)
         assert engine_is_there(seen)
