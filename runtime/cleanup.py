@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +46,12 @@ class Leaving:
 
 class OrderedTaskGroup(asyncio.TaskGroup):
     """A task group that cancels its tasks in the order in which they began: the order of their last events is then the same
-    each time. A plain one goes through a set, in the order of addresses.
+    each time. A plain one goes through a set, in the order of addresses. ``before``: is called before it cancels them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._before = before
         self._in_order: dict[asyncio.Task[Any], None] = {}
 
     def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
@@ -64,6 +65,7 @@ class OrderedTaskGroup(asyncio.TaskGroup):
 
     def _abort(self) -> None:
         self._aborting = True
+        self._before()
         for task in tuple(self._in_order):
             if not task.done():
                 task.cancel()

@@ -97,7 +97,7 @@ class Sample:
                 made.append((plan.track, self._track(plan, judge)))
                 if len(made) % MADE_AT_ONCE == 0:
                     await asyncio.sleep(0)  # lets other samples work
-            async with OrderedTaskGroup() as group:
+            async with OrderedTaskGroup(self._stop_ahead) as group:
                 for name, track in made:
                     task = group.create_task(self._run_track(name, track), name=f"{self._name}/{name}")
                     self._running[name] = task, track
@@ -249,6 +249,10 @@ class Sample:
     async def _same(self, one: str, other: str) -> bool:
         verdict = self._strategy.same(one, other, self.problem)
         return await self._equivalence.same(one, other) if verdict is None else verdict
+
+    def _stop_ahead(self) -> None:
+        for _, track in self._running.values():
+            track.stop_ahead()
 
     def _stop_others(self, name: str) -> None:
         for other, (task, track) in self._running.items():

@@ -142,8 +142,16 @@ class RuntimeTrack:
         return self._events.stop_reason
 
     def stopping(self, reason: StopReason) -> None:
-        """Notes why the task that runs this track is about to be cancelled."""
+        """Notes why the task that runs this track is about to be cancelled, and stops its work ahead."""
         self._events.stopping(reason)
+        self.stop_ahead()
+
+    def stop_ahead(self) -> None:
+        """Stops the work ahead of a track that is about to be cancelled; ``end`` accounts for it.
+
+        A task that is cancelled ends once its request is aborted, and the work ahead would go on until then.
+        """
+        self._ahead.stop()
 
     def end(self, error: BaseException | None = None) -> None:
         """Ends what is open and accounts for it, at once. ``error``: what ended the track, if an error did.

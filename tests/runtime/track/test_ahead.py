@@ -17,7 +17,9 @@ from speclrm.runtime.protocols import Role
 from speclrm.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from speclrm.runtime.engine import Request
+    from collections.abc import AsyncGenerator
+
+    from speclrm.runtime.engine import Delta, Request
 
 STEPS = ["First we add.\n\n", "Then we look.\n\n", "Then we wait.\n\n", "So it is \\boxed{4}."]
 WRITTEN = ["One.\n\n", "Two.\n\n", "Three.\n\n", "\\boxed{4}."]
@@ -139,3 +141,48 @@ def test_cancelling_at_any_moment_leaves_nothing_in_the_engines(moment_s: float)
     assert (running, held, len(reasons)) == (0, 0, 2)
     drafted = {(event.track, event.step) for event in collector.of(StepDrafted)}
     assert {(event.track, event.step) for event in collector.of(StepCommitted) if event.origin == "draft"} <= drafted
+
+
+class SlowToAbort(ScriptedEngine):
+    """Takes three seconds to abort a request."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        deltas = super().stream(request)
+        try:
+            async for delta in deltas:
+                yield delta
+        except asyncio.CancelledError:
+            await asyncio.sleep(3)
+            raise
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["cancelled", "stopped by a vote"])
+def test_nothing_more_is_made_ahead_while_the_request_of_a_cancelled_track_is_being_aborted(stopped: bool) -> None:
+    """The first track is cancelled, or stopped by the answer of the second, in the midst of a score and of a step ahead."""
+    asked: dict[str, float] = {}
+
+    def drafts(request: Request, prompt: str) -> Reply:
+        _, _, track, step = request.id.split("/", 3)
+        asked[f"{track} {step}"] = now_s()
+        if "ahead" in step:
+            return Reply("\n\n", wait_s=1.0)  # a piece with nothing visible: another one follows
+        return Reply(STEPS[0] if track.endswith("1") else STEPS[3])
+
+    def scores(request: Request, prompt: str) -> Reply:
+        return Reply(score=9, wait_s=10.0 if request.id.split("/")[2].endswith("1") else 1.5)
+
+    async def main() -> float:
+        engines = {Role.TARGET: SlowToAbort(scores, name="target"), Role.DRAFT: ScriptedEngine(drafts, name="draft")}
+        async with Runtime(parts(engines)) as runtime:
+            chosen = make_strategy("speculative", tracks=1 + stopped, plan="plain", draft_ahead="always", fast=1)
+            call = asyncio.create_task(runtime.run([PROBLEM], chosen))
+            await asyncio.sleep(1.5)
+            if not stopped:
+                call.cancel()
+            await asyncio.wait({call})
+            assert call.cancelled() is not stopped
+            return now_s()
+
+    ended = run_virtual(main())
+    assert [name for name in asked if not name.startswith("M2")] == ["M1 0/draft", "M1 1/draft-ahead", "M1 1/draft-ahead.1"]
+    assert 4.5 <= ended < 4.8
