@@ -14,7 +14,9 @@ def test_nothing_is_lost_and_nothing_hangs_whatever_goes_wrong(first: int) -> No
     expect_nothing(first)
 
 
-@pytest.mark.parametrize("seed", [576, 2353, 8082, 8441, 9753, 10252, 11204, 92809, 207154, 302900, 400256, 444299, 450432])
+@pytest.mark.parametrize(
+    "seed", [576, 2353, 8082, 8441, 9753, 10252, 11204, 92809, 207154, 302900, 400256, 444299, 450432]
+)
 def test_what_broke_once_does_so_no_more(seed: int) -> None:
     """2353 to 9753: an engine that stopped before the limit left a reply that a replay took for a part of one. 10252, 11204,
     302900: work ahead failed while its track waited, and the replay asked for the next request at once, or stopped. 92809:

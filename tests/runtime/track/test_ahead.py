@@ -184,5 +184,9 @@ def test_nothing_more_is_made_ahead_while_the_request_of_a_cancelled_track_is_be
             return now_s()
 
     ended = run_virtual(main())
-    assert [name for name in asked if not name.startswith("M2")] == ["M1 0/draft", "M1 1/draft-ahead", "M1 1/draft-ahead.1"]
+    assert [name for name in asked if not name.startswith("M2")] == [
+        "M1 0/draft",
+        "M1 1/draft-ahead",
+        "M1 1/draft-ahead.1",
+    ]
     assert 4.5 <= ended < 4.8
