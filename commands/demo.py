@@ -29,7 +29,7 @@ SIMULATED_RECIPE = {"token_budget": 2_000}
 
 def demo(
     output_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the two runs.", show_default="runs/<time>-demo")
+        Path | None, typer.Option(help="Folder for the runs.", show_default="runs/<time>-demo")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Target model.", show_default="a known 0.5B model")] = None,
     draft: Annotated[str | None, typer.Option(help="Draft model.", show_default="a known 135M model")] = None,
@@ -40,7 +40,7 @@ def demo(
     log_file: LogFile = None,
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Solve a few problems with a draft and a target, then with the target alone, and compare."""
+    """Solve a few problems with a draft and a target, and with the target alone, in turns, and compare."""
 
     def start() -> None:
         from speclrm.app import demo as demonstration
@@ -63,15 +63,17 @@ def demo(
 
         console = stdout()
         print_calibration(console, comparison.calibration)
+        for line in demonstration.drafted_lines(comparison):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print()
         drafts = f"{options.draft} drafts where it pays, {options.target} scores and rewrites"
-        print_report(console, comparison.speculative, drafts)
+        print_report(console, comparison.speculative[0], drafts)
         console.print()
-        print_report(console, comparison.alone, f"{options.target} alone, as many tracks at once")
+        print_report(console, comparison.alone[0], f"{options.target} alone, as many tracks at once")
         console.print()
         for line in demonstration.verdict(comparison):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        for name in ("speculative", "baseline"):
+        for name in comparison.folders:
             print_paths(console, directory / name)
         console.print()
         _print_simulated(console)

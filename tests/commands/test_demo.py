@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,13 @@ def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(t
     # The scripted target always says 4, so nothing can be promised, and that is said.
     assert "threshold none: too few problems for a promise: the target alone solved 0 of 16" in said
     assert "`--score-threshold auto` would not draft with this pair: no threshold is safe." in said
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"speculative", "baseline"}
+    assert re.search(r"drafted and scored (\d+) steps on other problems: \d+ were kept and \d+ rewritten", said)
+    # Quick runs are repeated in the other order.
+    assert re.search(r"auto +\S+ s and \S+ s, accuracy", done.stdout)
+    written = [tmp_path / "out" / name for name in ("speculative", "baseline", "baseline-2", "speculative-2")]
+    assert sorted((tmp_path / "out").iterdir()) == sorted(written)
+    began = [json.loads((folder / "run.json").read_text())["started"] for folder in written]
+    assert began == sorted(began)
     # Then what a GPU gives, simulated: six rows with a speed-up each.
     table = done.stdout[done.stdout.index("measured on an H200") :]
     assert len(re.findall(r"\d\.\d\dx", table)) == 6
