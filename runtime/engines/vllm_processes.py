@@ -37,6 +37,8 @@ CHILD_POLL_S = 0.05
 
 _ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception): \S")
 """The last line of a traceback."""
+_UNGUARDED = "before the current process has finished its bootstrapping phase"
+"""What Python says in a process that imports a program, where that starts processes by itself."""
 
 
 def engine_cores() -> set[psutil.Process]:
@@ -93,6 +95,11 @@ def start_error(error: Exception, log_path: Path, offset: int) -> EngineError:
     The first error there says more than the last exception here.
     """
     lines = log_path.read_bytes()[offset:].decode(errors="replace").splitlines()
+    if _UNGUARDED in " ".join(f"{error} {' '.join(lines)}".split()):
+        return EngineError(
+            "An engine did not start: its process imports the program that started it, which then starts engines again. Put what "
+            'the program does under `if __name__ == "__main__":`.'
+        )
     causes = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
     cause = causes[0] if causes else f"{type(error).__name__}: {error}".splitlines()[0]
     found = EngineError(

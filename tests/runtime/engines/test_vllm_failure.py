@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,19 @@ def test_a_log_says_whether_memory_ran_out(text: str, yes: bool, tmp_path: Path)
     assert start_error(EngineError("x"), log, len(before)).reason == (
         "out_of_memory" if says_out_of_memory(text) else "died"
     )
+
+
+def test_a_program_that_starts_engines_again_when_it_is_imported_is_told_what_to_do(tmp_path: Path) -> None:
+    program = tmp_path / "unguarded.py"
+    program.write_text("import multiprocessing\nmultiprocessing.get_context('spawn').Process(target=print).start()\n")
+    said = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False).stderr
+    log = tmp_path / "log"
+    log.write_text(said)
+    assert 'under `if __name__ == "__main__":`' in str(start_error(EngineError("x"), log, 0))
+    raised = said.partition("RuntimeError: ")[2]
+    log.write_text("")
+    assert 'under `if __name__ == "__main__":`' in str(start_error(RuntimeError(raised), log, 0))
+    assert "__main__" not in str(start_error(RuntimeError("something else"), log, 0))
 
 
 def test_the_kernel_says_whether_it_killed_a_process_for_memory(
