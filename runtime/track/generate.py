@@ -47,8 +47,8 @@ class Making:
     """A step that is being made. All that it depends on, its first request included, was read when it was asked for.
 
     ``before``: uncommitted ids after the context; ``begun``: the context's length; ``request_states``: one a piece, of which
-    the last one is under way until ``whole``. ``given_up``: it has been accounted for. ``task``: the task that makes it
-    ahead.
+    the last one is under way until ``whole``. ``asked``: the first one was sent. ``given_up``: it has been accounted for.
+    ``task``: the task that makes it ahead.
     """
 
     role: Role
@@ -60,6 +60,7 @@ class Making:
     limit: int
     request_states: list[RequestState]
     whole: Made | None = None
+    asked: bool = False
     given_up: bool = False
     task: asyncio.Task[Made] | None = None
 
@@ -119,6 +120,7 @@ class StepMaker:
 
     async def make(self, making: Making) -> Made:
         """Makes one step with one model: one request, and more if the first brought nothing visible."""
+        making.asked = True
         role, before, begun, limit = making.role, making.before, making.begun, making.limit
         limits, context = self._requests.limits, self._requests.contexts[role]
         tokenizer = context.tokenizer
@@ -225,6 +227,8 @@ class StepMaker:
         if making.given_up:
             return
         making.given_up = True
+        if not making.asked:
+            return  # its task was stopped before it had begun
         if making.whole is None:
             self._drop_flights(making, reason)
             return
