@@ -177,11 +177,8 @@ async def compare(
     )
 
 
-class _Listener:
-    """A sink that is always ready."""
-
-    def emit(self, event: Event) -> None:
-        raise NotImplementedError
+class _Ready:
+    """What a sink that is always ready has beside ``emit``."""
 
     async def room(self) -> None:
         pass
@@ -190,7 +187,7 @@ class _Listener:
         pass
 
 
-class _Decisions(_Listener):
+class _Decisions(_Ready):
     """Keeps the reason of the last decision to draft or not."""
 
     def __init__(self) -> None:
@@ -201,7 +198,7 @@ class _Decisions(_Listener):
             self.last = event.reason
 
 
-class _Drafts(_Listener):
+class _Drafts(_Ready):
     """Counts drafted steps by their fate, and keeps an example of each: a long one, as "1." says little."""
 
     def __init__(self) -> None:
@@ -215,6 +212,7 @@ class _Drafts(_Listener):
         match event:
             case StepDrafted():
                 self._drafted[event.problem, event.track] = event.text
+                self._score.pop((event.problem, event.track), None)
             case StepScored():
                 self._score[event.problem, event.track] = event.value
             case StepWritten():
@@ -222,6 +220,8 @@ class _Drafts(_Listener):
             case StepCommitted(origin="draft" | "rewrite" as origin):
                 key = event.problem, event.track
                 self._counts[origin] += 1
+                if key not in self._score:
+                    return  # an engine refused to score it
                 instead = self._instead[key] if origin == "rewrite" else None
                 example = Example(text=self._drafted[key], score=self._score[key], instead=instead)
                 self._examples[origin] = max(self._examples.get(origin, example), example, key=_length)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli_runner import speclrm
+
+from speclrm.app.demo import _Drafts  # pyright: ignore[reportPrivateUsage]
+from speclrm.runtime.events import StepCommitted, StepDrafted, StepScored, StepWritten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,3 +36,20 @@ def test_the_demonstration_calibrates_runs_both_ways_and_says_which_was_faster(t
     table = done.stdout[done.stdout.index("measured on an H200") :]
     assert len(re.findall(r"\d\.\d\dx", table)) == 6
     assert "one, by time slices" in table
+
+
+def test_a_drafted_step_whose_score_was_refused_is_counted_and_no_example() -> None:
+    drafts = _Drafts()
+    where: dict[str, Any] = {"problem": "p", "repeat": 0, "track": "M1"}
+    for number, scored in enumerate((True, False)):
+        drafts.emit(StepDrafted(**where, step=number, text="a draft" + "!" * number, ids=(1,), operations=()))
+        if scored:
+            drafts.emit(StepScored(**where, step=number, value=3.0, mass=1.0, digits=(), operations=()))
+        text = f"instead of {number}, and longer"
+        drafts.emit(StepWritten(**where, step=number, write_kind="rewrite", text=text, ids=(2,), operations=()))
+        drafts.emit(StepCommitted(**where, step=number, origin="rewrite", tokens=1, score=9.0))
+    found = drafts.found
+    assert (found.kept, found.rewritten) == (0, 2)
+    assert [(one.text, one.score, one.instead) for one in found.examples] == [
+        ("a draft", 3.0, "instead of 0, and longer")
+    ]
