@@ -82,6 +82,7 @@ _MENTIONS = (
 """What gives an answer in words holds one of these or ``_ANS``, in small letters. Most steps hold none, and are read no further.
 A noun or a form that is added below must stand here, too.
 """
+_PLAIN_MENTIONS = tuple(filter(str.isascii, _MENTIONS))
 _ANS = re.compile(r"(?<![a-z])ans(?![a-z])")
 _SAYS = re.compile(
     rf"(?:(?:^|(?<=[.!?;:,]\s))[\s>*#_`(\[✅✔🎯\ufe0f-]*(?:{_ARTICLE}\b[\s,]*)*|(?<=\s)(?:{_ARTICLE}\b[\s,]*)+)(?:{_KIND}\s+)*(?P<noun>{_NOUN})(?:\s+(?:option|choice|letter|value))?"
@@ -333,7 +334,9 @@ def _lines(text: str) -> list[Found]:
 
 def _mentions_answer(text: str) -> bool:
     small = text.casefold()
-    for mention in _MENTIONS:  # a generator takes twice as long, and each step is asked
+    for mention in (
+        _PLAIN_MENTIONS if small.isascii() else _MENTIONS
+    ):  # a generator takes twice as long, and each step is asked
         if mention in small:
             return True
     return "ans" in small and _ANS.search(small) is not None

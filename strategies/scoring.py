@@ -7,6 +7,7 @@ from operator import mul
 from typing import TYPE_CHECKING, Literal
 
 from speclrm.runtime.engine import LOGPROB_MIN
+from speclrm.runtime.events import six_digits
 from speclrm.runtime.protocols import Score
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def read_score(digits: Sequence[float], method: ScoreMethod) -> Score:
         return Score(0.0, 0.0)
     weights = [exp(value - top) for value in digits]
     total = sum(weights)
-    mass = round(min(1.0, exp(top) * total), 6)
+    mass = six_digits(min(1.0, exp(top) * total))
     if method == "greedy":
         return Score(float(digits.index(top)), mass)
     return Score(sum(map(mul, range(len(weights)), weights)) / total, mass)

@@ -24,20 +24,20 @@ def end_of_track(
     ``step_limit`` is off by default: a track needs about 150 steps for a hard problem, and a cap derived from the
     budget by the longest step would end it at 16.
     """
-    steps = state.steps
-    if not steps:
+    steps, count = state.steps, len(state.steps)
+    if not count:
         return None
-    last = steps[-1]
-    before = steps[-2].text if len(steps) > 1 else ""
+    last = steps[count - 1]
+    before = steps[count - 2].text if count > 1 else ""
     if answer(last.text, before) is not None:
         return "answer"
     if last.ended:
         return "end_of_text"
-    if len(steps) > 1 and last.text.strip() == before.strip():
+    if count > 1 and last.text.strip() == before.strip():
         return "repeated"
     if state.tokens >= token_budget:
         return "budget"
-    if step_limit is not None and len(steps) >= step_limit:
+    if step_limit is not None and count >= step_limit:
         return "step_limit"
     return None
 

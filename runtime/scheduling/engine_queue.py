@@ -95,6 +95,8 @@ class EngineQueue:
         self.stall_limit_s = stall_limit_s
         # Lasting requests wait in a queue of their own: others pass them into places that they may not have.
         self._waiting: dict[bool, Waiting[asyncio.Future[bool]]] = {lasting: Waiting() for lasting in (False, True)}
+        # Their numbers by themselves: every request asks whether anybody waits.
+        self._short_waits, self._lasting_waits = self._waiting[False].numbers, self._waiting[True].numbers
         self._lasting = 0
         self._short, self._all = _Peak(), _Peak()
         self._later: asyncio.TimerHandle | None = None
@@ -146,8 +148,8 @@ class EngineQueue:
         lasting = request_state.lasting
         self._all.see(self._present + 1, now)
         if not lasting:
-            self._short.see(self.in_flight - self._lasting + len(self._waiting[False].numbers) + 1, now)
-        if not self._has_room(lasting) or not (self._nobody_waits or self._next() is None):
+            self._short.see(self.in_flight - self._lasting + len(self._short_waits) + 1, now)
+        if not self._has_room(lasting) or ((self._short_waits or self._lasting_waits) and self._next() is not None):
             return False
         if not self.in_flight and request_state.ready_s is not None:
             self._idle_ready_s += now - max(request_state.ready_s, self._since_s)
@@ -218,17 +220,13 @@ class EngineQueue:
             self._busy_s += now - self._since_s
             self._since_s = now  # from now on: it counts idle time
             self._overlap.change(self._role, -1)
-        if not self._nobody_waits:
+        if self._short_waits or self._lasting_waits:
             self._serve()
 
     @property
     def _present(self) -> int:
         """Requests in the engine and before it."""
-        return self.in_flight + len(self._waiting[False].numbers) + len(self._waiting[True].numbers)
-
-    @property
-    def _nobody_waits(self) -> bool:
-        return not (self._waiting[False].numbers or self._waiting[True].numbers)
+        return self.in_flight + len(self._short_waits) + len(self._lasting_waits)
 
     def _serve(self) -> None:
         """Gives free places to the most urgent requests."""
@@ -237,7 +235,7 @@ class EngineQueue:
             if not turn.done():
                 self._take_place(lasting)
                 turn.set_result(True)
-        if self._later is None and self._waiting[True].numbers and self.in_flight < self._cap:
+        if self._later is None and self._lasting_waits and self.in_flight < self._cap:
             # Remaining free places are kept for others. If none come, no event would say so: check again later.
             self._later = asyncio.get_running_loop().call_later(RESERVE_S, self._serve_later)
 
@@ -249,10 +247,9 @@ class EngineQueue:
         """Returns the kind of request that gets the next place; None if there is no place or nobody waits for it."""
         if self.in_flight >= self._cap:
             return None
-        short, lasting = self._waiting[False], self._waiting[True]
-        if not lasting.numbers or not self._has_room(True):
-            return False if short.numbers else None
-        return not short.numbers or lasting.first()[0] < short.first()[0]
+        if not self._lasting_waits or not self._has_room(True):
+            return False if self._short_waits else None
+        return not self._short_waits or self._waiting[True].first()[0] < self._waiting[False].first()[0]
 
 
 class _Peak:

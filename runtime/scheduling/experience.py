@@ -38,7 +38,8 @@ class Mean:
     weight: float = 1.0
 
     def add(self, value: float) -> None:
-        self.weight = weight = self.weight + 1.0 if self.weight < WEIGHT_MAX - 1.0 else WEIGHT_MAX
+        if (weight := self.weight) < WEIGHT_MAX:
+            self.weight = weight = weight + 1.0
         self.value += (value - self.value) / weight
 
 
@@ -203,10 +204,12 @@ class Experience:
         kept, and how many lost.
         """
         kept, lost = problem.verdicts.kept, problem.verdicts.lost
-        share = min(1.0, self._settings.verdicts_others / max(1e-9, kept + lost))
-        before, problem.told = problem.told, (share * kept, share * lost)
-        self._shares.kept += problem.told[0] - before[0]
-        self._shares.lost += problem.told[1] - before[1]
+        if (count := kept + lost) > (most := self._settings.verdicts_others):
+            kept, lost = most / count * kept, most / count * lost
+        before_kept, before_lost = problem.told
+        problem.told = kept, lost
+        self._shares.kept += kept - before_kept
+        self._shares.lost += lost - before_lost
 
     def _end(self, name: str, track: TrackName) -> None:
         problem = self.problems.get(name)
@@ -231,18 +234,20 @@ class Experience:
                 self.token_s[role].add(operation.engine_s / tokens)
         if name is not None:
             mean = self._shape[name]
-            mean.add(min(read, READ_MAX * mean.value))
+            most = READ_MAX * mean.value
+            mean.add(read if read < most else most)
 
     def _commit(self, event: StepCommitted) -> None:
-        problem, track, tokens = self.problems[event.problem], (event.repeat, event.track), event.tokens
+        problem, track = self.problems[event.problem], (event.repeat, event.track)
+        tokens, origin = event.tokens, event.origin
         problem.since += 1
         problem.committed[track] += tokens
         problem.probing.discard(track)
         self.steps += 1
         self._length.add(tokens)
         self._square.add(tokens**2)
-        if event.origin in ("draft", "rewrite"):
-            kept = event.origin == "draft"
+        if origin in ("draft", "rewrite"):
+            kept = origin == "draft"
             if track not in problem.doubted:
                 problem.verdicts.add(kept, self._settings.verdicts_max)
                 self.verdicts.add(kept)
@@ -254,5 +259,5 @@ class Experience:
             self._shape["scores"].add(0.0 if kept and event.score is None else 1.0)
             if kept:
                 self._shape["drafted"].add(tokens)
-        if event.origin in ("write", "rewrite"):
+        if origin in ("write", "rewrite"):
             self._shape["written"].add(tokens)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from speclrm.runtime.engine import LOGPROB_MIN, Finish
 from speclrm.runtime.errors import EngineError
+from speclrm.runtime.events import six_digits
 from speclrm.runtime.tokens.context import DIGEST_BYTES, Ids
 from speclrm.runtime.unchecked_events import make_operation
 
@@ -111,9 +112,9 @@ class RequestState:
         self.answered = True
         if delta.logprobs is not None:
             self.logprobs = _all_finite(delta.logprobs)
-        if delta.cached_tokens is not None:
+        if (cached := delta.cached_tokens) is not None:
             # Of a request that went on elsewhere the engine also found what had come behind the prompt.
-            self.cached_tokens = min(max(0, delta.cached_tokens), len(request.prompt_ids))
+            self.cached_tokens = cached and min(max(0, cached), len(request.prompt_ids))
         if delta.sampled_logprobs:
             self.sampled_logprobs.extend(map(_finite, delta.sampled_logprobs))
         if delta.first_entropy is not None and isfinite(delta.first_entropy):
@@ -174,8 +175,8 @@ class RequestState:
             prompt_tokens=len(request.prompt_ids) if first and self.answered else 0,
             cached_tokens=self.cached_tokens if first else 0,
             output_tokens=tokens,
-            queue_s=round(self.queue_s, 6) if first else 0.0,  # microseconds: more digits would only lengthen the trace
-            engine_s=round(seconds, 6),
+            queue_s=six_digits(self.queue_s) if first else 0.0,  # more digits would only lengthen the trace
+            engine_s=six_digits(seconds),
             digest=digest(request) if first else "",
             **({} if kept is None else self._beside(kept, start, tokens, digits)),
         )
@@ -187,7 +188,9 @@ class RequestState:
         if self.finish == "length" and len(self.ids) < self.request.max_tokens:
             fields["early"] = True
         share = self.ids[start : start + tokens]
-        if share != kept:
+        if not kept:
+            fields["tail"] = tuple(share)
+        elif share != kept:
             same = min(len(share), len(kept))
             if share[:same] != list(kept[:same]):
                 same = next(place for place, token in enumerate(kept) if token != share[place])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from speclrm.runtime.clock import clock
-from speclrm.runtime.events import stamp
+from speclrm.runtime.events import six_digits, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class EventBus:
     @property
     def elapsed_s(self) -> float:
         """Run time in seconds, in the form that events carry."""
-        return round(self._now_s() - self._started, 6)
+        return six_digits(self._now_s() - self._started)
 
     def set_clock(self, elapsed_s: float) -> None:
         """Sets the run time."""
@@ -55,7 +55,7 @@ class EventBus:
 
         ``at_s``: its time, if it was read before.
         """
-        stamp(event, self._next_seq, self._attempt, round(self._now_s() - self._started, 6) if at_s is None else at_s)
+        stamp(event, self._next_seq, self._attempt, self.elapsed_s if at_s is None else at_s)
         self._next_seq += 1
         for sink in self._required:
             sink.emit(event)

@@ -130,7 +130,7 @@ class Journal:
         await self.aclose()
 
     def emit(self, event: Event) -> None:
-        assert event.seq >= self.next_seq or not self._resume, "an event of a resumed run repeats a number of the trace"
+        assert not self._resume or event.seq >= self.next_seq, "an event of a resumed run repeats a number of the trace"
         match event.kind:
             case "run_started" if not self._run:
                 self._run = event.run

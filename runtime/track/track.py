@@ -21,6 +21,7 @@ from speclrm.runtime.events import (
     TrackContinued,
     TrackFinished,
     TrackPaused,
+    six_digits,
 )
 from speclrm.runtime.protocols import Role, Score, Step
 from speclrm.runtime.scheduling.controller import PROBE_REASON
@@ -267,7 +268,7 @@ class RuntimeTrack:
         await self._run(Role.TARGET, "score", request_state)
         logprobs = request_state.logprobs or {}
         # Rounded before the score is computed, so that a reader of the trace gets the same one.
-        digits = tuple([round(logprobs[token], 6) for token in digit_ids])
+        digits = tuple([six_digits(logprobs[token]) for token in digit_ids])
         said = context.tokenizer.decode(request_state.ids)
         score = self._read_score(digits, said)
         self._events.scored(step, score, request_state, self._prompts.scorer, digits, said)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
 import typing
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from speclrm.runtime import events, unchecked_events
+from speclrm.runtime.engine import LOGPROB_MIN
 from speclrm.runtime.events import EVENT, EventBase
 
 OPERATION = events.Operation(
@@ -108,6 +110,17 @@ def test_a_stamp_changes_the_place_in_the_run_and_nothing_else() -> None:
     assert event == events.EngineFailed(seq=7, attempt=1, t=2.5, engine="t", error="gone")
     assert EVENT.validate_json(events.to_line(event)) == event
     assert event.model_fields_set == {"seq", "attempt", "t", "engine", "error"}
+
+
+def test_six_digits_are_left_of_a_number_and_a_reader_gets_the_same_again() -> None:
+    draw = random.Random(5)
+    numbers = [0.0, LOGPROB_MIN, *(draw.choice((1, -1)) * 10 ** draw.uniform(-8, 7) for _ in range(2_000))]
+    for number in numbers:
+        rounded = events.six_digits(number)
+        assert abs(rounded - number) <= 0.5000001e-6 + 1e-15 * abs(number)
+        assert rounded == float(f"{rounded:.6f}")
+        assert events.six_digits(rounded) == rounded
+    assert str(events.six_digits(-1e-9)) == "0.0"
 
 
 @pytest.mark.parametrize(
