@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from speclrm.app.known_costs import kept_costs
 from speclrm.app.options import EngineOptions
-from speclrm.app.presets import kept_costs
 from speclrm.app.simulation import simulated
 from speclrm.runtime.engines.simulated.presets import PREFIX, PRESETS, simulated_engines, slices
 from speclrm.runtime.engines.simulated.text_world import SimulatedWorld, WorldSettings
@@ -97,8 +97,8 @@ def _placements(options: AdviceOptions) -> tuple[str, list[_Placement]]:
         if len(costs) < len(names):
             raise SettingsError(
                 f"Nothing is known of what {options.target} and {options.draft} cost on this machine. Measure them with "
-                f"`speclrm calibrate {options.target} --draft {options.draft}`, or give simulated ones: {PREFIX}qwq-32b and "
-                f"{PREFIX}r1-1.5b."
+                f"`speclrm calibrate {options.target} --draft {options.draft}`, run them once, or give simulated ones: "
+                f"{PREFIX}qwq-32b and {PREFIX}r1-1.5b."
             )
         sliced = all(one.slowdown > 0 for one in costs.values())
         return "measured on this machine", [_Placement("as measured", costs, sliced)]

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
-from speclrm.app.presets import kept_costs
+from speclrm.app.known_costs import glance_at, kept_costs
 from speclrm.app.progress import note
 from speclrm.app.remote import probe_all, records, refuse_what_lacks, tokenizer_name
 from speclrm.app.simulation import SimulatedEngines, check_target, model_names, simulated
 from speclrm.evaluators.grading import Grader
+from speclrm.runtime.cleanup import to_its_end
 from speclrm.runtime.engines import mps
 from speclrm.runtime.engines.http.address import is_remote
 from speclrm.runtime.engines.restarting import restarting
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from speclrm.app.options import EngineOptions
     from speclrm.app.progress import Notify
-    from speclrm.runtime.engine import Engine, Request, Tokenizer
+    from speclrm.runtime.engine import Engine, EngineCosts, Request, Tokenizer
     from speclrm.runtime.engines.http.engine import HttpEngine
     from speclrm.runtime.machine.sizing import Work
     from speclrm.runtime.protocols import Problem
@@ -114,6 +115,7 @@ class RealEngines:
         self._tokenizers: dict[Role, Tokenizer] = {}
         self._warm_up: dict[Role, list[Request]] = {}
         self._mps = False
+        self._auto = False
         self._remote: dict[Role, list[HttpEngine]] = {}
 
     @property
@@ -129,6 +131,7 @@ class RealEngines:
         check_target(options)
         every = model_names(options)
         names = {role: name for role, name in every.items() if not is_remote(name)}
+        self._auto = strategy.limits.speculate == "auto" and names.keys() == set(Role)
         elsewhere = {role: name for role, name in every.items() if is_remote(name)}
         machine = read_machine()
         placements = {role: placement(options, role) for role in names}
@@ -211,7 +214,14 @@ class RealEngines:
             variables=variables,
             nursery=nursery,
         )
-        kept = kept_costs(options.target or "", options.draft or "", read_machine())
+        try:
+            if daemon is not None:
+                served = await self._served(daemon, {pid for one in started.values() for pid in one.processes}, notify)
+                self._settings = {role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()}
+            kept = await self._costs({each[label][0]: one for label, one in reversed(started.items())}, notify)
+        except BaseException:
+            await to_its_end(asyncio.wait([asyncio.ensure_future(one.aclose()) for one in started.values()]))
+            raise
         starter = Starter(log_path=log_path, notify=lambda what: None, variables=variables, nursery=nursery)
         engines: dict[Role, list[Engine]] = {}
         for label, engine in started.items():
@@ -225,10 +235,16 @@ class RealEngines:
             await asyncio.gather(*(engine.aclose() for engine in several))
 
         stack.push_async_callback(close)
-        if daemon is not None:
-            served = await self._served(daemon, {pid for one in started.values() for pid in one.processes}, notify)
-            self._settings = {role: one.model_copy(update={"mps": served}) for role, one in self._settings.items()}
         return engines
+
+    async def _costs(self, engines: Mapping[Role, Engine], notify: Notify) -> dict[Role, EngineCosts]:
+        """Returns what is known of the costs of these engines, one of each role; finds it out if ``auto`` will want to know."""
+        target, draft, machine = self._options.target or "", self._options.draft or "", read_machine()
+        settings = {role: one.each()[0] for role, one in self._settings.items()}
+        kept = kept_costs(target, draft, machine, settings)
+        if kept or not self._auto:
+            return kept
+        return await glance_at(target, draft, machine, engines, settings, notify)
 
     async def _daemon(self, stack: AsyncExitStack, notify: Notify) -> mps.Daemon | None:
         """Starts MPS before the engines; the stack ends it after them."""

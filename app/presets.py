@@ -8,15 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from speclrm.app.thresholds import pair_name
-from speclrm.runtime.engine import EngineCosts
 from speclrm.runtime.engines.cost_probe import Prober, fit_costs, measure_sharing
 from speclrm.runtime.engines.simulated.cost import EngineCost
-from speclrm.runtime.engines.simulated.presets import EngineFit, kept_presets, read_preset
+from speclrm.runtime.engines.simulated.presets import EngineFit
 from speclrm.runtime.engines.simulated.text_world import WorldSettings
-from speclrm.runtime.errors import ModelError
 from speclrm.runtime.machine.sizing import CPU_SEQUENCES_MAX, GPU_SEQUENCES_MAX, RESERVE_BYTES, read_facts
-from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
     from speclrm.runtime.engine import Engine
     from speclrm.runtime.events import RoleName
     from speclrm.runtime.machine.hardware import Machine
+    from speclrm.runtime.protocols import Role
     from speclrm.runtime.settings import EngineSettings
     from speclrm.runtime.state import SampleState
 
@@ -121,42 +118,35 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(ordered[round(place * (len(ordered) - 1) / (QUANTILES - 1))]) for place in range(QUANTILES))
 
 
-def kept_costs(target: str, draft: str, machine: Machine) -> dict[Role, EngineCosts]:
-    """Returns what a calibration of this pair on this machine measured; nothing if there was none."""
-    name = pair_name(target, draft)
-    if name not in kept_presets():
-        return {}
-    try:
-        preset = read_preset(name)
-    except ModelError:  # of another version: what a run finds out by itself serves as well
-        return {}
-    if preset.measured.get("machine") != _machine(machine):
-        return {}
-    costs: dict[Role, EngineCosts] = {}
-    for role, fit in preset.engines.items():
-        slowdown = 1 / fit.share - 1 if preset.one_device else 0.0
-        costs[Role(role)] = EngineCosts(fit.cost.w, fit.cost.p + fit.cost.s, fit.cost.k, slowdown, fit.cost.request_s)
-    return costs
+def provenance(machine: Machine, options: CalibrateOptions) -> dict[str, str]:
+    """Says where, with what and when, in words."""
+    return {
+        "machine": machine_words(machine),
+        "target": options.target or "",
+        "draft": options.draft or "",
+        "dataset": options.dataset,
+        "versions": versions_words(),
+        "date": today_words(),
+    }
 
 
-def _machine(machine: Machine) -> str:
+def machine_words(machine: Machine) -> str:
+    """Says which machine this is."""
     words = f"{machine.processor}, {len(machine.cores)} cores, {machine.memory_total / (1 << 30):.0f} GiB"
     return words + "".join(f", {gpu.name}" for gpu in machine.gpus)
 
 
-def provenance(machine: Machine, options: CalibrateOptions) -> dict[str, str]:
-    """Says where, with what and when, in words."""
+def versions_words() -> str:
+    """Names the versions of what makes an engine."""
     versions: list[str] = []
     for package in PACKAGES:
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return {
-        "machine": _machine(machine),
-        "target": options.target or "",
-        "draft": options.draft or "",
-        "dataset": options.dataset,
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    }
+    return ", ".join([f"Python {platform.python_version()}", *versions])
+
+
+def today_words() -> str:
+    """Says the date and the time in UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

@@ -36,8 +36,8 @@ def advise(
 ) -> None:
     """Forecast where drafts pay: tokens a second over the target alone, by devices, tracks and share of drafts kept.
 
-    The formula is that of `--speculate auto`. Costs are those of simulated engines, or of a pair that `speclrm calibrate`
-    measured on this machine.
+    The formula is that of `--speculate auto`. Costs are those of simulated engines, or of a pair that was measured on this
+    machine: by `speclrm calibrate`, or before its first run with `--speculate auto`.
     """
 
     def start() -> None:

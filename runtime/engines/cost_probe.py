@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, count, pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from speclrm.runtime.clock import now_s
-from speclrm.runtime.engine import Request
+from speclrm.runtime.engine import EngineCosts, Request
 from speclrm.runtime.errors import EngineStalledError
 
 if TYPE_CHECKING:
@@ -29,6 +29,14 @@ HUBER = 1.5
 """Residuals beyond this many times their median are given less weight: other work on the machine only ever slows down."""
 ROUNDS = 30
 SHARE_MIN = 0.05
+WITHIN = 0.9
+"""Share of a part that must lie within a period to count for it: few deltas may cover the whole of it."""
+GLANCE_TOKENS, GLANCE_TOGETHER_TOKENS = 17, 25
+"""Tokens of a request in a glance: two deltas behind the first one, and three while both engines work."""
+GLANCE_BATCH = 8
+GLANCE_LENGTHS = (16, 64, 256, 1024)
+"""Prompts of a glance, in tokens, of which each is read until one took longer than ``GLANCE_READ_S``."""
+GLANCE_READ_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,25 @@ class Prober:
             found += (await self.decode(batch, long, tokens)).measurements
         return found
 
+    async def glance(self) -> list[Measurement]:
+        """Measures in seconds what ``measure`` measures in a minute: enough to tell an iteration from its tokens. The engine has
+        answered requests before. Contexts are measured only where reading them is quick, and count nothing elsewhere: what a
+        sequence takes must not be laid to the few tokens before it.
+        """
+        found = (await self.decode(1, SHORT, GLANCE_TOKENS)).measurements
+        batch = min(GLANCE_BATCH, self._engine.max_num_seqs)
+        found += (await self.decode(batch, SHORT, GLANCE_TOKENS)).measurements
+        for length in GLANCE_LENGTHS:
+            if length > self._engine.max_model_len - GLANCE_TOKENS:
+                break
+            found.append(read := await self.prefill(length))
+            if read.seconds > GLANCE_READ_S:
+                break
+        else:
+            few = max(1, min(batch, int(2 * GLANCE_READ_S / found[-1].seconds)))
+            return found + (await self.decode(few, GLANCE_LENGTHS[-1], GLANCE_TOKENS)).measurements
+        return [replace(one, context=0) for one in found]
+
     async def prefill(self, length: int) -> Measurement:
         """Measures one prompt on an idle engine, up to its first token."""
         started = now_s()
@@ -187,8 +214,12 @@ class Decoding:
         return [measurement for _, _, measurement in self.parts]
 
     def iteration_s(self, begin: float = 0.0, end: float = float("inf")) -> float | None:
-        """Returns the median time of an iteration, of the parts within a period."""
-        found = [one.seconds / one.iterations for start, stop, one in self.parts if begin <= start and stop <= end]
+        """Returns the median time of an iteration, of the parts that lie nearly wholly within a period."""
+        found = [
+            one.seconds / one.iterations
+            for start, stop, one in self.parts
+            if min(stop, end) - max(start, begin) >= WITHIN * (stop - start)
+        ]
         return median(found) if found else None
 
 
@@ -200,6 +231,32 @@ async def measure_sharing(engines: Sequence[Engine], *, quick: bool) -> list[flo
     tokens = 25 if quick else 81
     probers = [Prober(engine, seed=1) for engine in engines]
     alone = [(await prober.decode(2, SHORT, tokens)).iteration_s() for prober in probers]
+    return await _shares(engines, probers, alone, tokens)
+
+
+async def glance(engines: Sequence[Engine], *, together: bool) -> list[EngineCosts]:
+    """Measures in seconds what the iterations of each engine cost. ``together``: whether two of them share a device; then also
+    by how much each slows the other.
+
+    Raises:
+        EngineError: an engine failed, or did not answer.
+    """
+    probers = [Prober(engine, seed=2) for engine in engines]
+    fits = [fit_costs(await prober.glance()) for prober in probers]
+    shares = [1.0 for _ in engines]
+    if together:
+        alone = [fit.w + 2 * (fit.p + fit.s) + 2 * SHORT * fit.k for fit in fits]
+        shares = await _shares(engines, probers, alone, GLANCE_TOGETHER_TOKENS)
+    return [
+        EngineCosts(fit.w, fit.p + fit.s, fit.k, 1 / share - 1, fit.request_s)
+        for fit, share in zip(fits, shares, strict=True)
+    ]
+
+
+async def _shares(
+    engines: Sequence[Engine], probers: Sequence[Prober], alone: Sequence[float | None], tokens: int
+) -> list[float]:
+    """``alone``: seconds of an iteration of each by itself, with two sequences; ``tokens``: of each of these."""
     longest = max(time or 0.0 for time in alone)
     # The faster one writes more, so that both end at about the same time.
     lengths = [

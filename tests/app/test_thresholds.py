@@ -11,15 +11,10 @@ from support import Collector
 
 from speclrm.app.calibrate import calibrate
 from speclrm.app.options import CalibrateOptions
-from speclrm.app.presets import kept_costs, provenance
 from speclrm.app.thresholds import auroc, calibration_error, judge_quality, pair_name
 from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engine import EngineCosts
-from speclrm.runtime.engines.simulated.cost import EngineCost
-from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, presets_dir, read_preset, write_preset
+from speclrm.runtime.engines.simulated.presets import read_preset
 from speclrm.runtime.events import RunStarted
-from speclrm.runtime.machine.hardware import read_machine
-from speclrm.runtime.protocols import Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,24 +93,3 @@ def real_command(line: str, cwd: Path) -> str:
     done = invoke(*line.split(), cwd=cwd, SPECLRM_CACHE_DIR=str(cwd / "cache"))
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_costs_that_a_calibration_measured_here_are_known_to_later_runs_of_the_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPECLRM_CACHE_DIR", str(tmp_path))
-    machine = read_machine()
-    assert kept_costs("big", "small", machine) == {}
-    cost = EngineCost(w=0.2, p=0.01, k=1e-6, kv_tokens=1000, s=0.001)
-    fits = {"target": EngineFit(cost=cost, share=0.5), "draft": EngineFit(cost=cost, share=0.8)}
-    measured = provenance(machine, CalibrateOptions(target="big", draft="small"))
-    preset = Preset(engines=fits, one_device=True, measured=measured)  # type: ignore[arg-type]
-    write_preset(preset, presets_dir() / "big__small.json")
-    assert kept_costs("big", "small", machine) == {
-        Role.TARGET: EngineCosts(0.2, 0.011, 1e-6, 1.0),
-        Role.DRAFT: EngineCosts(0.2, 0.011, 1e-6, 0.25),
-    }
-    assert kept_costs("big", "other", machine) == {}
-    elsewhere = preset.model_copy(update={"measured": {**measured, "machine": "another"}})
-    write_preset(elsewhere, presets_dir() / "big__small.json")
-    assert kept_costs("big", "small", machine) == {}

@@ -10,8 +10,9 @@ import pytest
 from cli_runner import invoke
 
 from speclrm.app.advice import AdviceOptions, advise
+from speclrm.app.known_costs import kept_costs
 from speclrm.app.options import CalibrateOptions
-from speclrm.app.presets import kept_costs, provenance
+from speclrm.app.presets import provenance
 from speclrm.app.thresholds import pair_name
 from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.presets import EngineFit, Preset, presets_dir, write_preset

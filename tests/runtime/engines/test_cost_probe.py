@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from speclrm.runtime.clock import run_virtual
-from speclrm.runtime.engines.cost_probe import Measurement, Prober, fit_costs, measure_sharing
+from speclrm.runtime.clock import now_s, run_virtual
+from speclrm.runtime.engines.cost_probe import Measurement, Prober, fit_costs, glance, measure_sharing
 from speclrm.runtime.engines.simulated.cost import EngineCost
 from speclrm.runtime.engines.simulated.device import Device
 from speclrm.runtime.engines.simulated.engine import SimulatedEngine
@@ -19,6 +19,8 @@ from speclrm.runtime.errors import EngineStalledError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from speclrm.runtime.engine import EngineCosts
 
 CPU_LIKE = EngineCost(w=0.045, p=0.0016, k=4e-7, s=0.007, request_s=0.003, kv_tokens=30_000, max_num_seqs=32)
 
@@ -45,6 +47,32 @@ def test_a_fit_recovers_the_constants_of_simulated_timings(cost: EngineCost, qui
     assert (fit.w, fit.p, fit.k) == pytest.approx((cost.w, cost.p, cost.k), rel=0.02)
     assert (fit.s, fit.request_s) == pytest.approx((cost.s, cost.request_s), rel=0.02, abs=2e-5)
     assert fit.residual < 0.01
+
+
+@pytest.mark.parametrize(("cost", "limit_s"), [(CPU_LIKE, 8.0), *((cost, 3.0) for cost in PRESETS.values())])
+def test_a_glance_tells_iterations_from_tokens_in_seconds(cost: EngineCost, limit_s: float) -> None:
+    async def main() -> tuple[EngineCosts, float]:
+        one = engine(cost)
+        began = now_s()
+        (found,) = await glance([one], together=False)
+        await one.aclose()
+        return found, now_s() - began
+
+    found, took_s = run_virtual(main())
+    assert found.w == pytest.approx(cost.w, rel=0.1)
+    assert found.p == pytest.approx(cost.p + cost.s, rel=0.35)
+    assert found.k == (0 if cost is CPU_LIKE else pytest.approx(cost.k, rel=0.2, abs=1e-8))
+    assert took_s < limit_s
+
+
+def test_a_glance_fits_small_engines() -> None:
+    async def main() -> EngineCosts:
+        one = engine(replace(CPU_LIKE, max_model_len=40, max_num_seqs=1))
+        (found,) = await glance([one], together=False)
+        await one.aclose()
+        return found
+
+    assert run_virtual(main()).w == pytest.approx(CPU_LIKE.w, rel=0.3)
 
 
 def test_a_fit_withstands_noise_and_pauses_of_the_machine() -> None:
