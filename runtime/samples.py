@@ -54,6 +54,7 @@ class Samples:
         """
         meter = Meter(self._scheduler)
         places = Places(concurrency or max(1, len(jobs)))
+        controller = self._scheduler.controller
         released = asyncio.Event()
         states = {number: job for number, job in enumerate(jobs) if isinstance(job, SampleState)}
         begun: list[tuple[int, Job, SamplePlayback]] = []
@@ -73,8 +74,8 @@ class Samples:
             for count, (number, job) in enumerate(anew, 1):
                 place = places.place()
                 await place.take()
-                if (controller := self._scheduler.controller) is not None:
-                    controller.queued = len(anew) - count
+                if controller is not None:
+                    controller.queue(places, len(anew) - count)
                 task = group.create_task(run(number, job, place), name=f"sample {number}")
                 task.add_done_callback(lambda _, place=place: place.leave())
                 if count % STARTED_AT_ONCE == 0:
@@ -121,6 +122,8 @@ class Samples:
                     for number, job, again in begun:
                         group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
                     group.create_task(start(group), name="starting samples")
+                if controller is not None and len(jobs) == 1:
+                    controller.single_call()
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -128,6 +131,9 @@ class Samples:
             first = first_of(errors)
             finish("failed", f"{type(first).__name__}: {first}")
             raise first from None
+        finally:
+            if controller is not None:
+                controller.queue(places, 0)
         finish("finished")
         return tuple(states[number] for number in range(len(jobs)))
 

@@ -89,13 +89,14 @@ class Controller:
         self._context = 0.0
         self._waiting = 0
         self._looked_s = self._decided_s = float("-inf")
+        self._begins = False
         self._decided_tracks = self._decided_verdicts = 0.0
         self._eager = False
         self._probes = 0
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
-        self.queued = 0
-        """Samples that wait for those at work to end."""
+        self._queued: dict[object, int] = {}
+        self._single_calls = 0
         self.threshold, self.gain = NEVER, 1.0
         """The acceptance from which on problems speculate by the last decision, and the gain predicted for that."""
         self._ceiling = 1.0
@@ -106,6 +107,22 @@ class Controller:
     def problems(self) -> int:
         """Problems with a track at work."""
         return len(self._problems)
+
+    def queue(self, call: object, samples: int) -> None:
+        """Notes how many samples of a call wait for those at work to end: each time that one begins, and 0 at the end."""
+        if samples:
+            self._queued[call] = samples
+        else:
+            self._queued.pop(call, None)
+
+    def single_call(self) -> None:
+        """Notes that a call of one sample has ended. As many may come as have come: nobody says how many will."""
+        self._single_calls += 1
+
+    @property
+    def queued(self) -> int:
+        """Samples that wait for those at work to end, of all calls."""
+        return sum(self._queued.values())
 
     # ------------------------------------------------------------------------------------------------------- what is seen
 
@@ -127,6 +144,8 @@ class Controller:
                     self._probe(problem, event.repeat, event.track)
             case "track_started":
                 problem = self._problems[event.problem]
+                # What was right for the last steps of those before, where a change costs most, says nothing of these.
+                self._begins = self._begins or self._experience.tracks == 1
                 if problem.tracks.total() == 1 and self._decided_s > float("-inf"):
                     problem.speculates = self._acceptance(problem) >= self.threshold
                     problem.reason = self._reason(problem)
@@ -153,12 +172,13 @@ class Controller:
     @property
     def due(self) -> bool:
         """Whether it is time to ``observe`` the engines, before anything is decided."""
-        return self._learned or now_s() - self._looked_s >= self._settings.look_s
+        return self._begins or self._learned or now_s() - self._looked_s >= self._settings.look_s
 
     @property
     def _learned(self) -> bool:
-        """Whether there are clearly more verdicts than when it was last decided."""
-        return self._experience.verdicts.count >= (1 + self._settings.moved) * self._decided_verdicts
+        """Whether there are clearly more verdicts than when it was last decided, if it ever was."""
+        known = self._experience.verdicts.count
+        return bool(self._decided_verdicts) and known >= (1 + self._settings.moved) * self._decided_verdicts
 
     def observe(self) -> EnginesObserved:
         """Returns what the engines show now, as an event to publish, which ``see`` then reads."""
@@ -324,7 +344,8 @@ class Controller:
         tracks = self._experience.tracks
         share = self._settings.moved
         moved = abs(tracks - self._decided_tracks) > share * max(tracks, self._decided_tracks)
-        if moved or self._learned or now - self._decided_s >= self._settings.decide_s:
+        if self._begins or moved or self._learned or now - self._decided_s >= self._settings.decide_s:
+            self._begins = False
             self._decide(now, tracks)
 
     def _decide(self, now: float, tracks: int) -> None:
@@ -362,7 +383,8 @@ class Controller:
 
     def _hope(self, outlook: Outlook) -> None:
         """Notes what drafts would bring if all were kept, and from which acceptance on a try is worth it."""
-        gain = self._settings.margin if self._crowded or self._many_follow else self._settings.hope_gain
+        soon = self._crowded or self._many_follow or self._single_calls >= len(self._problems)
+        gain = self._settings.margin if soon else self._settings.hope_gain
 
         def enough(twentieths: int) -> bool:
             return self._worth(outlook, [Group(outlook.served, twentieths / 20)], 1.0) >= 1 + gain

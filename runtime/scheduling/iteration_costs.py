@@ -19,9 +19,10 @@ MEMORY = 0.98
 """Weight of a look relative to the next one."""
 PRIOR = 4.0
 """Weight of the first guess, in looks: that an iteration's cost is constant, whatever is in it."""
-HOLD, HOLD_SLOWDOWN = 0.05, 0.02
+HOLD, HOLD_CONTEXT, HOLD_SLOWDOWN = 0.05, 1.0, 0.02
 """How hard the guess holds, beside the weight of a column. It lets go with time, but for the slowdown: an engine that never
-worked alone cannot be told from a slow one, and is better taken for that.
+worked alone cannot be told from a slow one, and is better taken for that. It holds hardest for the context, of which a forecast
+has far more tokens than any look: what a few looks lay to it by chance would decide all.
 """
 PRIOR_KNOWN = 20.0
 """Weight of what was measured before the run, in looks."""
@@ -93,8 +94,8 @@ class CostFit:
         # A look's columns differ by orders of magnitude: scale them, and pull each unknown towards its guess.
         scales = [max(self._gram[i][i], 1e-30) ** 0.5 for i in range(4)]
         guess = [self._right[0] / self._gram[0][0], 0.0, 0.0, 0.0]
-        letting_go = HOLD * PRIOR / (PRIOR + self._looks)
-        hold = [letting_go, letting_go, letting_go, HOLD_SLOWDOWN]
+        letting_go = PRIOR / (PRIOR + self._looks)
+        hold = [HOLD * letting_go, HOLD * letting_go, HOLD_CONTEXT * letting_go, HOLD_SLOWDOWN]
         active = [i for i in range(4) if self._gram[i][i] > 0]
         unseen = [i for i in range(4) if i not in active]
         while active:

@@ -302,6 +302,50 @@ def test_a_break_even_that_goes_back_and_forth_is_no_reason_to_follow_it_each_ti
         assert found.changes(name) <= changes_max(steps)
 
 
+def one_by_one(acceptances: Sequence[float], *, c: float, steps: int = 6, calls: bool = True) -> Stream:
+    """Problems of one track, each begun when the one before has ended. ``calls``: by a call each."""
+
+    async def main() -> Stream:
+        made = opened(c, budget=steps * STEP)
+        for number, accepted in enumerate(acceptances):
+            await made.track(f"p{number}", "t", accepted, steps)
+            if calls:
+                made.controller.single_call()
+        return made
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize(("c", "calls"), [(0.4, False), (0.4, True), (0.5, True), (0.55, True)])
+def test_a_bad_first_problem_does_not_end_drafting_for_those_that_come_one_by_one(c: float, calls: bool) -> None:
+    """What was right for its last steps, where a change costs most, is not asked at the first step of the next. And where
+    calls of one problem have come, more will: a try need not pay for itself in one of them.
+    """
+    found = one_by_one([0.0, *[0.9] * 20], c=c, calls=calls)
+    assert sum(found.share(f"p{number}") for number in range(1, 21)) / 20 > 0.85
+    assert found.changes("p20") == 1
+
+
+@pytest.mark.parametrize(("acceptance", "c"), [(0.3, 0.5), (0.7, 0.9), (0.0, 0.2)])
+def test_problems_that_come_one_by_one_pay_for_few_tries_where_drafts_do_not_pay(acceptance: float, c: float) -> None:
+    found = one_by_one([acceptance] * 30, c=c)
+    drafted = sum(one.mode != "write" for _, _, one in found.by_track)
+    assert drafted <= KNOWN.probes + 2
+
+
+def test_costs_that_are_not_known_yet_are_no_reason_to_look_at_the_engines_all_the_time() -> None:
+    async def main() -> int:
+        made, looks = opened(0.1), 0
+        for number in range(50):
+            made.controller.see(TrackStarted(problem=f"p{number}", repeat=0, track="t", hint="", prompt_ids={}))
+            if made.controller.due:
+                looks += 1
+                made.controller.see(made.controller.observe())
+        return looks
+
+    assert run_virtual(main()) == 1
+
+
 # ------------------------------------------------------------------------------------------------------------ its books
 
 

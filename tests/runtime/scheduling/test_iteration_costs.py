@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import pytest
@@ -144,3 +145,18 @@ def test_a_constant_load_is_predicted_as_it_is(w: float, p: float, k: float, bat
     costs = EngineCosts(w, p, k)
     found = fitted([look(costs, batch, context) for _ in range(60)])
     assert predicted_s(found, batch, context, 0.0) == pytest.approx(predicted_s(costs, batch, context, 0.0), rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_few_looks_lay_next_to_nothing_to_the_context(seed: int) -> None:
+    """An engine on which it costs nothing, and whose requests take a moment on their way: there are more of them the more
+    sequences there are, as there is more context. A forecast asks for twenty sequences of thousands of tokens.
+    """
+    draw, costs = random.Random(seed), EngineCosts(0.0024, 2.6e-5)
+    looks: list[CounterDelta] = []
+    for _ in range(8):
+        batch = draw.choice((1, 1, 2, 3, 5))
+        plain = look(costs, batch, draw.uniform(300, 700), iterations=draw.uniform(20, 90))
+        looks.append(CounterDelta(plain.busy_s + draw.uniform(0, 0.01) * batch, *list(astuple(plain))[1:]))
+    found = fitted(looks)
+    assert predicted_s(found, 20, 1500, 0.0) < 4 * predicted_s(costs, 20, 1500, 0.0)

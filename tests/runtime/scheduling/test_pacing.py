@@ -218,6 +218,38 @@ def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
     assert all(3 <= count <= 4 for count in queued[:2])
 
 
+def test_problems_wait_for_a_place_of_any_call_and_none_of_a_call_that_ended() -> None:
+    world = SimulatedWorld(WorldSettings((0.8,), steps=20), 0)
+    chosen = make_strategy("speculative", tracks=1, plan="plain", token_budget=128, closing=False)
+    queued: list[int] = []
+
+    async def main() -> None:
+        engines = simulated_engines(NAMES, world, shared_device=True)
+
+        async def parts(_: AsyncExitStack) -> Components:
+            return Components(dict(engines), ExactEquivalence())
+
+        async with Runtime(parts) as runtime:
+            controller = runtime.scheduler.controller
+            assert controller is not None
+            problems = world.problems(9)
+            many = asyncio.create_task(runtime.run(problems[:8], chosen, concurrency=1))
+            await asyncio.sleep(0.001)
+            queued.append(controller.queued)
+            await runtime.solve(problems[8], chosen)
+            queued.append(controller.queued)
+            many.cancel()
+            await asyncio.gather(many, return_exceptions=True)
+            queued.append(controller.queued)
+        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+    run_virtual(main())
+    before, beside, after = queued
+    assert before == 7
+    assert 0 < beside <= 7
+    assert after == 0
+
+
 def test_nothing_is_learned_of_what_iterations_cost_while_the_draft_is_held_back() -> None:
     """It counts as busy then, since requests are in it, and would be taken for slow."""
     engines = simulated_engines(NAMES, SimulatedWorld(WorldSettings((0.8,), steps=20), 0), shared_device=True)
