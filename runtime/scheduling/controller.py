@@ -145,8 +145,9 @@ class Controller:
             case "track_started":
                 problem = self._problems[event.problem]
                 # What was right for the last steps of those before, where a change costs most, says nothing of these.
-                self._begins = self._begins or self._experience.tracks == 1
-                if problem.tracks.total() == 1 and self._decided_s > float("-inf"):
+                first = problem.tracks.total() == 1
+                self._begins = self._begins or (first and len(self._problems) == 1)
+                if first and self._decided_s > float("-inf"):
                     problem.speculates = self._acceptance(problem) >= self.threshold
                     problem.reason = self._reason(problem)
             case _:
