@@ -99,7 +99,7 @@ class Controller:
         self._single_calls = 0
         self.threshold, self.gain = NEVER, 1.0
         """The acceptance from which on problems speculate by the last decision, and the gain predicted for that."""
-        self._ceiling = 1.0
+        self._ceiling = self._ceiling_now = 1.0
         self.worth_a_try = 0.0
         """The lowest acceptance that is worth a try: if all tracks had it, there would be as much gain as must be hoped for."""
 
@@ -390,7 +390,9 @@ class Controller:
         def enough(twentieths: int) -> bool:
             return self._worth(outlook, [Group(outlook.served, twentieths / 20)], 1.0) >= 1 + gain
 
-        self._ceiling = self._worth(outlook, [Group(outlook.served, 1.0)], 1.0)
+        self._ceiling, self._ceiling_now = (
+            self._worth(outlook, [Group(outlook.served, 1.0)], changed) for changed in (0.0, 1.0)
+        )
         self.worth_a_try = bisect_left(range(21), True, key=enough) / 20
 
     def _choose(self, outlook: Outlook) -> bool:
@@ -452,6 +454,8 @@ class Controller:
         rule = f"break-even {self.threshold:.2f}"
         if self.threshold > 1:
             rule = f"if all were kept: {self._ceiling:.2f} times the target alone"
+            if self._ceiling_now < self._ceiling - 0.005:
+                rule += f", {self._ceiling_now:.2f} with what a change costs now"
         if problem.speculates:
             return f"drafts pay: {known}; {rule}, predicted gain {self.gain:.2f}"
         return f"drafts do not pay: {known}; {rule}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -331,6 +332,14 @@ def test_problems_that_come_one_by_one_pay_for_few_tries_where_drafts_do_not_pay
     found = one_by_one([acceptance] * 30, c=c)
     drafted = sum(one.mode != "write" for _, _, one in found.by_track)
     assert drafted <= KNOWN.probes + 2
+
+
+def test_a_reason_tells_what_drafts_would_bring_apart_from_what_a_change_costs_now() -> None:
+    found = one_by_one([0.0], c=0.4)
+    brings, now = re.findall(
+        r"(\d\.\d\d)(?: times the target alone| with what a change costs now)", found.decisions["p0"][-1].reason
+    )
+    assert float(now) < 1 < float(brings)
 
 
 def test_costs_that_are_not_known_yet_are_no_reason_to_look_at_the_engines_all_the_time() -> None:
