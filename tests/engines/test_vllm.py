@@ -18,6 +18,7 @@ from support import Collector, make_strategy, parts
 from speclrm.evaluators.metrics import Summary
 from speclrm.runtime.engine import Delta, Request
 from speclrm.runtime.engines.confidence import entropy_of
+from speclrm.runtime.engines.cost_probe import glance
 from speclrm.runtime.engines.vllm_start import start_engines
 from speclrm.runtime.engines.warm_up import of_each_kind
 from speclrm.runtime.errors import CapacityError, EngineError, RequestError, SettingsError
@@ -52,6 +53,15 @@ async def test_ids_go_in_and_come_out_and_the_last_delta_alone_says_why(target: 
     ids = [token for delta in deltas for token in delta.ids]
     assert 0 < len(ids) <= 24
     assert not set(ids) & target.tokenizer.vocabulary.end_ids
+
+
+async def test_a_glance_at_both_engines_measures_them_and_leaves_nothing_in_them(
+    engine_pair: dict[Role, VllmEngine],
+) -> None:
+    engines = [engine_pair[role] for role in Role]
+    found = await glance(engines, together=True)
+    assert all(0 < one.w < 1 and one.p >= 0 and one.k >= 0 and one.slowdown >= 0 for one in found)
+    assert [(engine.stats().running, engine.stats().waiting) for engine in engines] == [(0, 0), (0, 0)]
 
 
 async def test_a_limit_is_told_from_a_stop(target: VllmEngine) -> None:
