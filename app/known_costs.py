@@ -6,9 +6,9 @@ A calibration measures it well. Where there was none, a glance does, once, when 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speclrm.app.presets import machine_words, today_words, versions_words
 from speclrm.app.progress import note
@@ -19,6 +19,7 @@ from speclrm.runtime.engines.simulated.presets import kept_presets, read_preset
 from speclrm.runtime.errors import EngineError, ModelError
 from speclrm.runtime.events import RoleName
 from speclrm.runtime.files import write_whole
+from speclrm.runtime.machine.placement import by_slices
 from speclrm.runtime.models.store import cache_dir
 from speclrm.runtime.protocols import Role
 
@@ -34,32 +35,20 @@ if TYPE_CHECKING:
 GLANCE_LIMIT_S = 60.0
 """Seconds for a glance at both engines. It takes one or two on a GPU, and some twenty with a model of 1.5B on two cores."""
 
-Seconds = Annotated[float, Field(ge=0)]
-
-
-class GlancedCosts(BaseModel):
-    """The seconds of ``EngineCosts``. ``settings``: those of the engine that change them, in words."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    settings: str
-    w: Seconds
-    p: Seconds
-    k: Seconds
-    slowdown: Seconds
-    request_s: Seconds
-
 
 class Glanced(BaseModel):
-    """The form of the file: what a glance saw. ``machine``, ``versions``, ``date``: where, with what and when, in words."""
+    """The form of the file: what a glance saw. ``machine``, ``versions``, ``date``: where, with what and when, in words.
+    ``settings``: those of each engine that change its costs, in words.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     machine: str
     versions: str
     date: str
-    engines: dict[RoleName, GlancedCosts]
+    settings: dict[RoleName, str]
+    costs: dict[RoleName, EngineCosts]
 
 
 def kept_costs(
@@ -84,9 +73,10 @@ async def glance_at(
     run finds out by itself then.
     """
     notify("measuring both engines, once for this pair on this machine", None, None)
+    together = by_slices(settings) or any(one.mps for one in settings.values())
     try:
         async with asyncio.timeout(GLANCE_LIMIT_S):
-            found = dict(zip(engines, await glance(list(engines.values()), together=_share(settings)), strict=True))
+            found = dict(zip(engines, await glance(list(engines.values()), together=together), strict=True))
     except TimeoutError:
         note(
             notify,
@@ -100,17 +90,8 @@ async def glance_at(
         machine=machine_words(machine),
         versions=versions_words(),
         date=today_words(),
-        engines={
-            role.value: GlancedCosts(
-                settings=_words(settings[role]),
-                w=costs.w,
-                p=costs.p,
-                k=costs.k,
-                slowdown=costs.slowdown,
-                request_s=costs.request_s,
-            )
-            for role, costs in found.items()
-        },
+        settings={role.value: _words(one) for role, one in settings.items()},
+        costs={role.value: one for role, one in found.items()},
     )
     path = _path(target, draft)
     try:
@@ -147,24 +128,13 @@ def _seen(
         return {}
     if seen.machine != machine_words(machine) or seen.versions != versions_words():
         return {}
-    found = {Role(name): one for name, one in seen.engines.items()}
-    if settings is not None and {role: one.settings for role, one in found.items()} != {
-        role: _words(one) for role, one in settings.items()
-    }:
+    if settings is not None and seen.settings != {role.value: _words(one) for role, one in settings.items()}:
         return {}
-    return {role: EngineCosts(one.w, one.p, one.k, one.slowdown, one.request_s) for role, one in found.items()}
+    return {Role(name): one for name, one in seen.costs.items()}
 
 
 def _path(target: str, draft: str) -> Path:
     return cache_dir() / "costs" / f"{pair_name(target, draft)}.json"
-
-
-def _share(settings: Mapping[Role, EngineSettings]) -> bool:
-    """Whether the engines of different roles share a GPU, or cores."""
-    target, draft = (
-        set[str | int](one.cores if one.device == "cpu" else one.devices or ("0",)) for one in settings.values()
-    )
-    return not target.isdisjoint(draft)
 
 
 def _words(settings: EngineSettings) -> str:

@@ -75,7 +75,7 @@ class Samples:
                 place = places.place()
                 await place.take()
                 if controller is not None:
-                    controller.queue(places, len(anew) - count)
+                    controller.calls.queue(places, len(anew) - count)
                 task = group.create_task(run(number, job, place), name=f"sample {number}")
                 task.add_done_callback(lambda _, place=place: place.leave())
                 if count % STARTED_AT_ONCE == 0:
@@ -123,7 +123,7 @@ class Samples:
                         group.create_task(go_on(number, job, again), name=f"sample {number} goes on")
                     group.create_task(start(group), name="starting samples")
                 if controller is not None and len(jobs) == 1:
-                    controller.single_call()
+                    controller.calls.singles += 1
         except asyncio.CancelledError:
             finish("cancelled")
             raise
@@ -133,7 +133,7 @@ class Samples:
             raise first from None
         finally:
             if controller is not None:
-                controller.queue(places, 0)
+                controller.calls.queue(places, 0)
         finish("finished")
         return tuple(states[number] for number in range(len(jobs)))
 

@@ -24,6 +24,7 @@ from speclrm.runtime.events import (
 )
 from speclrm.runtime.protocols import Role
 from speclrm.runtime.scheduling.breakeven import Group, Prediction, StepShape, lateness, predict
+from speclrm.runtime.scheduling.calls import Calls
 from speclrm.runtime.scheduling.controller_settings import ControllerSettings
 from speclrm.runtime.scheduling.experience import Experience
 from speclrm.runtime.scheduling.iteration_costs import CostFit, CounterDelta
@@ -95,8 +96,7 @@ class Controller:
         self._probes = 0
         self.budget = 0
         """Tokens of a track at most, as far as is known."""
-        self._queued: dict[object, int] = {}
-        self._single_calls = 0
+        self.calls = Calls()
         self.threshold, self.gain = NEVER, 1.0
         """The acceptance from which on problems speculate by the last decision, and the gain predicted for that."""
         self._ceiling = self._ceiling_now = 1.0
@@ -107,22 +107,6 @@ class Controller:
     def problems(self) -> int:
         """Problems with a track at work."""
         return len(self._problems)
-
-    def queue(self, call: object, samples: int) -> None:
-        """Notes how many samples of a call wait for those at work to end: each time that one begins, and 0 at the end."""
-        if samples:
-            self._queued[call] = samples
-        else:
-            self._queued.pop(call, None)
-
-    def single_call(self) -> None:
-        """Notes that a call of one sample has ended. As many may come as have come: nobody says how many will."""
-        self._single_calls += 1
-
-    @property
-    def queued(self) -> int:
-        """Samples that wait for those at work to end, of all calls."""
-        return sum(self._queued.values())
 
     # ------------------------------------------------------------------------------------------------------- what is seen
 
@@ -310,7 +294,7 @@ class Controller:
     @property
     def _many_follow(self) -> bool:
         """Whether as many samples wait as are at work: what is learned now serves them, and they keep the engines busy."""
-        return self.queued >= len(self._problems)
+        return self.calls.queued >= len(self._problems)
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -384,7 +368,7 @@ class Controller:
 
     def _hope(self, outlook: Outlook) -> None:
         """Notes what drafts would bring if all were kept, and from which acceptance on a try is worth it."""
-        soon = self._crowded or self._many_follow or self._single_calls >= len(self._problems)
+        soon = self._crowded or self._many_follow or self.calls.singles >= len(self._problems)
         gain = self._settings.margin if soon else self._settings.hope_gain
 
         def enough(twentieths: int) -> bool:

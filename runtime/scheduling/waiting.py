@@ -12,9 +12,10 @@ T = TypeVar("T")
 class Waiting(Generic[T]):
     """A queue by order, first come first served among equals; any entry may leave before its turn.
 
-    ``order``: any values that compare. ``numbers``: those of the entries that wait, so that it takes no call to see whether
-    there are any. An entry that leaves is only marked, since finding it would take as long as the queue is; once more than half
-    of the entries are marked, they are removed together. So each operation costs about the same, whatever the number of entries.
+    ``order``: any values that compare. ``numbers``: those of the entries that wait, always the same set, so that it takes no
+    call to see whether there are any. An entry that leaves is only marked, since finding it would take as long as the queue
+    is; once more than half of the entries are marked, they are removed together. So each operation costs about the same,
+    whatever the number of entries.
     """
 
     def __init__(self) -> None:

@@ -311,7 +311,7 @@ def one_by_one(acceptances: Sequence[float], *, c: float, steps: int = 6, calls:
         for number, accepted in enumerate(acceptances):
             await made.track(f"p{number}", "t", accepted, steps)
             if calls:
-                made.controller.single_call()
+                made.controller.calls.singles += 1
         return made
 
     return run_virtual(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,11 @@ from speclrm.runtime.scheduling.scheduler import Scheduler
 from speclrm.runtime.trace.reader import read_trace
 
 if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from speclrm.runtime.events import Event
+    from speclrm.runtime.scheduling.controller import Controller
 
 H200 = EngineCosts(18.4e-3, 89e-6, 1.4e-7, 1 / 0.45 - 1), EngineCosts(2.4e-3, 26e-6, 0.0, 1 / 0.55 - 1)
 SHAPE = StepShape(drafted=32, lost=32, written=32, read_score=48)
@@ -187,31 +189,40 @@ def test_a_pace_is_an_event_when_it_changes_and_the_trace_stays_right(mode: str,
     assert not report.violations
 
 
+WAITING = SimulatedWorld(WorldSettings((0.8,), steps=20), 0).problems(9)
+SHORT = make_strategy("speculative", tracks=1, plan="plain", token_budget=128, closing=False)
+
+
+@asynccontextmanager
+async def opened() -> AsyncGenerator[tuple[Runtime, Controller], None]:
+    """A runtime on simulated engines that share a device."""
+    engines = simulated_engines(NAMES, SimulatedWorld(WorldSettings((0.8,), steps=20), 0), shared_device=True)
+
+    async def parts(_: AsyncExitStack) -> Components:
+        return Components(dict(engines), ExactEquivalence())
+
+    async with Runtime(parts) as runtime:
+        assert runtime.scheduler.controller is not None
+        yield runtime, runtime.scheduler.controller
+    await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+
+
 def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
-    world = SimulatedWorld(WorldSettings((0.8,), steps=20), 0)
-    chosen = make_strategy("speculative", tracks=1, plan="plain", token_budget=128, closing=False)
     queued: list[int] = []
 
     async def main() -> None:
-        engines = simulated_engines(NAMES, world, shared_device=True)
-
-        async def parts(_: AsyncExitStack) -> Components:
-            return Components(dict(engines), ExactEquivalence())
-
-        async with Runtime(parts) as runtime:
+        async with opened() as (runtime, controller):
 
             class Sink:
                 def emit(self, event: Event) -> None:
-                    controller = runtime.scheduler.controller
-                    if isinstance(event, ProblemStarted) and controller is not None:
-                        queued.append(controller.queued)
+                    if isinstance(event, ProblemStarted):
+                        queued.append(controller.calls.queued)
 
                 async def room(self) -> None: ...
 
                 async def aclose(self) -> None: ...
 
-            await runtime.run(world.problems(5), chosen, concurrency=2, required=[Sink()])
-        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+            await runtime.run(WAITING[:5], SHORT, concurrency=2, required=[Sink()])
 
     run_virtual(main())
     assert queued[-3:] == [2, 1, 0]
@@ -219,32 +230,18 @@ def test_the_controller_knows_how_many_problems_wait_for_a_place() -> None:
 
 
 def test_problems_wait_for_a_place_of_any_call_and_none_of_a_call_that_ended() -> None:
-    world = SimulatedWorld(WorldSettings((0.8,), steps=20), 0)
-    chosen = make_strategy("speculative", tracks=1, plan="plain", token_budget=128, closing=False)
-    queued: list[int] = []
-
-    async def main() -> None:
-        engines = simulated_engines(NAMES, world, shared_device=True)
-
-        async def parts(_: AsyncExitStack) -> Components:
-            return Components(dict(engines), ExactEquivalence())
-
-        async with Runtime(parts) as runtime:
-            controller = runtime.scheduler.controller
-            assert controller is not None
-            problems = world.problems(9)
-            many = asyncio.create_task(runtime.run(problems[:8], chosen, concurrency=1))
+    async def main() -> tuple[int, int, int]:
+        async with opened() as (runtime, controller):
+            many = asyncio.create_task(runtime.run(WAITING[:8], SHORT, concurrency=1))
             await asyncio.sleep(0.001)
-            queued.append(controller.queued)
-            await runtime.solve(problems[8], chosen)
-            queued.append(controller.queued)
+            before = controller.calls.queued
+            await runtime.solve(WAITING[8], SHORT)
+            beside = controller.calls.queued
             many.cancel()
             await asyncio.gather(many, return_exceptions=True)
-            queued.append(controller.queued)
-        await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+            return before, beside, controller.calls.queued
 
-    run_virtual(main())
-    before, beside, after = queued
+    before, beside, after = run_virtual(main())
     assert before == 7
     assert 0 < beside <= 7
     assert after == 0
